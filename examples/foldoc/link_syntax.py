@@ -1,0 +1,68 @@
+"""Writes plain text and links as markdown that reads back as exactly those links.
+
+CommonMark inline syntax: in plain text only what could open, close or swallow a link is escaped: backticks, `](`,
+and a `!` or backslash in front of a link. A destination that is not safe as it stands goes between `<` and `>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from entry_markdown import Link, Piece
+
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+def render(pieces: Sequence[Piece]) -> tuple[str, list[tuple[int, str]]]:
+    """The markdown body and its links as (end, target): end is one past the `)`, in UTF-8 bytes of the body."""
+    body: list[str] = []
+    links: list[tuple[int, str]] = []
+    size = 0
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, Link):
+            text = f"[{escape_link_text(piece.text)}]({destination(piece.target)})"
+        else:
+            before_link = index + 1 < len(pieces)  # plain pieces have been merged: next to one stands a link
+            text = escape_plain(piece, before_link=before_link)
+        body.append(text)
+        size += len(text.encode("utf-8"))
+        if isinstance(piece, Link):
+            links.append((size, piece.target))
+    return "".join(body), links
+
+
+def escape_plain(text: str, *, before_link: bool) -> str:
+    """Plain text in which a reader finds no link, code span or image that is not there."""
+    text = re.sub(r"(\\*)(`|\](?=\())", _escaped, text)
+    if before_link:
+        text = re.sub(r"(\\*)(!)$", _escaped, text) if text.endswith("!") else re.sub(r"\\+$", r"\g<0>\g<0>", text)
+    return text
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[1] * 2 + "\\" + match[2]
+
+
+def escape_link_text(text: str) -> str:
+    """Link text without brackets, code spans or tags of its own."""
+    return re.sub(r"[\\\[\]`<]", r"\\\g<0>", text)
+
+
+def destination(title: str) -> str:
+    """A title as a link destination: raw, or in `<...>` where raw would be read otherwise.
+
+    A raw destination may hold balanced parentheses, but after a space a parenthesis or quote may start a link title.
+    """
+    if re.search(r"[\\<>`]|(?:^|\s)[(\"']", title) or not _balanced(title) or _ENTITY.search(title):
+        return "<" + _ENTITY.sub(r"\\&", re.sub(r"[\\<>`]", r"\\\g<0>", title)) + ">"
+    return title
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0

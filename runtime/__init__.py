@@ -1,0 +1,1 @@
+"""ds2ds: fast decoding for document-graph language models."""

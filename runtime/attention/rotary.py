@@ -1,0 +1,49 @@
+"""Half-truncated rotary position embedding, applied at any position to any row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BASE = 1024.0
+
+
+class Rotary:
+    """Tables of cos and sin for positions 0..max_positions-1.
+
+    The first half of the ``head_dim / 2`` frequencies is ``(1/1024) ** linspace(0, 1, head_dim / 4)``, the
+    second half zero: those pairs carry content and no position (DESIGN 5, the model).
+
+    Attributes:
+        cos, sin: float32 [max_positions, head_dim / 2].
+    """
+
+    def __init__(self, head_dim: int, max_positions: int, device: torch.device | str = "cpu") -> None:
+        if head_dim % 4:
+            raise ValueError(f"head_dim must be divisible by 4, got {head_dim}")
+        frequencies = (1 / BASE) ** torch.linspace(0, 1, head_dim // 4, dtype=torch.float32)
+        frequencies = torch.cat([frequencies, torch.zeros(head_dim // 4)])
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
+        self.cos = angles.cos().to(device)
+        self.sin = angles.sin().to(device)
+
+    def to(self, device: torch.device | str) -> Rotary:
+        self.cos, self.sin = self.cos.to(device), self.sin.to(device)
+        return self
+
+    def at(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """cos and sin of some positions, each float32 [n, 1, head_dim / 2] (broadcast over heads)."""
+        return self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x1, x2), the two halves of the last dimension, to (x1 c + x2 s, x2 c - x1 s).
+
+    Args:
+        x: [..., heads, head_dim]; cos, sin: broadcastable to [..., heads, head_dim / 2], float32.
+
+    Returns:
+        x's shape and dtype; the arithmetic is float32 at least.
+    """
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)

@@ -1,0 +1,63 @@
+"""Layout policies: what stands around a document's body, as the model was trained.
+
+``null``: nothing. ``bos_eos``: EOS before and after. ``identifier_prefix``: ``# {title}\\n\\n`` before.
+``identifier_prefix_bos_eos``: EOS, the heading, the body, EOS. GPT-2's EOS is its document separator and
+serves as the beginning mark too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ds2ds.errors import ConfigError
+
+LAYOUT_POLICIES = ("null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos")
+
+_HEADING = re.compile(r"# ([^\n]+)\n")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Wraps a document's body.
+
+    Args:
+        policy: one of LAYOUT_POLICIES, or None for "null".
+        encode: text to ids, for the heading.
+        eos_token_id: the mark before and after.
+    """
+
+    policy: str
+    encode: Callable[[str], list[int]]
+    eos_token_id: int
+
+    def __post_init__(self) -> None:
+        if self.policy not in LAYOUT_POLICIES:
+            raise ConfigError(f"layout_policy must be one of {LAYOUT_POLICIES}, got {self.policy!r}")
+
+    @property
+    def has_marks(self) -> bool:
+        return self.policy.endswith("bos_eos")
+
+    @property
+    def has_heading(self) -> bool:
+        return self.policy.startswith("identifier_prefix")
+
+    def prefix(self, title: str) -> list[int]:
+        """What a document with this title starts with; may be empty."""
+        heading = self.encode(f"# {title}\n\n") if self.has_heading else []
+        return [self.eos_token_id] * self.has_marks + heading
+
+    def suffix(self) -> list[int]:
+        return [self.eos_token_id] * self.has_marks
+
+    def wrap(self, title: str, body: Sequence[int]) -> list[int]:
+        """prefix + body + suffix: a whole document as the model reads it (S1)."""
+        return [*self.prefix(title), *(int(token) for token in body), *self.suffix()]
+
+
+def heading_title(text: str) -> str | None:
+    """The title in a text that starts with the heading an identifier layout writes, or None."""
+    match = _HEADING.match(text)
+    return match.group(1).strip() if match else None

@@ -1,0 +1,21 @@
+"""The errors that bad input raises. Each message names what is wrong and what would be right."""
+
+
+class Ds2dsError(Exception):
+    """Base of every error that ds2ds raises on purpose."""
+
+
+class ConfigError(Ds2dsError, ValueError):
+    """A setting or argument is out of range."""
+
+
+class CorpusError(Ds2dsError):
+    """A corpus on disk is missing, damaged or of another format."""
+
+
+class CheckpointError(Ds2dsError):
+    """A checkpoint is missing, damaged or does not fit its configuration."""
+
+
+class ArenaFullError(Ds2dsError):
+    """The KV arena has no room for a document, even after everything that may go has gone."""

@@ -1,0 +1,79 @@
+"""The pre-norm decoder. Attention itself is passed in, so that the full pass and the cached one share the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds2ds.model.config import ModelConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q, k, v) -> what the rows read. All [rows, heads, head_dim]; q and k are normed, not yet rotated."""
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """RMSNorm over the last dimension, without weights."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Attention(nn.Module):
+    """Projections around attention: Wqkv [3, heads * head_dim, model_dim] and Wout."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.num_heads, config.head_dim
+        self.Wqkv = nn.Parameter(torch.empty(3, config.model_dim, config.model_dim))
+        self.Wout = nn.Linear(config.model_dim, config.model_dim, bias=False)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        qkv = F.linear(x, self.Wqkv.flatten(0, 1)).view(x.shape[0], 3, self.heads, self.head_dim)
+        q, k = rms_norm(qkv[:, :2]).unbind(1)
+        return self.Wout(attend(layer, q, k, qkv[:, 2]).reshape(x.shape))
+
+
+class GLU(nn.Module):
+    """Gated linear unit: Wdown(up * silu(gate)), where Wup_gate gives (up, gate)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.Wup_gate = nn.Linear(config.model_dim, 2 * config.mlp_dim, bias=False)
+        self.Wdown = nn.Linear(config.mlp_dim, config.model_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.Wup_gate(x).chunk(2, dim=-1)
+        return self.Wdown(up * F.silu(gate))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = GLU(config)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        x = x + self.attn(rms_norm(x), layer, attend)
+        return x + self.mlp(rms_norm(x))
+
+
+class Backbone(nn.Module):
+    """Layers with U-shaped skips: layer i's output joins, weighted, before layer n - 1 - i (even n)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.skip_weights = nn.Parameter(torch.ones(config.num_layers // 2))
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Residual stream in, final-normed hidden states out; both [rows, model_dim]."""
+        half = len(self.layers) // 2
+        pushed: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            if index >= half and pushed:
+                x = x + self.skip_weights[index - half] * pushed.pop()
+            x = layer(x, index, attend)
+            if index < half:
+                pushed.append(x)
+        return rms_norm(x)

@@ -1,0 +1,111 @@
+"""Checkpoints on disk: a folder with ``config.json`` and ``model.safetensors``, saved atomically, loaded checked."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ds2ds.errors import CheckpointError, ConfigError
+from ds2ds.files import atomic_write, atomic_write_text
+from ds2ds.model.config import ModelConfig
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+EMBEDDING, HEAD = "embedding.weight", "loss_fn.weight"
+
+
+def demo_path() -> Path:
+    """The packaged checkpoint, trained on FOLDOC."""
+    return Path(str(files("ds2ds"))) / "data" / "demo"
+
+
+def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
+    """Write config.json and model.safetensors into a folder, in the model's dtype; a tied head is stored once."""
+    path = Path(path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.weight_tying:
+        del state[HEAD]
+    atomic_write(path / WEIGHTS_NAME, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
+    atomic_write_text(path / CONFIG_NAME, json.dumps(model.config.to_dict(), indent=2) + "\n")
+
+
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> DS2DSModel:
+    """Read a checkpoint folder ("demo": the packaged one).
+
+    Args:
+        dtype: the weights' dtype in memory; None keeps the file's.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or misshapen (all named).
+    """
+    path = demo_path() if str(path) == "demo" else Path(path)
+    config = _read_config(path)
+    state = _read_weights(path / WEIGHTS_NAME)
+    return build_model(config, state, str(path / WEIGHTS_NAME)).to(device=device, dtype=dtype or state[EMBEDDING].dtype)
+
+
+def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> DS2DSModel:
+    """A model with these weights, in eval mode; `source` names them in errors.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or misshapen, or the head of a tied model differs from its
+            embedding.
+    """
+    model = DS2DSModel(config).eval()
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    state = dict(state)
+    if config.weight_tying and EMBEDDING in state:
+        head = state.setdefault(HEAD, state[EMBEDDING])
+        if head.shape == state[EMBEDDING].shape and not torch.equal(head, state[EMBEDDING]):
+            raise CheckpointError(f"{source}: weight_tying is on, but {HEAD} differs from {EMBEDDING}")
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    problems += [f"{name} is {t.dtype}, expected floats" for name, t in state.items() if not t.is_floating_point()]
+    if problems:
+        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{source} does not fit {config}: {'; '.join(problems[:8])}{more}")
+    model.load_state_dict(state)
+    return model
+
+
+def _read_config(path: Path) -> ModelConfig:
+    file = path / CONFIG_NAME
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = "the folder does not exist" if not path.exists() else "it is not there"
+        raise CheckpointError(
+            f"no {CONFIG_NAME} in {path} ({there}); a training run directory is converted by `ds2ds model import`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold an object, got {type(values).__name__}")
+    try:
+        return ModelConfig.from_dict(values)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise CheckpointError(f"no {file.name} in {file.parent}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error

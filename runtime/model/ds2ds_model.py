@@ -1,0 +1,152 @@
+"""DS2DSModel: embedding, backbone and lm head, with the full pass over a packed sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds2ds.attention.masks import MASKS
+from ds2ds.attention.rotary import Rotary, rotate
+from ds2ds.documents.spans import DocSpan
+from ds2ds.model.backbone import Attend, Backbone
+from ds2ds.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from ds2ds.documents.generation_result import GenerationResult
+
+
+class LMHead(nn.Module):
+    """The output projection; its weight is the embedding's where the two are tied."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class DS2DSModel(nn.Module):
+    """A document-graph language model.
+
+    State-dict keys are those of the training code (DESIGN 5): ``embedding.weight``, ``backbone.layers.{i}...``,
+    ``backbone.skip_weights`` and ``loss_fn.weight``, the lm head.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
+        self.backbone = Backbone(config)
+        head = self.embedding.weight if config.weight_tying else nn.Parameter(self.embedding.weight.detach().clone())
+        self.loss_fn = LMHead(head)
+        self.rotary = Rotary(config.head_dim, config.max_seq_len)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig | None = None, **settings: Any) -> DS2DSModel:
+        """A model with random weights, from a ModelConfig or from its fields as keywords."""
+        if config is not None and settings:
+            raise ValueError(f"give a ModelConfig or its fields, not both (got {sorted(settings)} too)")
+        model = cls(config or ModelConfig.from_dict(settings)).eval()
+        model.reset_parameters()
+        return model
+
+    def reset_parameters(self) -> None:
+        """Normal weights with variance 1 / fan-in; skip weights 1."""
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DS2DSModel:
+        super()._apply(fn, recurse)
+        # The tables stay float32 whatever the weights' dtype; they only follow the device.
+        self.rotary.to(self.embedding.weight.device)
+        return self
+
+    def hidden(self, tokens: Tensor, attend: Attend) -> Tensor:
+        """Token ids [rows] to final-normed hidden states [rows, model_dim]."""
+        return self.backbone(self.embedding(tokens), attend)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., model_dim] to logits [..., vocab_size]."""
+        return F.linear(hidden, self.loss_fn.weight)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The full pass up to the lm head.
+
+        Args:
+            tokens: int64 [B, T], T up to max_seq_len; mask: bool, broadcastable to [B, heads, T, T].
+
+        Returns:
+            Hidden states [B, T, model_dim]; positions are 0..T-1 over the packed sequence.
+        """
+        batch, length = tokens.shape
+        if length > self.config.max_seq_len:
+            raise ValueError(f"{length} tokens exceed the model's max_seq_len {self.config.max_seq_len}")
+        cos, sin = self.rotary.at(slice(0, length))
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.view(batch, length, *t.shape[1:]) for t in (q, k, v))
+            q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return out.transpose(1, 2).reshape(batch * length, *out.shape[1::2])
+
+        return self.hidden(tokens.flatten(), attend).view(batch, length, -1)
+
+    @torch.inference_mode()
+    def forward_inference(
+        self, tokens: Tensor, doc_spans: Sequence[DocSpan] | Sequence[Sequence[DocSpan]] | None = None
+    ) -> Tensor:
+        """The full pass over packed documents with the mask of the model's ``mask_type``; no gradients, no cache.
+
+        Args:
+            tokens: int64 [B, T].
+            doc_spans: the documents of the sequence (of each row, where B > 1 a list of lists); None: each row
+                is one document.
+
+        Returns:
+            Logits [B, T, vocab_size].
+
+        Raises:
+            ValueError: a shape, a span or a token id does not fit.
+        """
+        if tokens.dim() != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens must have shape [B, T] with T > 0, got {list(tokens.shape)}")
+        batch, length = tokens.shape
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}")
+        rows: list[Sequence[DocSpan]]
+        if doc_spans is None:
+            rows = [[DocSpan("", 0, length)]]
+        elif doc_spans and isinstance(doc_spans[0], DocSpan):
+            rows = [doc_spans]  # type: ignore[list-item]
+        else:
+            rows = list(doc_spans)  # type: ignore[arg-type]
+        if len(rows) not in (1, batch):
+            raise ValueError(f"doc_spans has {len(rows)} rows, but tokens has {batch}")
+        make = MASKS[self.config.mask_type]
+        mask = torch.stack([make(length, spans) for spans in rows]).unsqueeze(1).to(self.device)
+        return self.logits(self(tokens.to(self.device), mask))
+
+    def generate(self, prompt: str | None = None, prompt_tokens: Any = None, corpus: Any = None, **settings: Any) -> GenerationResult:
+        """Write a document and what it links to; see ``Runtime.generate``, to which this delegates.
+
+        Keywords are GenerationConfig's fields, and ``config``, ``tokenizer`` and ``title``.
+        """
+        # The front door stands above the model: imported here, so that floors still import downwards only.
+        from ds2ds.runtime import Runtime
+
+        runtime = Runtime(self, tokenizer=settings.pop("tokenizer", None))
+        return runtime.generate(prompt=prompt, prompt_tokens=prompt_tokens, corpus=corpus, **settings)

@@ -1,0 +1,107 @@
+"""What the runtime needs of a tokenizer, and how anything with encode/decode becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tiktoken
+
+from ds2ds.errors import ConfigError
+from ds2ds.tokenizer.gpt2 import EOS_TOKEN_ID, gpt2_encoding
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Token ids to text and back.
+
+    Attributes:
+        encode: text to ids; text that looks like a special token is encoded as ordinary text.
+        decode: ids to text; bytes that are no valid UTF-8 become U+FFFD.
+        token_bytes: the bytes of one id. The link scanner reads these, so that a character split between
+            two tokens is read whole.
+        name: what a corpus records as its tokenizer ("gpt2").
+        vocab_size: number of ids, None if unknown.
+        eos_token_id: the id that ends a document, None if unknown.
+    """
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    token_bytes: Callable[[int], bytes]
+    name: str = "custom"
+    vocab_size: int | None = None
+    eos_token_id: int | None = None
+
+
+def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
+    special = set(encoding._special_tokens.values())
+
+    def decode(ids: Sequence[int]) -> str:
+        return encoding.decode(ids, errors="replace")
+
+    def token_bytes(token: int) -> bytes:
+        # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
+        return b"" if token in special else encoding.decode_single_token_bytes(token)
+
+    return Tokenizer(
+        encode=encoding.encode_ordinary,
+        decode=decode,
+        token_bytes=token_bytes,
+        name=encoding.name,
+        vocab_size=encoding.n_vocab,
+        eos_token_id=encoding._special_tokens.get("<|endoftext|>"),
+    )
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """The packaged GPT-2 tokenizer (vocabulary 50,257, EOS 50256)."""
+    tokenizer = _from_tiktoken(gpt2_encoding())
+    if tokenizer.eos_token_id != EOS_TOKEN_ID:
+        raise ConfigError(f"the packaged GPT-2 vocabulary has EOS {tokenizer.eos_token_id}, expected {EOS_TOKEN_ID}")
+    return tokenizer
+
+
+def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
+    """Make a Tokenizer of what the caller has.
+
+    Args:
+        tokenizer: None for the packaged GPT-2; a Tokenizer; a tiktoken Encoding; any object with
+            ``encode(str) -> ids`` and ``decode(ids) -> str`` (and optionally ``token_bytes(id) -> bytes``,
+            ``name``, ``vocab_size``, ``eos_token_id``); or a pair ``(encode, decode)``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if tokenizer is None:
+        return gpt2_tokenizer()
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if isinstance(tokenizer, tiktoken.Encoding):
+        return _from_tiktoken(tokenizer)
+    if isinstance(tokenizer, tuple) and len(tokenizer) == 2:
+        encode, decode = tokenizer
+    else:
+        encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
+    if not (callable(encode) and callable(decode)):
+        raise ConfigError(
+            f"tokenizer must be None, have encode and decode, or be a pair of callables, got {type(tokenizer).__name__}"
+        )
+
+    def encode_ids(text: str) -> list[int]:
+        return [int(token) for token in encode(text)]
+
+    def one_token_bytes(token: int) -> bytes:
+        # All that a plain decode can tell: a character split between tokens is lost here, which is why
+        # an object with token_bytes is better.
+        text: str = decode([token])
+        return text.encode("utf-8")
+
+    return Tokenizer(
+        encode=encode_ids,
+        decode=decode,
+        token_bytes=getattr(tokenizer, "token_bytes", one_token_bytes),
+        name=getattr(tokenizer, "name", "custom"),
+        vocab_size=getattr(tokenizer, "vocab_size", getattr(tokenizer, "n_vocab", None)),
+        eos_token_id=getattr(tokenizer, "eos_token_id", None),
+    )

@@ -1,0 +1,40 @@
+"""Packaging: ``runtime/`` installs as ``ds2ds`` and ``kernels/`` as ``ds2ds.kernels``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="ds2ds",
+    version="0.1.0",
+    description="Fast decoding for document-graph language models",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    package_dir={"ds2ds": "runtime", "ds2ds.kernels": "kernels"},
+    packages=[
+        "ds2ds",
+        *(f"ds2ds.{name}" for name in find_packages("runtime")),
+        "ds2ds.kernels",
+        *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*"]},
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "tiktoken>=0.7",
+        "safetensors>=0.4",
+        "rich>=13",
+        "typer>=0.12",
+        'triton>=3.6; platform_system == "Linux"',
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "markdown-it-py>=3", "pyyaml>=6"],
+        "lint": ["ruff", "mypy"],
+        "bench": ["transformers>=5", "pytest-benchmark>=4"],
+    },
+    entry_points={"console_scripts": ["ds2ds=ds2ds.cli:main"]},
+)
