@@ -1,1 +1,5 @@
-"""Kernels, each beside its plain PyTorch reference."""
+"""Kernels, each beside its plain reference."""
+
+from .sampling import SampleOutput, SampleStatus, sample_rows
+
+__all__ = ["SampleOutput", "SampleStatus", "sample_rows"]

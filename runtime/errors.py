@@ -19,3 +19,7 @@ class CheckpointError(Ds2dsError):
 
 class ArenaFullError(Ds2dsError):
     """The KV arena has no room for a document, even after everything that may go has gone."""
+
+
+class GenerationError(Ds2dsError):
+    """A request cannot go on, for instance because the model gives NaN."""

@@ -1,6 +1,6 @@
 """Converts FOLDOC (Debian's dict-foldoc) into a ds2ds corpus of linked markdown documents.
 
-    python examples/foldoc/convert.py SOURCE OUT [--markdown DIR] [--links FILE]
+    python examples/foldoc/convert.py SOURCE OUT [--markdown DIR] [--links FILE] [--force]
 
 SOURCE is the .deb, or a folder with foldoc.dict.dz and foldoc.index. The result depends on SOURCE alone.
 """
@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from dictd import Entry, SourceError, read_entries
 from entry_markdown import entry_pieces, sole_reference
 from link_syntax import render
 from references import NameIndex
 
+from ds2ds.corpus.build.writer import SourceDocument, write_corpus
+from ds2ds.documents.title_utils import create_filename
+from ds2ds.errors import Ds2dsError
+
+NOTICE = Path(__file__).parent / "notice"
+
+# Of `{text (name)}` only the name is looked for in vain; addresses (`{news:...}`) are not names.
+_NO_NAME = re.compile(r"\(|\w:\S|^/|\.html$|^\W*$")
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document: its title, its markdown body, and the links in it as (end byte in the body, target title)."""
+    """One document: title, markdown body, and the links in it as (end in the body's bytes, target title)."""
 
     title: str
     body: str
@@ -33,8 +47,12 @@ class Conversion:
     """What the converter made of a dictionary: the documents, and what it could not link or folded away."""
 
     documents: list[Document] = field(default_factory=list)
-    redirects: dict[str, str] = field(default_factory=dict)
-    unresolved: Counter[str] = field(default_factory=Counter)
+    redirects: dict[str, str] = field(
+        default_factory=dict
+    )  # title folded away -> title of the document it leads to
+    unresolved: Counter[str] = field(
+        default_factory=Counter
+    )  # name that no document has -> documents that use it
 
 
 def convert(entries: list[Entry]) -> Conversion:
@@ -47,16 +65,19 @@ def convert(entries: list[Entry]) -> Conversion:
         title = entry.headwords[0]
         if title in redirects:
             continue
-
-        def resolve(name: str, title: str = title) -> str | None:
-            target = names.resolve(" ".join(name.split()))
-            if target is None:
-                result.unresolved[name] += 1
-            return None if target == title else target
-
-        body, links = render(entry_pieces(entry.text, resolve))
+        missing: set[str] = set()
+        body, links = render(entry_pieces(entry.text, partial(_resolve, names, title, missing)))
+        result.unresolved.update(missing)
         result.documents.append(Document(title, body, links))
     return result
+
+
+def _resolve(names: NameIndex, title: str, missing: set[str], reference: str) -> str | None:
+    """The target of a reference in the document `title`; None if it is the document itself, or nothing."""
+    target = names.resolve(reference)
+    if target is None and not _NO_NAME.search(reference):
+        missing.add(reference)
+    return None if target == title else target
 
 
 def _merged_by_title(entries: list[Entry]) -> list[Entry]:
@@ -109,8 +130,49 @@ def save_links(path: Path, documents: list[Document]) -> None:
         archive.write("".join(lines).encode("utf-8"))
 
 
+def save_markdown(folder: Path, documents: list[Document]) -> None:
+    """Writes each document as `normalized_title_hash.md`, its title the heading."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for document in documents:
+        path = folder / f"{create_filename(document.title)}.md"
+        path.write_text(f"# {document.title}\n\n{document.body}\n", encoding="utf-8")
+
+
 def load_links(path: str | Path) -> dict[str, list[tuple[int, str]]]:
-    """The converter's record of links: title -> [(end, target)], end one past the `)` in the body's UTF-8 bytes."""
+    """The record of links: title -> [(end, target)], end one past the `)` in the body's UTF-8 bytes."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         records = map(json.loads, file)
         return {record["title"]: [(end, target) for end, target in record["links"]] for record in records}
+
+
+def main(
+    source: Annotated[Path, typer.Argument(help="dict-foldoc's .deb, or a folder with its two dictd files.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the corpus.")],
+    markdown: Annotated[Path | None, typer.Option(help="Also write markdown files here.")] = None,
+    links: Annotated[Path | None, typer.Option(help="Also write the links here (.jsonl.gz).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a corpus that is already there.")] = False,
+) -> None:
+    """Convert FOLDOC into a ds2ds corpus and print what came of it."""
+    try:
+        result = convert(read_entries(source))
+        documents = [SourceDocument(document.title, document.body) for document in result.documents]
+        summary = write_corpus(out, documents, force=force)
+    except (OSError, SourceError, Ds2dsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for notice in sorted(NOTICE.iterdir()):
+        shutil.copyfile(notice, out / notice.name)
+    if markdown is not None:
+        save_markdown(markdown, result.documents)
+    if links is not None:
+        save_links(links, result.documents)
+    typer.echo(f"documents   {summary.documents:>9,}")
+    typer.echo(f"links       {sum(len(document.links) for document in result.documents):>9,}")
+    typer.echo(f"tokens      {summary.tokens:>9,} (GPT-2)")
+    typer.echo(f"redirects   {len(result.redirects):>9,} folded into the documents they lead to")
+    most_used = ", ".join(f"{name} ({count})" for name, count in result.unresolved.most_common(6))
+    typer.echo(f"unresolved  {len(result.unresolved):>9,} names, left as plain text: {most_used}, ...")
+
+
+if __name__ == "__main__":
+    typer.run(main)

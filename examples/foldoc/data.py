@@ -48,7 +48,9 @@ def load_documents(corpus: DocumentCorpus) -> dict[str, LinkedDocument]:
                 if target is not None and target != title:
                     links.setdefault(target, index + 1)
         documents[title] = LinkedDocument(
-            title, np.asarray(tokens, dtype=np.int64), tuple((position, target) for target, position in links.items())
+            title,
+            np.asarray(tokens, dtype=np.int64),
+            tuple((position, target) for target, position in links.items()),
         )
     return documents
 
@@ -106,7 +108,9 @@ class Batch:
     is_root: Tensor
 
 
-def collate(packs: Sequence[Pack], counted: Sequence[Sequence[bool]], linked: bool = True, multiple: int = 64) -> Batch:
+def collate(
+    packs: Sequence[Pack], counted: Sequence[Sequence[bool]], linked: bool = True, multiple: int = 64
+) -> Batch:
     """Pack documents into one batch.
 
     Args:

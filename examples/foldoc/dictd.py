@@ -35,7 +35,7 @@ class Entry:
 
 
 def read_entries(source: Path) -> list[Entry]:
-    """Every FOLDOC entry of a .deb, or of a folder holding foldoc.dict.dz and foldoc.index, in the file's order.
+    """Every FOLDOC entry of a .deb, or of a folder with foldoc.dict.dz and foldoc.index, in the file's order.
 
     Left out: dictd's own `00-database-*` records, and what Debian appended from its file Dictionary.debian,
     which is under another licence. Raises SourceError naming the file and what is wrong with it.
@@ -68,12 +68,13 @@ def _parse_entry(record: str) -> Entry:
 def _parse_index(index: str, text_bytes: int) -> dict[tuple[int, int], list[str]]:
     spans: dict[tuple[int, int], list[str]] = {}
     for number, line in enumerate(index.splitlines(), start=1):
+        where = f"{INDEX_NAME} line {number}"
         fields = line.split("\t")
         if len(fields) != 3:
-            raise SourceError(f"{INDEX_NAME} line {number}: expected 3 tab-separated fields, got {len(fields)}")
+            raise SourceError(f"{where}: expected 3 tab-separated fields, got {len(fields)}")
         offset, length = _number(fields[1]), _number(fields[2])
         if offset + length > text_bytes:
-            raise SourceError(f"{INDEX_NAME} line {number}: bytes {offset}+{length} lie beyond the text's {text_bytes}")
+            raise SourceError(f"{where}: {length} bytes at {offset} lie beyond the text's {text_bytes}")
         spans.setdefault((offset, length), []).append(fields[0])
     return spans
 
@@ -90,7 +91,7 @@ def _number(digits: str) -> int:
 def _files_of_folder(folder: Path) -> dict[str, bytes]:
     for name in (TEXT_NAME, INDEX_NAME):
         if not (folder / name).is_file():
-            raise SourceError(f"{folder}: no file {name} there (expected a .deb, or a folder with both dictd files)")
+            raise SourceError(f"{folder}: no {name} there; expected a .deb or a folder with both dictd files")
     return {name: (folder / name).read_bytes() for name in (TEXT_NAME, INDEX_NAME)}
 
 
@@ -109,7 +110,10 @@ def _files_of_deb(deb: Path) -> dict[str, bytes]:
 
 
 def _data_member(deb: Path) -> bytes:
-    """The bytes of data.tar.*; an ar member is a 60-byte header (name 16 bytes, size at 48) and its data, padded to 2."""
+    """The bytes of data.tar.*.
+
+    An ar member is a 60-byte header (16 bytes of name; at 48, the size in decimal) and its data, padded to 2.
+    """
     archive = deb.read_bytes()
     if not archive.startswith(_AR_MAGIC):
         raise SourceError(f"{deb}: not a .deb (no ar archive)")

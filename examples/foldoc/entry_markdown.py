@@ -1,7 +1,7 @@
 """The markdown of one FOLDOC entry: hard-wrapped text with `{cross references}` to paragraphs with links.
 
-FOLDOC indents prose by 3 columns and code, verse, tables and pictures by more. Prose is unfolded into one line a
-paragraph; the rest keeps its lines and becomes an indented code block, or a list where it holds references.
+FOLDOC indents prose by 3 columns and code, verse, tables and pictures by more. Prose is unfolded into one
+line a paragraph; the rest keeps its lines and becomes an indented code block, or, with references, a list.
 Packaging has broken long lines at their last space, the rest of the line standing in column 0.
 """
 
@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PROSE_COLUMN = 3
+# Prose stood in column 8 of FOLDOC's own file, where the tabs were set.
+_MOVED_LEFT = 8 - PROSE_COLUMN
 
 # A date stamp says when the entry was last edited; some are slightly broken.
 _DATE_STAMP = re.compile(r"\(?\d{4,5}-\d\d?-\d\d?\)?\.?|\(\d{4}\?\)")
-_REFERENCE = re.compile(r"\{([^{}]*)\}")
-_CODE_LIKE = re.compile(r"[=;|\\<>]|: |^\s|\s$|^$")
+_REFERENCE = re.compile(r"(?<!\\)\{([^{}]*)\}")
+# Braces around this are not FOLDOC's, but the text's own.
+_CODE_LIKE = re.compile(r"[=;|\\<>]|: |^\s|\s$|^\W*$")
 _NAMED = re.compile(r"(.*?)\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", re.DOTALL)
 # Pages of FOLDOC's own site, and pictures on it, are of no use outside it.
 _SITE_ADDRESS = re.compile(r"img:|/|[\w-]+\.html$")
-_ADDRESS = re.compile(r"\w+:")
-_BLOCK_REFERENCE = re.compile(r"(?<![\w\\])\{[^\W\d_][\w .-]{2,}\}")
+_BLOCK_REFERENCE = re.compile(r"(?<![\w\\/])\{[^\W\d_][\w .-]{2,}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,16 @@ def paragraphs(text: str) -> list[str]:
     """The entry's paragraphs, wrapped lines mended and tabs expanded, without its date stamps."""
     text = re.sub(r"\n[ \t]+\n(?=\S)", "\n", "\n" + text)
     blocks = re.split(r"\n(?:[ \t]*\n)+", text.strip("\n"))
-    lines = ["\n".join(line.expandtabs().rstrip() for line in block.split("\n")) for block in blocks]
+    lines = ["\n".join(map(_without_tabs, block.split("\n"))) for block in blocks]
     return [block for block in lines if block.strip() and not _DATE_STAMP.fullmatch(block.strip())]
 
 
+def _without_tabs(line: str) -> str:
+    return (" " * _MOVED_LEFT + line).expandtabs()[_MOVED_LEFT:].rstrip()
+
+
 def sole_reference(text: str) -> str | None:
-    """The name that the entry refers to if that is all it does (`<tag> {name}.` or `See {name}.`), else None."""
+    """The name an entry refers to if that is all it does (`<tag> {name}.` or `See {name}.`), else None."""
     body = " ".join(" ".join(paragraphs(text)).split())
     match = re.fullmatch(r'(?:<[^<>]*> ?)?(?:[Ss]ee:? )?"?\{([^{}]*)\}"?\.?', body)
     return match[1] if match else None
@@ -94,7 +100,7 @@ def _prose(lines: list[str], resolve: Resolve) -> list[Piece]:
 def _indented(lines: list[str], resolve: Resolve) -> list[Piece]:
     margin = min(_column(line) for line in lines)
     block = "\n".join(line[margin:] for line in lines)
-    if block.startswith("<") and len(lines) > 1 and re.match(r"<[a-z, ]+> [A-Z]", block):
+    if re.match(r"<[a-z, ]+> [A-Z]", block):
         return _prose(lines, resolve)  # a definition that was indented by mistake
     braces = _REFERENCE.findall(block)
     if not braces or len(_BLOCK_REFERENCE.findall(block)) < len(braces) or not any(map(resolve, braces)):
@@ -113,7 +119,7 @@ def _linked(text: str, render: Callable[[str], list[Piece]]) -> list[Piece]:
 
 
 def _reference(inner: str, resolve: Resolve) -> list[Piece]:
-    """A reference's pieces: `{name}`, `{text (name)}`, `{text (address)}`, or braces that are no reference."""
+    """The pieces of `{name}`, `{text (name)}`, `{text (address)}`, or of braces that are no reference."""
     title = resolve(inner)
     if title is not None:
         return [Link(inner, title)]

@@ -1,7 +1,7 @@
 """Writes plain text and links as markdown that reads back as exactly those links.
 
-CommonMark inline syntax: in plain text only what could open, close or swallow a link is escaped: backticks, `](`,
-and a `!` or backslash in front of a link. A destination that is not safe as it stands goes between `<` and `>`.
+The syntax is CommonMark's. In plain text only what could open, close or swallow a link is escaped: backticks,
+`](`, and a `!` or backslash in front of a link. A destination that is not safe as it stands goes in `<...>`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 from entry_markdown import Link, Piece
 
-_ENTITY = re.compile(r"&(?=#?\w+;)")
+# What is markup even in `<...>`: entities, and `](`, with which a bracket around the link may become one.
+_MARKUP = re.compile(r"[\\<>`]|&(?=#?\w+;)|\](?=\()")
+# What may start a link's title behind a raw destination.
+_TITLE_START = re.compile(r"(?:^|\s)[(\"']")
 
 
 def render(pieces: Sequence[Piece]) -> tuple[str, list[tuple[int, str]]]:
-    """The markdown body and its links as (end, target): end is one past the `)`, in UTF-8 bytes of the body."""
+    """The markdown body and its links as (end, target), end one past the `)` in the body's UTF-8 bytes."""
     body: list[str] = []
     links: list[tuple[int, str]] = []
     size = 0
@@ -36,7 +39,8 @@ def escape_plain(text: str, *, before_link: bool) -> str:
     """Plain text in which a reader finds no link, code span or image that is not there."""
     text = re.sub(r"(\\*)(`|\](?=\())", _escaped, text)
     if before_link:
-        text = re.sub(r"(\\*)(!)$", _escaped, text) if text.endswith("!") else re.sub(r"\\+$", r"\g<0>\g<0>", text)
+        text = re.sub(r"(\\*)(!)$", _escaped, text)
+        text = re.sub(r"\\+$", r"\g<0>\g<0>", text)
     return text
 
 
@@ -52,10 +56,10 @@ def escape_link_text(text: str) -> str:
 def destination(title: str) -> str:
     """A title as a link destination: raw, or in `<...>` where raw would be read otherwise.
 
-    A raw destination may hold balanced parentheses, but after a space a parenthesis or quote may start a link title.
+    A raw destination may have spaces and balanced parentheses.
     """
-    if re.search(r"[\\<>`]|(?:^|\s)[(\"']", title) or not _balanced(title) or _ENTITY.search(title):
-        return "<" + _ENTITY.sub(r"\\&", re.sub(r"[\\<>`]", r"\\\g<0>", title)) + ">"
+    if _MARKUP.search(title) or _TITLE_START.search(title) or not _balanced(title):
+        return "<" + _MARKUP.sub(r"\\\g<0>", title) + ">"
     return title
 
 

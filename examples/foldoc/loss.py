@@ -71,7 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x * grad, grad_weight * grad, None, None, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int = 512) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
     """Sum and (detached) list of natural-log cross-entropies; x [n, D], weight [V, D], bias [V], targets int64 [n]."""
     total, losses = _LinearCrossEntropy.apply(x, weight, bias, targets, chunk)
     return total, losses

@@ -1,6 +1,6 @@
 """Train the demo model on FOLDOC with the cross_doc_link mask, from scratch, on 2 CPU cores or a GPU's host.
 
-    python examples/foldoc/train.py OUT [--epochs 6]
+    python examples/foldoc/train.py OUT [--epochs 3]
 
 Stops and resumes at any time: the state is saved every few minutes to OUT/state.pt, and the order of the data
 and the schedule are functions of the step alone.
@@ -39,8 +39,8 @@ class Settings:
     layers: int = 6
     dim: int = 256
     heads: int = 4
-    epochs: int = 6
-    window: int = 1024
+    epochs: int = 3
+    window: int = 512
     batch_tokens: int = 8192
     matrix_lr: float = 0.02
     embedding_lr: float = 2e-3
@@ -61,13 +61,21 @@ class Trainer:
         )
         torch.manual_seed(settings.seed)
         self.model = DS2DSModel.from_config(
-            ModelConfig(self.vocabulary.size, settings.layers, settings.dim, settings.heads, layout_policy=LAYOUT_POLICY)
+            ModelConfig(
+                self.vocabulary.size,
+                settings.layers,
+                settings.dim,
+                settings.heads,
+                layout_policy=LAYOUT_POLICY,
+            )
         )
         for layer in self.model.backbone.layers:
             nn.init.zeros_(layer.attn.Wout.weight)  # type: ignore[union-attr, arg-type]
             nn.init.zeros_(layer.mlp.Wdown.weight)  # type: ignore[union-attr, arg-type]
             for part in (layer.attn, layer.mlp):
-                part.register_forward_hook(lambda module, _, out: nn.functional.dropout(out, settings.dropout, module.training))  # type: ignore[union-attr]
+                part.register_forward_hook(
+                    lambda module, _, out: nn.functional.dropout(out, settings.dropout, module.training)
+                )  # type: ignore[union-attr]
         self.bias = self.vocabulary.bias()
         matrices = [p for p in self.model.backbone.layers.parameters() if p.dim() > 1]
         self.muon = Muon(matrices, lr=settings.matrix_lr, weight_decay=settings.weight_decay)
@@ -94,14 +102,18 @@ class Trainer:
     def epoch(self, index: int) -> list:
         """The batches of an epoch. Their number may differ by a few between epochs; see `batch`."""
         s = self.settings
-        return epoch_batches(self.documents, self.train_titles, s.window, s.batch_tokens, s.seed * 1000 + index)
+        return epoch_batches(
+            self.documents, self.train_titles, s.window, s.batch_tokens, s.seed * 1000 + index
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the counted tokens' losses, and each one's."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model(self.vocabulary.compact[batch.tokens], batch.mask)
         rows = hidden.flatten(0, 1)[batch.predict].float()
-        return linear_cross_entropy(rows, self.model.embedding.weight, self.bias, self.vocabulary.compact[batch.targets])
+        return linear_cross_entropy(
+            rows, self.model.embedding.weight, self.bias, self.vocabulary.compact[batch.targets]
+        )
 
     def train_step(self, batch: Batch) -> float:
         """One update; returns the mean loss. Rates rise over 40 steps and fall linearly to nothing."""
@@ -150,7 +162,9 @@ class Trainer:
     def load_state(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         if state["settings"] != asdict(self.settings):
-            raise typer.BadParameter(f"{path} was made with {state['settings']}; use these, or another folder")
+            raise typer.BadParameter(
+                f"{path} was made with {state['settings']}; use these, or another folder"
+            )
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
@@ -184,7 +198,12 @@ def run(trainer: Trainer, out: Path, save_every_s: float = 180.0) -> None:
                 now = time.monotonic()
                 trainer.seconds, started = trainer.seconds + now - started, now
                 if trainer.step % 25 == 0:
-                    line = {"step": trainer.step, "epoch": epoch, "loss": round(running, 4), "s": round(trainer.seconds)}
+                    line = {
+                        "step": trainer.step,
+                        "epoch": epoch,
+                        "loss": round(running, 4),
+                        "s": round(trainer.seconds),
+                    }
                     with log.open("a") as file:
                         print(json.dumps(line), file=file)
                     if not progress.console.is_terminal:
@@ -194,7 +213,11 @@ def run(trainer: Trainer, out: Path, save_every_s: float = 180.0) -> None:
                     last_save = now
             # An epoch that happens to have fewer batches than the first still counts as whole.
             trainer.step = (epoch + 1) * trainer.batches_per_epoch
-            line = {"epoch": epoch + 1, "held_out_linked": trainer.held_out_loss(), "held_out_alone": trainer.held_out_loss(linked=False)}
+            line = {
+                "epoch": epoch + 1,
+                "held_out_linked": trainer.held_out_loss(),
+                "held_out_alone": trainer.held_out_loss(linked=False),
+            }
             with log.open("a") as file:
                 print(json.dumps(line), file=file)
             progress.console.print(line)

@@ -13,14 +13,15 @@ import hashlib
 import json
 import os
 import sqlite3
-import uuid
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds2ds.corpus.format import GRAPH_NAME
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
+from ds2ds.files import atomic_write
 
 INDEX_NAME = "index.sqlite"
 _SCHEMA_VERSION = "1"
@@ -29,11 +30,12 @@ _SCHEMA_VERSION = "1"
 _DIGEST_BYTES = 8 << 20
 _DIGEST_BLOCKS = 64
 
+_META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
 _SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE nodes (
     id INTEGER PRIMARY KEY, title TEXT, identifier TEXT, key TEXT,
-    shard INTEGER, offset INTEGER, length INTEGER, line_start INTEGER, line_length INTEGER
+    shard INTEGER, offset INTEGER, length INTEGER, line_start INTEGER, line_length INTEGER,
+    links INTEGER
 );
 """
 _INDEXES = """
@@ -92,18 +94,9 @@ def _rows(graph: Path) -> Iterator[tuple[object, ...]]:
     with graph.open("rb") as file:
         for number, line in enumerate(file):
             node = parse_node(line, graph, number + 1)
-            title = node["raw_identifier"]
-            yield (
-                number,
-                title,
-                node["normed_identifier"],
-                title_key(title),
-                node["tok_shard_idx"],
-                node["tok_offset_bytes"],
-                node["tok_len"],
-                start,
-                len(line),
-            )
+            title, identifier = node["raw_identifier"], node["normed_identifier"]
+            place = (node["tok_shard_idx"], node["tok_offset_bytes"], node["tok_len"], start, len(line))
+            yield (number, title, identifier, title_key(title), *place, len(node["outgoing"]))
             start += len(line)
 
 
@@ -117,7 +110,7 @@ def build_index(graph: Path, out: Path) -> None:
 
     def fill(database: sqlite3.Connection) -> None:
         database.executescript(_SCHEMA)
-        database.executemany("INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?)", _rows(graph))
+        database.executemany("INSERT INTO nodes VALUES (?,?,?,?,?,?,?,?,?,?)", _rows(graph))
         (count,) = database.execute("SELECT count(*) FROM nodes").fetchone()
         if not count:
             raise CorpusError(f"{graph}: the graph has no documents")
@@ -131,18 +124,104 @@ def build_database(
 ) -> None:
     """Build the SQLite file `out` for the graph file `graph`: filled elsewhere, marked, then moved into place."""
     fingerprint = graph_fingerprint(graph)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+
+    def write(partial: Path) -> None:
+        with contextlib.closing(sqlite3.connect(partial)) as database:
             # Nobody sees the file before it is whole, so a journal would only cost time.
-            database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")
+            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_META}")
+            marks = [("schema", schema_version), ("graph", fingerprint)]
+            database.executemany("INSERT INTO meta VALUES (?, ?)", marks)
             fill(database)
-            database.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
-            database.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [("schema", schema_version), ("graph", fingerprint)]
-            )
-            if database.in_transaction:
-                database.execute("COMMIT")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+            database.commit()
+
+    atomic_write(out, write)
+
+
+class Database:
+    """A read-only SQLite file that threads share and forked children open anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state: tuple[int, threading.Lock, sqlite3.Connection] | None = self._connect()
+
+    def _connect(self) -> tuple[int, threading.Lock, sqlite3.Connection]:
+        # immutable: the file is only ever replaced whole, so no locks are taken and a read-only disk will do.
+        uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        return os.getpid(), threading.Lock(), connection
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """All rows of a statement.
+
+        Raises:
+            CorpusError: the database is closed or damaged.
+        """
+        state = self._state
+        if state is None:
+            raise CorpusError(f"the corpus index {self.path} is closed")
+        if state[0] != os.getpid():
+            # The connection belongs to the parent process, which may hold its lock.
+            state = self._state = self._connect()
+        _, lock, connection = state
+        with lock:
+            try:
+                return connection.execute(sql, parameters).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise CorpusError(f"{self.path}: cannot read this index ({error}); delete it to have it rebuilt") from error
+
+    def close(self) -> None:
+        """Close the connection. Closing twice is fine."""
+        state, self._state = self._state, None
+        if state is not None:
+            with state[1]:
+                state[2].close()
+
+
+def _is_current(database: Database, schema_version: str, fingerprint: str) -> bool:
+    try:
+        marks = dict(database.query("SELECT name, value FROM meta"))
+    except CorpusError:
+        return False  # no index of ours, or a damaged one: either way it is built again
+    return marks == {"schema": schema_version, "graph": fingerprint}
+
+
+def _cache_folder(folder: Path) -> Path:
+    """Where the indexes of a corpus go that cannot be written to."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ds2ds" / "corpus" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+
+
+def open_database(
+    folder: Path, name: str, schema_version: str, build: Callable[[Path], None], fingerprint: str | None = None
+) -> Database:
+    """Open the index `name` of the corpus in `folder`, beside it or in the user's cache; build it where none is current.
+
+    Args:
+        build: called with the path of the file to make.
+
+    Raises:
+        CorpusError: the corpus is malformed, or the index can be written to neither place.
+    """
+    fingerprint = fingerprint or graph_fingerprint(folder / GRAPH_NAME)
+    places = (folder / name, _cache_folder(folder) / name)
+    for path in places:
+        if path.is_file():
+            database = Database(path)
+            if _is_current(database, schema_version, fingerprint):
+                return database
+            database.close()
+    for path in places:
+        try:
+            build(path)
+        except (OSError, sqlite3.OperationalError) as error:
+            problem = error
+            continue
+        return Database(path)
+    raise CorpusError(f"{folder}: cannot write the index {name} there or to {places[1]} ({problem})")
+
+
+def open_index(folder: Path) -> Database:
+    """The node index of the corpus in `folder`, built on first use."""
+    return open_database(
+        folder, INDEX_NAME, _SCHEMA_VERSION, lambda out: build_index(folder / GRAPH_NAME, out)
+    )

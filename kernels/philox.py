@@ -1,0 +1,86 @@
+"""Philox4x32-10 and the Gumbel noise made from it: random numbers as a pure function of what they are for.
+
+Philox (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a 128-bit
+counter and a 64-bit key to four random 32-bit words. The noise of a token is keyed by (seed, position, token id)
+and by nothing else, so that a row draws the same token alone, in any batch, and from any subset of its tokens::
+
+    key     = (seed low, seed high)                                    32-bit halves; a negative seed wraps
+    counter = (token id // 4, position low, position high, 0)
+    word    = philox4x32(counter, key)[token id % 4]                   r, one of 2**32 equally likely integers
+    u       = (r + 0.5) / 2**32                                        exact in float64, never 0 or 1
+    gumbel  = float32(-log(-log1p(-u)))                                logarithms in float64, rounded once
+
+The midpoint rule keeps a token of probability p at p to within 2**-33, and the noise in (-3.14, 22.88). A kernel
+without float64 gets the same numbers to a few float32 ulps from -log1p(-u) where r < 2**31 and, where it is not,
+from -log(v) with v = (2**32 - 1 - r + 0.5) / 2**32, which is 1 - u without the rounding that ruins that end.
+
+NumPy rather than PyTorch, in both files of the reference: its integer and elementwise loops cost a half to a third
+of PyTorch's for one row of a vocabulary (and far less for 50 survivors), and each element's value does not depend
+on where in the array it stands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_ROUNDS = np.arange(10, dtype=np.uint64)[:, None, None]
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[U64, U64]) -> tuple[U64, U64, U64, U64]:
+    """Ten rounds of Philox4x32.
+
+    Every word is a uint64 array that holds 32-bit values. Counter words are [B, N], or broadcast to it (which
+    spares the work on what a whole row shares); key words are [B]. Returns the four output words, each [B, N].
+    """
+    c0, c1, c2, c3 = counter
+    # [10, 2, B]: the key of every round, bumped by the Weyl constants between rounds.
+    round_keys = (np.stack(key) + _ROUNDS * _WEYL) & _LOW
+    for key_0, key_1 in round_keys[..., None]:
+        product_0 = c0 * _MULTIPLIER_0
+        product_1 = c2 * _MULTIPLIER_1
+        c0, c1 = (product_1 >> _HALF) ^ c1 ^ key_0, product_1 & _LOW
+        c2, c3 = (product_0 >> _HALF) ^ c3 ^ key_1, product_0 & _LOW
+    return c0, c1, c2, c3
+
+
+def gumbel_noise(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int) -> NDArray[np.float32]:
+    """The noise of every token: seed and position int64 [B] -> float32 [B, vocab_size]."""
+    blocks = np.arange(-(-vocab_size // 4), dtype=np.uint64)[None]
+    words = np.empty((seed.shape[0], blocks.shape[1], 4), dtype=np.uint32)
+    for lane, word in enumerate(_words(seed, position, blocks)):
+        words[:, :, lane] = word
+    return _gumbel(words.reshape(seed.shape[0], -1)[:, :vocab_size])
+
+
+def gumbel_noise_at(
+    seed: NDArray[np.int64], position: NDArray[np.int64], token_ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The noise of some tokens: seed and position int64 [B], token_ids int64 [B, N] >= 0 -> float32 [B, N].
+
+    Equal to ``gumbel_noise(...)[row, token_ids[row]]`` bit for bit, at a quarter of its speed per token.
+    """
+    words = _words(seed, position, (token_ids >> 2).astype(np.uint64))
+    return _gumbel(np.choose(token_ids & 3, words).astype(np.uint32))
+
+
+def _words(seed: NDArray[np.int64], position: NDArray[np.int64], blocks: U64) -> tuple[U64, U64, U64, U64]:
+    key = seed.astype(np.uint64)
+    place = position.astype(np.uint64)[:, None]
+    counter = (blocks, place & _LOW, place >> _HALF, np.zeros((1, 1), dtype=np.uint64))
+    return philox4x32(counter, (key & _LOW, key >> _HALF))
+
+
+def _gumbel(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    u = words.astype(np.float64)
+    u += 0.5
+    u *= -(2.0**-32)
+    exponential = np.negative(np.log1p(u, out=u), out=u)
+    return np.negative(np.log(exponential, out=u), out=u).astype(np.float32)

@@ -1,0 +1,100 @@
+"""Contiguous runs of slots in the arena: first fit, aligned to a block, neighbours merged when freed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class Extent:
+    """Slots [start, start + length). `start` changes when the arena is compacted, so hold the extent, not the number."""
+
+    start: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+class ExtentAllocator:
+    """Hands out extents of [0, capacity).
+
+    Args:
+        capacity: number of slots, a multiple of block.
+        block: starts and lengths are multiples of this (the block mask's KV block).
+    """
+
+    def __init__(self, capacity: int, block: int) -> None:
+        if block < 1 or capacity < block or capacity % block:
+            raise ValueError(f"capacity must be a positive multiple of block {block}, got {capacity}")
+        self.capacity = capacity
+        self.block = block
+        self.extents: list[Extent] = []
+
+    @property
+    def used(self) -> int:
+        return sum(extent.length for extent in self.extents)
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.used
+
+    def rounded(self, length: int) -> int:
+        """Slots that an extent for `length` tokens takes."""
+        return -(-max(length, 1) // self.block) * self.block
+
+    def allocate(self, length: int) -> Extent | None:
+        """An extent for at least `length` tokens in the first gap that holds it; None if no gap does."""
+        need = self.rounded(length)
+        at = 0
+        for index, extent in enumerate(self.extents):
+            if extent.start - at >= need:
+                return self._insert(index, Extent(at, need))
+            at = extent.stop
+        if self.capacity - at >= need:
+            return self._insert(len(self.extents), Extent(at, need))
+        return None
+
+    def trim(self, extent: Extent, length: int) -> None:
+        """Give back what lies beyond the first `length` tokens."""
+        self._index(extent)
+        extent.length = min(extent.length, self.rounded(length))
+
+    def release(self, extent: Extent) -> None:
+        del self.extents[self._index(extent)]
+
+    def compact(self) -> list[tuple[int, int, int]]:
+        """Slide all extents down over the gaps. Returns the moves (source, destination, length), ascending.
+
+        Every destination is at or below its source and below all later ones, so that moving in this order in
+        place loses nothing.
+        """
+        moves = []
+        at = 0
+        for extent in self.extents:
+            if extent.start != at:
+                moves.append((extent.start, at, extent.length))
+                extent.start = at
+            at = extent.stop
+        return moves
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless extents are aligned, ascending, disjoint and inside the arena."""
+        at = 0
+        for extent in self.extents:
+            if extent.start < at or extent.stop > self.capacity or extent.length < 1:
+                raise RuntimeError(f"extent [{extent.start}, {extent.stop}) overlaps or leaves [0, {self.capacity})")
+            if extent.start % self.block or extent.length % self.block:
+                raise RuntimeError(f"extent [{extent.start}, {extent.stop}) is not aligned to {self.block}")
+            at = extent.stop
+
+    def _insert(self, index: int, extent: Extent) -> Extent:
+        self.extents.insert(index, extent)
+        return extent
+
+    def _index(self, extent: Extent) -> int:
+        for index, held in enumerate(self.extents):
+            if held is extent:
+                return index
+        raise ValueError(f"extent [{extent.start}, {extent.stop}) is not held by this allocator")

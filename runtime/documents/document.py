@@ -1,0 +1,76 @@
+"""A document while it is read or written: its tokens, and which other documents it may read from where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DocumentGrant:
+    """From token `position` on, up to `end` (None: to the last), a document reads all of `target` (S1, S2)."""
+
+    position: int
+    target: Document
+    end: int | None = None
+
+    def covers(self, token: int) -> bool:
+        """Whether the token at this index reads the target."""
+        return self.position <= token and (self.end is None or token < self.end)
+
+
+@dataclass(eq=False)
+class Document:
+    """One node of the graph. Documents are compared by identity: a title may be written twice in a process.
+
+    Attributes:
+        tokens: layout prefix, body and, once complete, layout suffix.
+        logprobs: natural-log probability of each token under the model, NaN where none was predicted.
+        grants: in order of position.
+        computed: how many of the tokens have their keys and values in the cache.
+        capacity: how many tokens the document may come to hold; None: it is complete.
+        stop: the stop string that ended it.
+    """
+
+    title: str
+    tokens: list[int]
+    source: str = "generated"
+    depth: int = 0
+    parent: Document | None = None
+    logprobs: list[float] = field(default_factory=list)
+    grants: list[DocumentGrant] = field(default_factory=list)
+    computed: int = 0
+    capacity: int | None = None
+    finish_reason: str | None = None
+    truncated: bool = False
+    stop: str | None = None
+
+    def __post_init__(self) -> None:
+        self.logprobs = [float("nan")] * len(self.tokens)
+
+    @property
+    def in_progress(self) -> bool:
+        return self.capacity is not None
+
+    def append(self, token: int, logprob: float) -> None:
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+
+    def has_open_grant(self, target: Document) -> bool:
+        return any(grant.target is target and grant.end is None for grant in self.grants)
+
+    def add_grant(self, position: int, target: Document) -> None:
+        """Let tokens from `position` on read `target`. No effect where an open grant of it is there already."""
+        if not self.has_open_grant(target):
+            self.grants.append(DocumentGrant(position, target))
+            self.grants.sort(key=lambda grant: grant.position)
+
+    def end_grants(self, target: Document) -> None:
+        """Take `target` out of the view of all tokens that are not computed yet (S4)."""
+        kept = []
+        for grant in self.grants:
+            if grant.target is target and grant.end is None:
+                if grant.position >= self.computed:
+                    continue  # no token has read it and none will
+                grant = DocumentGrant(grant.position, target, self.computed)
+            kept.append(grant)
+        self.grants = kept

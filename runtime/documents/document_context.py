@@ -1,0 +1,255 @@
+"""A request's window: the documents in view, their budget, and eviction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ds2ds.documents.document import Document
+from ds2ds.documents.spans import DocSpan, SpanGrant
+from ds2ds.documents.title_utils import title_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EVICTION_POLICIES = ("drop_oldest", "stop_new")
+
+
+class DocumentContext:
+    """The documents of one request.
+
+    The window holds the root and the auxiliary documents that later tokens may still link to; together they stay
+    within max_context_length tokens. An evicted document leaves the window and the view of all later tokens (S4).
+    The root, and any document still being written, is never evicted.
+
+    Args:
+        max_context_length: most tokens in the window.
+        max_auxiliary_documents: most documents in the window besides the root.
+        eviction_policy: "drop_oldest" makes room for a new document by evicting the one that came first,
+            "stop_new" refuses the new one. Room for the next token of a document in progress is made either way.
+        max_tokens_per_document: most tokens a document started here may come to hold.
+
+    Attributes:
+        window: in order of arrival, the root first.
+        completed: every document completed so far, evicted ones too, in order of completion (dependencies first).
+        current: the document that is being written.
+        evictions: how many documents were evicted.
+    """
+
+    def __init__(
+        self,
+        max_context_length: int = 2048,
+        max_auxiliary_documents: int = 5,
+        eviction_policy: str = "drop_oldest",
+        max_tokens_per_document: int = 512,
+    ) -> None:
+        if eviction_policy not in EVICTION_POLICIES:
+            raise ValueError(f"eviction_policy must be one of {EVICTION_POLICIES}, got {eviction_policy!r}")
+        self.max_context_length = max_context_length
+        self.max_auxiliary_documents = max_auxiliary_documents
+        self.eviction_policy = eviction_policy
+        self.max_tokens_per_document = max_tokens_per_document
+        self.window: list[Document] = []
+        self.completed: list[Document] = []
+        self.evictions = 0
+        self._current: Document | None = None
+
+    @property
+    def current(self) -> Document:
+        """Raises RuntimeError when no document is being written."""
+        if self._current is None:
+            raise RuntimeError("no document is being written: call initialize_root or switch_to_document first")
+        return self._current
+
+    @property
+    def root(self) -> Document:
+        """Raises RuntimeError before initialize_root."""
+        if not self.window:
+            raise RuntimeError("there is no root document: call initialize_root first")
+        return self.window[0]
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(len(document.tokens) for document in self.window)
+
+    # Opening and closing documents
+
+    def initialize_root(self, tokens: Iterable[int], title: str = "") -> Document:
+        """Start the window with the root, which then is the current document. Without a title no link can mean it.
+
+        Raises:
+            ValueError: it has more tokens than the window holds.
+        """
+        if self.window:
+            raise RuntimeError(f"the root is {self.root.title!r} already")
+        document = Document(title, [int(token) for token in tokens])
+        if len(document.tokens) > self.max_context_length:
+            raise ValueError(
+                f"the prompt has {len(document.tokens)} tokens, more than max_context_length {self.max_context_length}"
+            )
+        return self._open(document, max(len(document.tokens), self._most_tokens))
+
+    def start_auxiliary_generation(self, title: str, tokens: Iterable[int] = ()) -> Document:
+        """Add a document that is to be written, linked from the current one, and make it the current one.
+
+        Call `make_room` first.
+        """
+        parent = self.current
+        document = Document(title, [int(token) for token in tokens], depth=parent.depth + 1, parent=parent)
+        return self._open(document, max(len(document.tokens), self._most_tokens))
+
+    def open_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:
+        """Add a document from the corpus, linked from the current one, and make it the current one.
+
+        It is not complete yet: its own links are to be resolved first. Call `make_room` before.
+        """
+        parent = self.current
+        document = Document(title, [int(token) for token in tokens], "corpus", parent.depth + 1, parent)
+        return self._open(document, len(document.tokens))
+
+    def add_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:
+        """Add a complete document from the corpus, linked from the current one. Call `make_room` first."""
+        self.open_corpus_document(title, tokens)
+        return self.complete_current_document()
+
+    def append_token_to_current(self, token: int, logprob: float = float("nan")) -> None:
+        self.current.append(int(token), logprob)
+
+    def complete_current_document(self) -> Document:
+        """Close the current document: it may be granted, and evicted. Its parent, if it has one, is current again."""
+        document = self.current
+        document.capacity = None
+        self.completed.append(document)
+        self._current = document.parent
+        return document
+
+    def readmit(self, document: Document) -> None:
+        """Bring an evicted document back into the window. Call `make_room` first."""
+        self.window.append(document)
+
+    def switch_to_document(self, title: str) -> Document:
+        """Make a document in progress the current one.
+
+        Raises:
+            KeyError: none in the window has this title; ValueError: it is complete.
+        """
+        document = self.find(title)
+        if document is None:
+            raise KeyError(f"no document titled {title!r} in the window: {[d.title for d in self.window]}")
+        if not document.in_progress:
+            raise ValueError(f"document {title!r} is complete and takes no more tokens")
+        self._current = document
+        return document
+
+    @property
+    def _most_tokens(self) -> int:
+        return min(self.max_tokens_per_document, self.max_context_length)
+
+    def _open(self, document: Document, capacity: int) -> Document:
+        document.capacity = capacity
+        self.window.append(document)
+        self._current = document
+        return document
+
+    # Looking up
+
+    def find(self, title: str) -> Document | None:
+        """The document in the window with this title (case and white space folded)."""
+        return _by_title(self.window, title)
+
+    def find_evicted(self, title: str) -> Document | None:
+        """A document that was completed and then evicted."""
+        return _by_title([d for d in self.completed if d not in self.window], title)
+
+    def get_all_documents(self) -> list[Document]:
+        """The root first, then all others that were completed (dependencies first) or are in progress."""
+        rest = [*self.completed, *(d for d in self.window if d.in_progress)]
+        return [self.root, *(d for d in rest if d is not self.root)]
+
+    # Budget
+
+    def can_add_document(self, num_tokens: int) -> tuple[bool, str]:
+        """Whether a document of this many tokens fits as things stand, and if not, why."""
+        if len(self.window) > self.max_auxiliary_documents:
+            return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in view"
+        total = self.total_tokens + num_tokens
+        if total > self.max_context_length:
+            return False, f"{total} tokens would exceed max_context_length {self.max_context_length}"
+        return True, ""
+
+    def make_room(self, num_tokens: int) -> tuple[bool, str]:
+        """Like `can_add_document`, after evicting what the policy lets go. Evicts nothing if that would not do."""
+        fits, reason = self.can_add_document(num_tokens)
+        if fits or self.eviction_policy == "stop_new":
+            return fits, reason
+        evictable = self._evictable()
+        kept = [document for document in self.window if document not in evictable]
+        if sum(len(d.tokens) for d in kept) + num_tokens > self.max_context_length:
+            return False, f"{num_tokens} tokens do not fit beside the documents in progress"
+        if len(kept) > self.max_auxiliary_documents:
+            return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in progress"
+        for document in evictable:
+            self.evict(document)
+            if self.can_add_document(num_tokens)[0]:
+                break
+        return True, ""
+
+    def evict_if_needed(self, num_tokens: int = 0) -> list[Document]:
+        """Evict auxiliary documents, oldest first, until the window and num_tokens more fit; returns them.
+
+        Where none is left to evict, the window may still be too full: compare `total_tokens`.
+        """
+        evicted = []
+        for document in self._evictable():
+            if self.total_tokens + num_tokens <= self.max_context_length:
+                break
+            self.evict(document)
+            evicted.append(document)
+        return evicted
+
+    def evict(self, document: Document) -> None:
+        """Take a complete auxiliary document out of the window and out of the view of all later tokens."""
+        self.window.remove(document)
+        self.evictions += 1
+        for reader in self.window:
+            if reader.in_progress:
+                reader.end_grants(document)
+
+    def _evictable(self) -> list[Document]:
+        return [document for document in self.window[1:] if not document.in_progress]
+
+    # The window as one packed sequence
+
+    def get_tokens_for_model(self) -> Tensor:
+        """All tokens of the window, packed as `get_doc_spans` says: int64 [1, T]."""
+        import torch  # documents/ stays importable without torch
+
+        return torch.tensor([[token for document in self._packed() for token in document.tokens]])
+
+    def get_doc_spans(self) -> list[DocSpan]:
+        """Where each document of the window lies: the newest first, so that targets stand before what reads them."""
+        packed = self._packed()
+        index = {document: i for i, document in enumerate(packed)}
+        spans, at = [], 0
+        for document in packed:
+            grants = tuple(
+                SpanGrant(grant.position, index[grant.target], grant.end)
+                for grant in document.grants
+                if grant.target in index
+            )
+            spans.append(DocSpan(document.title, at, at + len(document.tokens), grants))
+            at += len(document.tokens)
+        return spans
+
+    def _packed(self) -> list[Document]:
+        current = self._current or self.root
+        return [*(d for d in reversed(self.window) if d is not current), current]
+
+
+def _by_title(documents: Iterable[Document], title: str) -> Document | None:
+    documents = [document for document in documents if document.title]
+    exact = next((document for document in documents if document.title == title), None)
+    if exact is not None:
+        return exact
+    key = title_key(title)
+    return next((document for document in documents if title_key(document.title) == key), None)

@@ -1,0 +1,136 @@
+"""What a request returns: documents, how they were linked, and what the run did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds2ds.documents.title_utils import normalize_title
+
+FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """From token `position` up to `end` (None: to the last), a document reads all of the one titled `title`."""
+
+    position: int
+    title: str
+    end: int | None = None
+
+
+@dataclass
+class GeneratedDocument:
+    """One document of a result.
+
+    Attributes:
+        tokens: the whole document as the model reads it, layout included; None if only text is known.
+        text: decoded, without end marks, up to a stop string if one ended it.
+        source: "generated", "corpus", or the file it was read from.
+        parent_title: title of the document whose link brought it in; None for the root.
+        grants: what it read, and from which token on (S1).
+        depth: links between the root and this document.
+        truncated: it was cut at max_tokens_per_document.
+        finish_reason: one of FINISH_REASONS; None for a document that was not written in this run.
+        token_logprobs: float32 [len(tokens)], natural log under the model's raw distribution, NaN where a token was
+            not predicted; None unless asked for.
+
+    Raises:
+        ValueError: neither tokens nor text is given, or source is none of the above.
+    """
+
+    title: str
+    title_normalized: str = ""
+    tokens: Sequence[int] | None = None
+    text: str | None = None
+    source: str | Path = "generated"
+    is_root: bool = False
+    parent_title: str | None = None
+    grants: list[Grant] = field(default_factory=list)
+    depth: int = 0
+    truncated: bool = False
+    finish_reason: str | None = None
+    token_logprobs: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is None and self.text is None:
+            raise ValueError(f"document {self.title!r} needs tokens or text, got neither")
+        if not isinstance(self.source, Path) and self.source not in ("generated", "corpus"):
+            raise ValueError(f"source must be 'generated', 'corpus' or a Path, got {self.source!r}")
+        if not self.title_normalized:
+            self.title_normalized = normalize_title(self.title)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; NaN log-probabilities become None."""
+        values = asdict(self)
+        values["source"] = str(self.source)
+        values["tokens"] = None if self.tokens is None else [int(token) for token in self.tokens]
+        if self.token_logprobs is not None:
+            values["token_logprobs"] = [None if np.isnan(p) else float(p) for p in self.token_logprobs]
+        return values
+
+
+@dataclass
+class Trace:
+    """What a run did. Seconds are wall time; a step shared by several requests counts in full for each."""
+
+    forward_passes: int = 0
+    tokens_prefilled: int = 0
+    tokens_decoded: int = 0
+    links_found: int = 0
+    links_from_corpus: int = 0
+    links_generated: int = 0
+    links_already_in_view: int = 0
+    links_not_followed: int = 0
+    evictions: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "sampling": 0.0, "total": 0.0}
+    )
+
+    def count_forward(self, tokens: int, seconds: float, decode: bool) -> None:
+        """Count one forward pass over this many tokens of the request."""
+        self.forward_passes += 1
+        self.seconds["decode" if decode else "prefill"] += seconds
+        if decode:
+            self.tokens_decoded += tokens
+        else:
+            self.tokens_prefilled += tokens
+
+
+@dataclass
+class GenerationResult:
+    """The root, the documents it came to link to (dependencies first), the settings, and what the run did."""
+
+    root_document: GeneratedDocument
+    auxiliary_documents: list[GeneratedDocument] = field(default_factory=list)
+    generation_config: Any = None
+    trace: Trace = field(default_factory=Trace)
+
+    def get_all_documents(self) -> list[GeneratedDocument]:
+        """The root first, then the others, dependencies first."""
+        return [self.root_document, *self.auxiliary_documents]
+
+    def get_document_by_title(self, title: str) -> GeneratedDocument | None:
+        """The document with this title, original or normalized; an exact match wins."""
+        documents = self.get_all_documents()
+        for name in ("title", "title_normalized"):
+            for document in documents:
+                if getattr(document, name) == title:
+                    return document
+        normalized = normalize_title(title)
+        return next((d for d in documents if d.title_normalized == normalized), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        config = self.generation_config
+        return {
+            "root_document": self.root_document.to_dict(),
+            "auxiliary_documents": [document.to_dict() for document in self.auxiliary_documents],
+            "generation_config": config.to_dict() if hasattr(config, "to_dict") else config,
+            "trace": asdict(self.trace),
+        }

@@ -1,0 +1,84 @@
+"""One step: a flat batch of chunks through the model, and the next tokens drawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ds2ds.attention.plain import Chunk, PlainAttention
+from ds2ds.cache.document_cache import DocumentCache
+from ds2ds.documents.document import Document
+from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.errors import GenerationError
+from ds2ds.kernels import sample_rows
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+
+@torch.inference_mode()
+def forward(model: DS2DSModel, cache: DocumentCache, chunks: Sequence[Chunk]) -> Tensor:
+    """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out."""
+    ids = [token for chunk in chunks for token in chunk.document.tokens[chunk.start : chunk.stop]]
+    hidden = model.hidden(torch.tensor(ids, device=model.device), PlainAttention(cache, model.rotary, chunks))
+    for chunk in chunks:
+        chunk.document.computed = chunk.stop
+    return hidden
+
+
+@torch.inference_mode()
+def sample(
+    model: DS2DSModel, hidden: Tensor, documents: Sequence[Document], settings: Sequence[Sampling]
+) -> list[Sampled | GenerationError]:
+    """Draw the next token of each document from its last row's hidden state [rows, model_dim].
+
+    A row that cannot be sampled (NaN logits, nothing left) gives an error for its request alone.
+    """
+    logits = model.logits(hidden)
+    penalised = any(s.repetition_penalty != 1 for s in settings)
+    drawn = sample_rows(
+        logits,
+        temperature=torch.tensor([s.temperature for s in settings], dtype=torch.float32),
+        top_k=torch.tensor([s.top_k for s in settings], dtype=torch.int32),
+        top_p=torch.tensor([s.top_p for s in settings], dtype=torch.float32),
+        min_p=torch.tensor([s.min_p for s in settings], dtype=torch.float32),
+        seed=torch.tensor([s.seed for s in settings], dtype=torch.int64),
+        position=torch.tensor([len(document.tokens) for document in documents], dtype=torch.int64),
+        repetition_penalty=torch.tensor([s.repetition_penalty for s in settings]) if penalised else None,
+        penalty_tokens=_padded(documents) if penalised else None,
+    )
+    results: list[Sampled | GenerationError] = []
+    for document, token, logprob, status in zip(
+        documents, drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), strict=True
+    ):
+        if status:
+            results.append(
+                GenerationError(
+                    f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
+                    f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
+                )
+            )
+        else:
+            results.append(Sampled(token, logprob))
+    return results
+
+
+def _padded(documents: Sequence[Document]) -> Tensor:
+    """int64 [B, N]: each document's tokens, once each, padded with -1."""
+    seen = [sorted(set(document.tokens)) for document in documents]
+    width = max(len(tokens) for tokens in seen)
+    return torch.tensor([tokens + [-1] * (width - len(tokens)) for tokens in seen], dtype=torch.int64)
+
+
+class Stopwatch:
+    """Seconds spent in a block, as `with Stopwatch() as watch: ...; watch.seconds`."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._started

@@ -1,0 +1,141 @@
+"""The settings of one request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ds2ds.documents.document_context import EVICTION_POLICIES
+from ds2ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of one request; every value is checked.
+
+    Attributes:
+        max_new_tokens: most tokens written in one document.
+        temperature: 0 takes the likeliest token.
+        top_k: sample among the k likeliest tokens; None or 0: all.
+        top_p: sample among the likeliest tokens that together reach this probability; 1: all.
+        min_p: sample among tokens at least this share as likely as the likeliest; 0: all.
+        repetition_penalty: divides the (positive) logits of tokens the document has; 1: off.
+        max_tokens_per_document: most tokens of one document, prompt and layout included.
+        max_context_length: most tokens in view.
+        max_auxiliary_documents: most documents in view besides the root.
+        max_link_depth: how far links are followed; the root is at depth 0. 0: no links.
+        allow_corpus_fallback: write what the corpus lacks.
+        eviction_policy: "drop_oldest" or "stop_new", when a new document finds no room.
+        process_prompt_links: follow links in the prompt.
+        allow_recursive_links: follow links of documents other than the root.
+        eos_token_id: ends a document.
+        stop: strings that end a document; they are cut from its text.
+        seed: of all noise; None: drawn from torch's global generator, so that torch.manual_seed counts.
+        logprobs: return every token's log-probability.
+        device: must be the runtime's, if given.
+
+    Raises:
+        ConfigError: (a ValueError) a value is out of range; the message names field and value.
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    max_tokens_per_document: int = 512
+    max_context_length: int = 2048
+    max_auxiliary_documents: int = 5
+    max_link_depth: int = 1
+    allow_corpus_fallback: bool = True
+    eviction_policy: str = "drop_oldest"
+    process_prompt_links: bool = True
+    allow_recursive_links: bool = True
+    eos_token_id: int = 50256
+    device: str | None = None
+    seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
+            if self._integer(name) < 1:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("max_auxiliary_documents", "max_link_depth", "eos_token_id"):
+            if self._integer(name) < 0:
+                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.top_k is not None and self._integer("top_k") < 0:
+            raise ConfigError(f"top_k must be >= 0, got {self.top_k}")
+        if self.seed is not None and not -(2**63) <= self._integer("seed") < 2**63:
+            raise ConfigError(f"seed must fit in 64 bits, got {self.seed}")
+        if not 0 <= self._number("temperature") < math.inf:
+            raise ConfigError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self._number("top_p") <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self._number("min_p") <= 1:
+            raise ConfigError(f"min_p must be in [0, 1], got {self.min_p}")
+        if not 0 < self._number("repetition_penalty") < math.inf:
+            raise ConfigError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+        for name in ("allow_corpus_fallback", "process_prompt_links", "allow_recursive_links", "logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.eviction_policy not in EVICTION_POLICIES:
+            raise ConfigError(f"eviction_policy must be one of {EVICTION_POLICIES}, got {self.eviction_policy!r}")
+        self._check_stop()
+        if self.device is not None:
+            parse_device(self.device)
+
+    def _check_stop(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(stop))
+
+    def _integer(self, name: str) -> int:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} must be an integer, got {value!r}")
+        return value
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} must be a number, got {value!r}")
+        return float(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+    def with_overrides(self, **overrides: Any) -> GenerationConfig:
+        """A copy with some fields changed.
+
+        Raises:
+            ConfigError: an override is no field of GenerationConfig.
+        """
+        unknown = sorted(set(overrides) - set(self.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"unknown generation settings {unknown}; known are {sorted(self.__dataclass_fields__)}")
+        return replace(self, **overrides)
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device must be 'cpu' or 'cuda' (or 'cuda:N'), got {device!r}") from error
+    if parsed.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be 'cpu' or 'cuda' (or 'cuda:N'), got {device!r}")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return parsed

@@ -1,0 +1,83 @@
+"""One request under way: what all parts of its generation share."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds2ds.documents.document import Document
+from ds2ds.documents.document_context import DocumentContext
+from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
+from ds2ds.documents.layout import Layout
+from ds2ds.engine.work import Sampling
+from ds2ds.generation.corpus_source import CorpusSource
+from ds2ds.generation.events import Event
+from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.tokenizer import Tokenizer
+
+UNTITLED_ROOT = "root"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Attributes:
+    config: its seed is set.
+    emit: receives the events of the stream.
+    """
+
+    config: GenerationConfig
+    context: DocumentContext
+    corpus: CorpusSource
+    layout: Layout
+    tokenizer: Tokenizer
+    trace: Trace
+    emit: Callable[[Event], None]
+
+    def sampling(self, document: Document) -> Sampling:
+        """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""
+        config = self.config
+        key = f"{config.seed}\n{document.title if document.depth else ''}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)
+        return Sampling(
+            config.temperature, config.top_k or 0, config.top_p, config.min_p, config.repetition_penalty, seed
+        )
+
+    def text(self, document: Document) -> str:
+        """The document's text: no end marks, nothing from the stop string on."""
+        marks = {self.config.eos_token_id, self.layout.eos_token_id}
+        text = self.tokenizer.decode([token for token in document.tokens if token not in marks])
+        return text if document.stop is None else text[: text.rfind(document.stop)]
+
+    def title(self, document: Document) -> str:
+        return document.title or UNTITLED_ROOT
+
+    def record(self, document: Document) -> GeneratedDocument:
+        """The document as a result holds it."""
+        return GeneratedDocument(
+            title=self.title(document),
+            tokens=list(document.tokens),
+            text=self.text(document),
+            source=document.source,
+            is_root=document.parent is None,
+            parent_title=None if document.parent is None else self.title(document.parent),
+            grants=[Grant(grant.position, self.title(grant.target), grant.end) for grant in document.grants],
+            depth=document.depth,
+            truncated=document.truncated,
+            finish_reason=document.finish_reason,
+            token_logprobs=np.asarray(document.logprobs, dtype=np.float32) if self.config.logprobs else None,
+        )
+
+
+class TextStream:
+    """The text of tokens as they come; a character split between tokens comes with its last byte."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self._token_bytes(token))

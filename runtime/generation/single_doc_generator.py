@@ -1,0 +1,71 @@
+"""Writing one document: decode a token, append it, until something ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ds2ds.documents.document import Document
+from ds2ds.documents.document_context import DocumentContext
+from ds2ds.engine.work import Compute, Work
+from ds2ds.generation.events import TokenWritten
+from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.generation.request import Request, TextStream
+
+if TYPE_CHECKING:
+    from ds2ds.model.ds2ds_model import DS2DSModel
+
+AfterToken = Callable[[int], Work]
+"""What is to be done after a token, before the next one: follow the links that close in it."""
+
+
+def no_links(token: int) -> Work:
+    """For documents whose links are not looked at."""
+    yield from ()
+
+
+def write_document(request: Request, document: Document, after_token: AfterToken = no_links) -> Work:
+    """Write the context's current document up to its end, and set its finish reason; it is left open."""
+    config = request.config
+    sampling = request.sampling(document)
+    text = TextStream(request.tokenizer)
+    recent = ""
+    written = 0
+    while (reason := _limit_reached(request, document, written)) is None:
+        drawn = yield Compute(document, sampling)
+        document.append(drawn.token, drawn.logprob)
+        written += 1
+        piece = text.feed(drawn.token)
+        request.emit(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob))
+        if drawn.token == config.eos_token_id:
+            reason = "eos"
+            break
+        if config.stop:
+            recent += piece
+            document.stop = _first_found(config.stop, recent)
+            if document.stop is not None:
+                reason = "stop"
+                break
+            recent = recent[-max(map(len, config.stop)) :]
+        yield from after_token(drawn.token)
+    document.finish_reason = reason
+    document.truncated = reason == "max_tokens_per_document"
+
+
+def _limit_reached(request: Request, document: Document, written: int) -> str | None:
+    """The limit that forbids one more token, after making room in the window."""
+    config, context = request.config, request.context
+    if written >= config.max_new_tokens:
+        return "max_new_tokens"
+    if len(document.tokens) >= config.max_tokens_per_document:
+        return "max_tokens_per_document"
+    context.evict_if_needed(1)
+    if context.total_tokens + 1 > config.max_context_length:
+        return "context_full"
+    return None
+
+
+def _first_found(stops: tuple[str, ...] | list[str], text: str) -> str | None:
+    """The stop string that occurs first in the text."""
+    found = [(text.find(stop), stop) for stop in stops if stop in text]
+    return min(found)[1] if found else None
