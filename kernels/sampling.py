@@ -167,7 +167,12 @@ def _sample_chunk(x: Floats, rows: _Rows) -> tuple[Ints, NDArray[np.int32]]:
     plain = ~(greedy | by_rank | by_mass)
 
     tokens = np.full(count, -1, dtype=np.int64)
-    ways = ((greedy, _choose_greedy), (plain, _choose_any), (by_rank, _choose_top_k), (by_mass, _choose_by_mass))
+    ways = (
+        (greedy, _choose_greedy),
+        (plain, _choose_any),
+        (by_rank, _choose_top_k),
+        (by_mass, _choose_by_mass),
+    )
     for suits, choose in ways:
         index = np.flatnonzero(suits & (status == SampleStatus.OK))
         if index.size == count:
@@ -326,7 +331,9 @@ def _check_penalty(
     if not in_range.all():
         row = int(np.argmin(in_range))
         worst = [int(t) for t in tokens[row] if not -1 <= t < vocab][0]
-        raise ValueError(f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}")
+        raise ValueError(
+            f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}"
+        )
     return by, tokens
 
 

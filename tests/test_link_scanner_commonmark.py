@@ -1,7 +1,7 @@
 """The link scanner against markdown-it-py's CommonMark parser, over thousands of generated paragraphs.
 
-A text is left out only where one of the deviations listed in `ds2ds.documents.link_scanner` could act on it; each
-has a predicate here, and examples of its own in test_link_scanner.py.
+A text is left out only where one of the deviations listed in `ds2ds.documents.link_scanner` could act on it;
+each has a predicate here, and examples of its own in test_link_scanner.py.
 """
 
 from __future__ import annotations

@@ -65,11 +65,13 @@ class Request:
     corpus: TinyCorpus | None = None
     model: tuple[int, int, int] = MODELS[0]
     layout: str = "null"
+    title: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, on: Runtime | None = None) -> Any:
         on = on or runtime(self.model, self.layout)
-        return on.generate(prompt_tokens=self.prompt, corpus=self.corpus, **{**WIDE, **self.options})
+        options = {**WIDE, **self.options}
+        return on.generate(prompt_tokens=self.prompt, corpus=self.corpus, title=self.title, **options)
 
     def option(self, name: str) -> Any:
         return (
@@ -78,9 +80,10 @@ class Request:
             else getattr(GenerationConfig(), name)
         )
 
-    def prefix(self, title: str) -> list[int]:
-        """What the layout puts before a document's body, written anew."""
-        heading = TOKENIZER.encode(f"# {title}\n\n") if self.layout.startswith("identifier_prefix") else []
+    def prefix(self, title: str | None) -> list[int]:
+        """What the layout puts before a document's body, written anew. A root without title has no heading."""
+        has_heading = self.layout.startswith("identifier_prefix") and title is not None
+        heading = TOKENIZER.encode(f"# {title}\n\n") if has_heading else []
         return [EOS] * self.layout.endswith("bos_eos") + heading
 
     def suffix(self) -> list[int]:
@@ -101,6 +104,7 @@ def requests(draw: st.DrawFn, temperatures: tuple[float, ...] = (0.0, 1.0)) -> R
         corpus=draw(st.none() | corpora()),
         model=draw(st.sampled_from(MODELS)),
         layout=draw(st.sampled_from(LAYOUTS)),
+        title=draw(st.sampled_from([None, "A", "D"])),
         options=options,
     )
 
@@ -108,17 +112,16 @@ def requests(draw: st.DrawFn, temperatures: tuple[float, ...] = (0.0, 1.0)) -> R
 @st.composite
 def tight_requests(draw: st.DrawFn) -> Request:
     request = draw(requests())
+    start = len(request.prefix(request.title)) + len(request.prompt)
     request.options |= {
         "max_new_tokens": draw(st.integers(1, 40)),
         "max_auxiliary_documents": draw(st.integers(1, 4)),
-        "max_context_length": len(request.prompt) + draw(st.integers(8, 60)),
+        "max_context_length": start + draw(st.integers(8, 60)),
         "max_tokens_per_document": draw(st.sampled_from([8, 16, 40, 512])),
         "eviction_policy": draw(st.sampled_from(["drop_oldest", "stop_new"])),
     }
-    request.options["max_tokens_per_document"] = max(
-        request.option("max_tokens_per_document"), len(request.prompt) + 1
-    )
-    return request
+    longest = max(request.options["max_tokens_per_document"], start + 1)
+    return replace(request, options={**request.options, "max_tokens_per_document": longest})
 
 
 # What every result must satisfy
@@ -163,7 +166,8 @@ def check_documents(result: Any, request: Request) -> None:
         tokens, predicted = [int(token) for token in document.tokens], ~np.isnan(document.token_logprobs)
         if document is root:
             assert document.parent_title is None and document.depth == 0 and document.source == "generated"
-            start = request.prompt
+            start = [*request.prefix(request.title), *request.prompt]
+            assert request.title in (None, document.title)
         else:
             assert (
                 document.depth

@@ -24,7 +24,9 @@ def document_ids(length: int, spans: Sequence[DocSpan]) -> Tensor:
     at = 0
     for index, span in enumerate(spans):
         if span.start != at or span.end < span.start:
-            raise ValueError(f"doc_spans[{index}] is [{span.start}, {span.end}), expected it to start at {at}")
+            raise ValueError(
+                f"doc_spans[{index}] is [{span.start}, {span.end}), expected it to start at {at}"
+            )
         ids[span.start : span.end] = index
         at = span.end
     if at != length:

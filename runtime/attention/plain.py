@@ -70,7 +70,14 @@ class PlainAttention:
             positions.append(torch.arange(chunk.start, chunk.stop, device=device))
             for segment in segments(chunk.document, chunk.start, chunk.stop):
                 own = slice(segment.start, segment.stop)
-                spans = [_Span(base, base + segment.stop, *rotary.at(own), _future(segment.start, segment.stop, device))]
+                spans = [
+                    _Span(
+                        base,
+                        base + segment.stop,
+                        *rotary.at(own),
+                        _future(segment.start, segment.stop, device),
+                    )
+                ]
                 for read in segment.reads:
                     slot = cache.start(read.target)
                     moved = slice(segment.start + read.delta, segment.stop + read.delta)

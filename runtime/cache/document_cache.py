@@ -74,7 +74,11 @@ class DocumentCache:
         """Raise RuntimeError unless documents and extents match one to one and every document fits its extent."""
         self.arena.allocator.check_integrity()
         if len(self._extents) != len(self.arena.allocator.extents):
-            raise RuntimeError(f"{len(self.arena.allocator.extents)} extents for {len(self._extents)} documents")
+            raise RuntimeError(
+                f"{len(self.arena.allocator.extents)} extents for {len(self._extents)} documents"
+            )
         for document, extent in self._extents.items():
             if document.computed > extent.length:
-                raise RuntimeError(f"document {document.title!r} has {document.computed} tokens in {extent.length} slots")
+                raise RuntimeError(
+                    f"document {document.title!r} has {document.computed} tokens in {extent.length} slots"
+                )

@@ -37,10 +37,10 @@ def unescape(source: bytes) -> str:
 class Destination:
     """Follows one destination, from the byte after `](` to the `)` that ends the link.
 
-    It is fed the unescaped bytes of `( ) < > " '` and newlines, in order; all else reaches it as the gap before these.
-    A raw destination is followed under two readings at once: the whole is the target, with balanced
-    parentheses; or it ends in a quoted title, within which parentheses do not count. Whichever a `)` completes
-    first ends the link.
+    It is fed the unescaped bytes of `( ) < > " '` and newlines, in order; all else reaches it as the gap
+    before these. A raw destination is followed under two readings at once: the whole is the target, with
+    balanced parentheses; or it ends in a quoted title, in which parentheses do not count. Whichever a `)`
+    completes first ends the link.
     """
 
     __slots__ = ("_blank", "_depth", "_quote", "_read_to", "_titled", "angle", "dead", "end", "start")
@@ -61,7 +61,7 @@ class Destination:
         self._titled = False  # a title has closed, and only whitespace came after it
 
     def feed(self, byte: int, at: int, buffer: bytearray, base: int) -> bool:
-        """Whether `byte`, at offset `at`, is the `)` that ends the link. `buffer` holds the stream from `base` on."""
+        """Whether `byte`, at offset `at`, is the `)` that ends the link. `buffer` starts at offset `base`."""
         gap = buffer[self._read_to - base : at - base].strip()
         after_space = buffer[at - base - 1] in _WHITESPACE
         self._read_to = at + 1

@@ -1,7 +1,7 @@
 """Links in a stream of token ids.
 
-Brackets and parentheses merge into other tokens (`).`, ` "[`, `](`), so links are found in the tokens' bytes, never by
-token id. A link belongs to the token in which its `)` falls.
+Brackets and parentheses merge into other tokens (`).`, ` "[`, `](`), so links are found in the tokens'
+bytes, never by token id. A link belongs to the token in which its `)` falls.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ds2ds.tokenizer import Tokenizer, as_tokenizer
 class DetectedLink:
     """A link among tokens.
 
-    The positions are indices of the tokens that hold the byte in question; where `](` is one token, as in GPT-2,
-    `bracket_close_pos == paren_open_pos`. The token lists are the tokens strictly between, if their bytes are exactly
-    those of `text` or `target`; where a token reaches over a bracket, or the source has escapes, they
-    are the text or target encoded anew. So decoding `target_tokens` always gives `target`.
+    The positions are indices of the tokens that hold the byte in question; where `](` is one token, as in
+    GPT-2, `bracket_close_pos == paren_open_pos`. The token lists are the tokens strictly between, if their
+    bytes are exactly those of `text` or `target`; where a token reaches over a bracket, or the source has
+    escapes, they are the text or target encoded anew. So decoding `target_tokens` always gives `target`.
     """
 
     bracket_open_pos: int
@@ -46,13 +46,14 @@ class _TokenBytes(dict[int, bytes]):
         try:
             data = self._tokenizer.token_bytes(token_id)
         except (KeyError, IndexError, OverflowError) as error:
-            raise ValueError(f"token id {token_id} is not in the vocabulary of {self._tokenizer.name}") from error
+            name = self._tokenizer.name
+            raise ValueError(f"token id {token_id} is not in the vocabulary of {name}") from error
         self[token_id] = data
         return data
 
 
 class LinkStream:
-    """A link scanner fed with token ids, each once, at a cost that does not depend on how many came before."""
+    """A link scanner fed with token ids, each once, at a cost that does not grow with the text."""
 
     def __init__(self, token_bytes: _TokenBytes, eos_token_id: int | None) -> None:
         self._token_bytes = token_bytes
@@ -80,7 +81,7 @@ class LinkDetector:
         tokenizer: whatever `ds2ds.tokenizer.as_tokenizer` takes; None for the packaged GPT-2.
     """
 
-    # GPT-2's ids of the tokens that make up most links, for those who write tokens by hand; detection does not use them.
+    # GPT-2's ids of the tokens in most links, for those who write tokens by hand: detection needs no ids.
     OPEN_BRACKET = 58
     OPEN_BRACKET_AFTER_SPACE = 685
     LINK_MIDDLE = 16151
@@ -99,15 +100,16 @@ class LinkDetector:
     def detect_link_at_position(self, tokens: Any, end_pos: int) -> DetectedLink | None:
         """The link whose `)` lies in `tokens[end_pos]`, or None. Where several end there, the last of them.
 
-        Reads the document from its start, O(end_pos), if that token has a `)` at all. To follow a document as it is
-        written, `stream` is cheaper.
+        Reads the document from its start, O(end_pos), if that token has a `)` at all. To follow a document
+        as it is written, `stream` is cheaper.
 
         Args:
             tokens: ids as a sequence, numpy array or torch tensor, of shape [T] or [1, T].
             end_pos: index of the token, 0 <= end_pos < T.
 
         Raises:
-            ValueError: `end_pos` is out of range, `tokens` has another shape, or an id is not in the vocabulary.
+            ValueError: `end_pos` is out of range, `tokens` has another shape, or an id is not in the
+                vocabulary.
         """
         ids = _as_ids(tokens)
         if not 0 <= end_pos < len(ids):
@@ -144,7 +146,7 @@ class LinkDetector:
 
 
 def _as_ids(tokens: Any) -> list[int]:
-    """`tokens` as a list of ids; arrays and tensors are asked for theirs, so that torch need not be imported."""
+    """`tokens` as a list of ids; arrays and tensors make their own, so that torch need not be imported."""
     ids = tokens.tolist() if hasattr(tokens, "tolist") else tokens
     if len(ids) == 1 and isinstance(ids[0], Sequence):
         ids = ids[0]

@@ -1,23 +1,26 @@
-"""Finds markdown links, `[text](target)`, in a stream of bytes: each byte is read once, each link reported at its `)`.
+"""Finds markdown links, `[text](target)`, in a stream of bytes that is read once: each link at its `)`.
 
-The syntax is CommonMark's inline links (https://spec.commonmark.org/0.31.2/#links): balanced or escaped brackets in the text,
-raw destinations with balanced or escaped parentheses, `<...>` destinations, an optional title, backslash escapes, HTML
-entities. Images and code spans are not links. Of links within links the innermost counts. Targets are
-reported as written once escapes and entities are resolved: percent-encoding is left to whoever resolves paths.
+The syntax is CommonMark's inline links (https://spec.commonmark.org/0.31.2/#links): balanced or escaped
+brackets in the text, raw destinations with balanced or escaped parentheses, `<...>` destinations, an
+optional title, backslash escapes, HTML entities. Images and code spans are not links. Of links within links
+the innermost counts. Targets are as written once escapes and entities are resolved; percent-encoding is
+left to whoever resolves paths.
 
 Where it deviates from CommonMark, on purpose:
 
 1. A raw destination may hold whitespace (no blank line), since titles have spaces. What stands around the
    target is stripped, and a line break within it becomes one space. A quoted string at its end, after
-   whitespace, is the link's title, as in CommonMark: `[a](Some title "quoted")` has the target `Some title`.
-2. Parentheses at the end of a raw destination are part of it, not a title: `[a](Smalltalk (language))`. After a
-   `<...>` destination they are a title.
+   whitespace, is the link's title, as in CommonMark: `[a](Some page "quoted")` has the target `Some page`.
+2. Parentheses at the end of a raw destination are part of it, not a title: `[a](Smalltalk (language))`.
+   After a `<...>` destination they are a title.
 3. Nothing waits for later text. A `)` completes a link though the destination of another one is open around
-   it (`[a](b[c](d))` is a link to `d`), and though a title is open in it (`[a](b "c)` is a link to `b "c`).
-4. An open backtick run counts as a code span, and so hides links, until it is closed or its paragraph ends.
+   it (`[a](b[c](d))` is a link to `d`), and though a title is open in it: `[a](Algol '68)` is a link to
+   `Algol '68`.
+4. An open run of backticks counts as a code span, and so hides links, until it is closed or its paragraph
+   ends.
 5. Autolinks and HTML tags are text: a bracket within `<...>` is a bracket.
-6. Of the block structure only blank lines and fences of backticks at the start of a line are seen. There are no
-   reference links.
+6. Of the block structure only blank lines and fences of backticks at the start of a line are seen: a
+   heading or a list item does not end a paragraph. There are no reference links.
 7. At most 32 destinations are followed at once; beyond that the outermost is dropped.
 """
 
@@ -26,7 +29,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ds2ds.documents.link_destination import LEFT_PAREN, NEWLINE, RIGHT_PAREN, Destination, unescape
+from ds2ds.documents.link_destination import LEFT_PAREN, NEWLINE, Destination, unescape
 
 LEFT_BRACKET, RIGHT_BRACKET, BANG, BACKSLASH, BACKTICK = b"[]!\\`"
 
@@ -34,14 +37,17 @@ LEFT_BRACKET, RIGHT_BRACKET, BANG, BACKSLASH, BACKTICK = b"[]!\\`"
 _OPENING = re.compile(rb"[\[!\\`\n]")
 _SPECIAL = re.compile(rb"`+|[\[\]!\\()<>\"'\n]")
 
-_EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*://|(?:mailto|tel|data|javascript):\S|//|#", re.ASCII | re.IGNORECASE)
+_EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*://|(?:mailto|tel|data|javascript):\S|//|#", re.IGNORECASE)
 _MAX_DESTINATIONS = 32
 _FENCE_LENGTH = 3
 
 
 def is_external(target: str) -> bool:
-    """Whether `target` is an address and not a title: `scheme://`, `mailto:`, `tel:`, `data:` or `javascript:` with no
-    space after it, `//host`, or a `#fragment` alone."""
+    """Whether `target` is an address and not a title.
+
+    Addresses are `scheme://...`, `//host`, `#fragment`, and `mailto:`, `tel:`, `data:`, `javascript:` with
+    no space behind, so that "C: the language" and "std::vector" are titles.
+    """
     return _EXTERNAL.match(target) is not None
 
 
@@ -65,7 +71,7 @@ class ScannedLink:
 
 
 class _Opener:
-    """A `[` or `![` not yet paired, on a stack that is a linked list, so that a `](` can keep it in one reference."""
+    """A `[` or `![` not yet paired, on a stack that is a linked list: a `](` can keep what was below it."""
 
     __slots__ = ("above_image", "at", "below", "image")
 
@@ -73,7 +79,7 @@ class _Opener:
         self.at = at
         self.image = image
         self.below = below
-        self.above_image = image or (below is not None and below.above_image)
+        self.above_image: bool = image or (below is not None and below.above_image)
 
 
 @dataclass(slots=True)
@@ -88,7 +94,8 @@ class _Candidate:
 class LinkScanner:
     """Scans a stream fed in pieces of any size; the pieces may split UTF-8 characters.
 
-    Every byte costs O(1) amortised. The state is what the open paragraph holds since its first open bracket or backtick.
+    Every byte costs O(1) amortised. What is kept of the stream is at most the paragraph that is open, and
+    nothing while no bracket or backtick is.
     """
 
     def __init__(self) -> None:
@@ -207,8 +214,10 @@ class LinkScanner:
             length = self._code
             self._forget()
             self._code, self._fence = length, True
-        elif not self._fence and not self._buffer[max(0, self._line_start - self._base) : at - self._base].strip():
-            self._forget()
+        elif not self._fence:
+            line = self._buffer[max(0, self._line_start - self._base) : at - self._base]
+            if not line.strip():
+                self._forget()
         self._line_start = at + 1
 
     def _read_destinations(self, byte: int, at: int) -> ScannedLink | None:

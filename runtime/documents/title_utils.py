@@ -1,7 +1,7 @@
 """Titles of documents: their normalised form, their file name, and the key under which look-ups find them.
 
-A file name is `{normalised title}_{hash}`. Normalising loses information ("C++" and "C#" both become "c"), so the hash,
-taken of the original title, is what tells such titles apart.
+A file name is `{normalised title}_{hash}`. Normalising loses information ("C++" and "C#" both become "c"),
+so the hash, taken of the original title, is what tells such titles apart.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def strip_hash(filename: str) -> str:
 
 
 def verify_title_hash(title: str, filename: str) -> bool:
-    """Whether the hash in `filename` (folders and an extension such as `.md` are ignored) is that of `title`."""
+    """Whether the hash in `filename`, which may have folders and an extension, is that of `title`."""
     stem = filename.replace("\\", "/").rpartition("/")[2].partition(".")[0]
     found = _HASH_SUFFIX.search(stem)
     return found is not None and found[1] == generate_title_hash(title)
 
 
 def title_key(title: str) -> str:
-    """What two titles share that differ in case and spacing only: case folded, runs of whitespace and `_` as one space.
+    """What two titles share that differ in case and spacing only.
 
-    Punctuation is kept: "C", "C++" and "C#" have different keys.
+    Case is folded, runs of whitespace and `_` become one space. Punctuation is kept: "C", "C++" and "C#" have
+    different keys.
     """
     return _SPACES.sub(" ", title.casefold()).strip()

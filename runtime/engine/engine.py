@@ -65,13 +65,18 @@ class Engine:
         self.model = model
         slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
         arena = KVArena(
-            config.num_layers, config.num_heads, config.head_dim, slots, dtype=model.dtype, device=model.device
+            config.num_layers,
+            config.num_heads,
+            config.head_dim,
+            slots,
+            dtype=model.dtype,
+            device=model.device,
         )
         self.cache = DocumentCache(arena)
         self.queue: deque[Job] = deque()
         self.running: list[Job] = []
 
-    def submit(self, coroutine: Work, context: DocumentContext, trace: Trace, need: int) -> Job:
+    def submit(self, coroutine: Work, context: DocumentContext, trace: Trace, need: int = 0) -> Job:
         """Queue a request; it runs as `step` is called. For `need` see Job."""
         job = Job(coroutine, context, trace, need)
         self.queue.append(job)
@@ -109,9 +114,15 @@ class Engine:
         row = -1
         for job, chunk in batch:
             row += len(chunk)
-            job.trace.count_forward(len(chunk), watch.seconds, decode=chunk.document.in_progress and len(chunk) == 1)
+            job.trace.count_forward(
+                len(chunk), watch.seconds, decode=chunk.document.in_progress and len(chunk) == 1
+            )
             work = job.waiting
-            if work is not None and work.document is chunk.document and chunk.stop == len(chunk.document.tokens):
+            if (
+                work is not None
+                and work.document is chunk.document
+                and chunk.stop == len(chunk.document.tokens)
+            ):
                 drawing.append((row, job, work))
         if drawing:
             with Stopwatch() as watch:

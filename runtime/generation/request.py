@@ -8,18 +8,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
 from ds2ds.documents.layout import Layout
 from ds2ds.engine.work import Sampling
+from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
 from ds2ds.generation.events import Event
-from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.generation.generation_config import GenerationConfig, parse_device
+from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer
 
 UNTITLED_ROOT = "root"
+
+
+def fit_config(config: GenerationConfig, model: DS2DSModel) -> GenerationConfig:
+    """The settings as this model will run them: the seed is drawn if none is set.
+
+    Raises:
+        ConfigError: the model cannot do what they ask.
+    """
+    longest = model.config.max_seq_len
+    if config.max_context_length > longest:
+        raise ConfigError(
+            f"max_context_length must be at most the model's max_seq_len {longest}, got {config.max_context_length}"
+        )
+    if config.device is not None and parse_device(config.device).type != model.device.type:
+        raise ConfigError(f"device is {config.device!r}, but the model is on {str(model.device)!r}")
+    if config.seed is None:
+        config = config.with_overrides(seed=int(torch.randint(2**62, ()).item()))
+    return config
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.document_context import DocumentContext
+from ds2ds.documents.generation_result import Trace
+from ds2ds.documents.layout import Layout
+from ds2ds.engine.engine import Engine
 from ds2ds.engine.work import Compute, Work
+from ds2ds.generation.corpus_source import CorpusSource
 from ds2ds.generation.events import TokenWritten
 from ds2ds.generation.generation_config import GenerationConfig
-from ds2ds.generation.request import Request, TextStream
-
-if TYPE_CHECKING:
-    from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.generation.request import Request, TextStream, fit_config
+from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.tokenizer import as_tokenizer
 
 AfterToken = Callable[[int], Work]
 """What is to be done after a token, before the next one: follow the links that close in it."""
@@ -65,7 +68,41 @@ def _limit_reached(request: Request, document: Document, written: int) -> str | 
     return None
 
 
-def _first_found(stops: tuple[str, ...] | list[str], text: str) -> str | None:
+def _first_found(stops: Sequence[str], text: str) -> str | None:
     """The stop string that occurs first in the text."""
     found = [(text.find(stop), stop) for stop in stops if stop in text]
     return min(found)[1] if found else None
+
+
+class SingleDocumentGenerator:
+    """Writes one document without looking at its links.
+
+    Args:
+        tokenizer: as `ds2ds.tokenizer.as_tokenizer` takes it (stop strings need text); None: GPT-2.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        self.tokenizer = as_tokenizer(tokenizer)
+
+    def generate(self, model: DS2DSModel, context: DocumentContext, config: GenerationConfig) -> int:
+        """Write the context's current document to its end, and close it.
+
+        The documents that it was granted are read as they stand. Its finish reason is set on the document.
+
+        Returns:
+            The number of tokens written.
+
+        Raises:
+            RuntimeError: no document is being written; ConfigError: a setting does not fit the model.
+        """
+        document = context.current
+        config = fit_config(config, model)
+        layout = Layout("null", self.tokenizer.encode, config.eos_token_id)
+        source = CorpusSource(None, layout, model.config.vocab_size)
+        request = Request(config, context, source, layout, self.tokenizer, Trace(), lambda event: None)
+        before = len(document.tokens)
+        engine = Engine(model)
+        for _ in engine.run(engine.submit(write_document(request, document), context, request.trace)):
+            pass
+        context.complete_current_document()
+        return len(document.tokens) - before

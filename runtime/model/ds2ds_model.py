@@ -39,7 +39,11 @@ class DS2DSModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
         self.backbone = Backbone(config)
-        head = self.embedding.weight if config.weight_tying else nn.Parameter(self.embedding.weight.detach().clone())
+        head = (
+            self.embedding.weight
+            if config.weight_tying
+            else nn.Parameter(self.embedding.weight.detach().clone())
+        )
         self.loss_fn = LMHead(head)
         self.rotary = Rotary(config.head_dim, config.max_seq_len)
 
@@ -126,7 +130,9 @@ class DS2DSModel(nn.Module):
         batch, length = tokens.shape
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}")
+            raise ValueError(
+                f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}"
+            )
         rows: list[Sequence[DocSpan]]
         if doc_spans is None:
             rows = [[DocSpan("", 0, length)]]
@@ -140,7 +146,9 @@ class DS2DSModel(nn.Module):
         mask = torch.stack([make(length, spans) for spans in rows]).unsqueeze(1).to(self.device)
         return self.logits(self(tokens.to(self.device), mask))
 
-    def generate(self, prompt: str | None = None, prompt_tokens: Any = None, corpus: Any = None, **settings: Any) -> GenerationResult:
+    def generate(
+        self, prompt: str | None = None, prompt_tokens: Any = None, corpus: Any = None, **settings: Any
+    ) -> GenerationResult:
         """Write a document and what it links to; see ``Runtime.generate``, to which this delegates.
 
         Keywords are GenerationConfig's fields, and ``config``, ``tokenizer`` and ``title``.

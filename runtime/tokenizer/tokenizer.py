@@ -58,7 +58,9 @@ def gpt2_tokenizer() -> Tokenizer:
     """The packaged GPT-2 tokenizer (vocabulary 50,257, EOS 50256)."""
     tokenizer = _from_tiktoken(gpt2_encoding())
     if tokenizer.eos_token_id != EOS_TOKEN_ID:
-        raise ConfigError(f"the packaged GPT-2 vocabulary has EOS {tokenizer.eos_token_id}, expected {EOS_TOKEN_ID}")
+        raise ConfigError(
+            f"the packaged GPT-2 vocabulary has EOS {tokenizer.eos_token_id}, expected {EOS_TOKEN_ID}"
+        )
     return tokenizer
 
 

@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up .venv by themselves and then run. Nothing but packages is downloaded.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint typecheck test-slow bench setup clean FORCE
+
+demo: setup
+	$(BIN)/ds2ds generate "# Compiler" --seed 1 --max-new-tokens 80
+
+test: setup lint typecheck
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup
+	$(BIN)/mypy -p ds2ds
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+bench: setup $(VENV)/.bench
+	$(BIN)/python bench/decode.py
+
+setup: $(VENV)/.installed
+
+# An editable install in strict mode is a tree of links that mypy and IDEs can follow. It does not see files that are
+# added later, so it is made anew whenever the list of files changes.
+$(VENV)/.installed: setup.py constraints.txt $(VENV)/files.txt
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
+		--editable ".[test,lint]" --config-settings editable_mode=strict
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[bench]"
+	touch $@
+
+$(VENV)/files.txt: FORCE | $(VENV)/bin/python
+	@find runtime kernels -type f -not -path '*/__pycache__/*' | sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ds2ds needs Python 3.11 or later; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+FORCE:

@@ -1,0 +1,177 @@
+"""The recursion of a document graph: write a document, and at each link that closes, bring in its target.
+
+    until the document ends:
+        decode one token, append it, feed the link detector
+        if a link closed and depth < max_link_depth:
+            in view: grant | in the corpus: fetch, resolve its own links while depth allows, grant
+            else if allow_corpus_fallback: write it recursively, then grant and return here
+
+These are coroutines: they yield what they need computed, and are sent the token drawn (see engine/work.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ds2ds.documents.document import Document
+from ds2ds.documents.link_detector import LinkDetector
+from ds2ds.documents.link_scanner import ScannedLink, is_external
+from ds2ds.engine.work import Work
+from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
+from ds2ds.generation.prompt_processor import find_links
+from ds2ds.generation.request import Request
+from ds2ds.generation.single_doc_generator import write_document
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a link leads to: a document that is there (`document`), or `tokens` to start one with, or nothing."""
+
+    outcome: str
+    title: str = ""
+    document: Document | None = None
+    tokens: tuple[int, ...] = ()
+    truncated: bool = False
+    reason: str = ""
+
+
+def _nowhere(reason: str) -> Target:
+    return Target("not_followed", reason=reason)
+
+
+class LinkFollower:
+    """Writes the documents of one request."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.context = request.context
+        self.detector = LinkDetector(request.tokenizer)
+
+    def write_root(self) -> Work:
+        """Everything: the links in the prompt, then the root, and what it comes to link to."""
+        root = self.context.root
+        self._opened(root)
+        if self.request.config.process_prompt_links:
+            yield from self._resolve_links(root)
+        yield from self._write(root)
+
+    def _write(self, document: Document) -> Work:
+        """Write the current document to its end, following its links, and close it."""
+        stream = self.detector.stream()
+        for token in document.tokens:
+            stream.feed(token)
+
+        def follow_closed(token: int) -> Work:
+            for link in stream.feed(token):
+                yield from self._follow(document, link, len(document.tokens))
+
+        yield from write_document(self.request, document, follow_closed)
+        self._close(document)
+
+    def _resolve_links(self, document: Document) -> Work:
+        """Bring in what a document links to before it is computed (dependencies first)."""
+        for known in find_links(self.detector, document.tokens):
+            yield from self._follow(document, known.link, known.position)
+
+    def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
+        """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
+        found = self._locate(parent, link.target)
+        self._count(found)
+        self.request.emit(
+            LinkClosed(
+                self.request.title(parent), link.text, link.target, position, found.outcome, found.reason
+            )
+        )
+        target = found.document
+        if found.outcome == "not_followed":
+            return
+        if target is None and found.outcome == "corpus":
+            target = self.context.open_corpus_document(found.title, found.tokens)
+            target.truncated = found.truncated
+            self._opened(target)
+            if self._may_follow(target) is None:
+                yield from self._resolve_links(target)
+            self._close(target)
+        elif target is None:
+            target = self.context.start_auxiliary_generation(found.title, found.tokens)
+            self._opened(target)
+            yield from self._write(target)
+        elif target not in self.context.window:
+            self.context.readmit(target)
+        if target in self.context.window:
+            parent.add_grant(position, target)
+
+    def _locate(self, parent: Document, title: str) -> Target:
+        """Where a link leads; room is made for what has to be brought in."""
+        request, config, context = self.request, self.request.config, self.context
+        forbidden = self._may_follow(parent)
+        if forbidden is not None:
+            return _nowhere(forbidden)
+        if not title or is_external(title):
+            return _nowhere("an external address" if title else "empty target")
+        canonical = request.corpus.resolve(title)
+        title = canonical or title
+        known = context.find(title)
+        if known is not None:
+            if known.in_progress:
+                return _nowhere(
+                    "a document still being written" if known is not parent else "a link to itself"
+                )
+            return Target("in_view", title, known)
+        evicted = context.find_evicted(title)
+        if evicted is not None:
+            fits, reason = context.make_room(len(evicted.tokens))
+            return Target(evicted.source, title, evicted) if fits else _nowhere(reason)
+        if canonical is not None:
+            tokens = request.corpus.tokens(canonical)
+            if not tokens:
+                return _nowhere("an empty document")
+            cut = tokens[: config.max_tokens_per_document]
+            fits, reason = context.make_room(len(cut))
+            return (
+                Target("corpus", title, None, tuple(cut), len(cut) < len(tokens))
+                if fits
+                else _nowhere(reason)
+            )
+        if not config.allow_corpus_fallback:
+            return _nowhere("not in the corpus")
+        tokens = request.layout.prefix(title) or [config.eos_token_id]
+        fits, reason = context.make_room(len(tokens) + 1)
+        return Target("generated", title, None, tuple(tokens)) if fits else _nowhere(reason)
+
+    def _may_follow(self, parent: Document) -> str | None:
+        """Why links of this document are not followed; None if they are."""
+        config = self.request.config
+        if parent.depth >= config.max_link_depth:
+            return f"max_link_depth {config.max_link_depth} is reached"
+        if parent.depth > 0 and not config.allow_recursive_links:
+            return "allow_recursive_links is off"
+        return None
+
+    def _count(self, found: Target) -> None:
+        trace = self.request.trace
+        trace.links_found += 1
+        counter = {
+            "in_view": "links_already_in_view",
+            "corpus": "links_from_corpus",
+            "generated": "links_generated",
+            "not_followed": "links_not_followed",
+        }[found.outcome]
+        setattr(trace, counter, getattr(trace, counter) + 1)
+
+    def _opened(self, document: Document) -> None:
+        request = self.request
+        parent = None if document.parent is None else request.title(document.parent)
+        request.emit(
+            DocumentOpened(
+                request.title(document), document.source, document.depth, parent, request.text(document)
+            )
+        )
+
+    def _close(self, document: Document) -> None:
+        request = self.request
+        if self.context.complete_current_document() is not document:
+            raise RuntimeError(f"document {document.title!r} was closed while another was being written")
+        request.emit(
+            DocumentClosed(request.title(document), document.finish_reason, request.record(document))
+        )

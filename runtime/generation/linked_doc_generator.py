@@ -1,0 +1,209 @@
+"""LinkedDocumentGenerator: from a prompt to a linked set of documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ds2ds.documents.document_context import DocumentContext
+from ds2ds.documents.generation_result import GenerationResult, Trace
+from ds2ds.documents.layout import Layout, heading_title
+from ds2ds.engine.engine import Engine, Job
+from ds2ds.errors import ConfigError
+from ds2ds.generation.corpus_source import CorpusSource, open_corpus
+from ds2ds.generation.events import Done, Event
+from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.generation.link_following import LinkFollower
+from ds2ds.generation.request import Request, fit_config
+from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.tokenizer import Tokenizer, as_tokenizer
+
+
+@dataclass(frozen=True)
+class Running:
+    """A request given to the engine."""
+
+    request: Request
+    job: Job
+    started: float
+
+    def result(self) -> GenerationResult:
+        """The documents as they stand; complete once the job is done."""
+        request = self.request
+        root, *rest = (request.record(document) for document in request.context.get_all_documents())
+        request.trace.evictions = request.context.evictions
+        request.trace.seconds["total"] = time.perf_counter() - self.started
+        return GenerationResult(root, rest, request.config, request.trace)
+
+
+class LinkedDocumentGenerator:
+    """Writes a document, and what its links lead to.
+
+    Args:
+        model: a DS2DSModel.
+        tokenizer_encode, tokenizer_decode: text to ids and back; both None for the packaged GPT-2.
+        tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
+        layout_policy: what stands around a document's body; None: what the model's config says.
+        engine: an engine of this model, to share its arena with other requests; None: one of its own.
+
+    Raises:
+        ConfigError: the model is no DS2DSModel, or an argument does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: DS2DSModel,
+        tokenizer_encode: Callable[[str], Iterable[int]] | None = None,
+        tokenizer_decode: Callable[[Any], str] | None = None,
+        *,
+        tokenizer: Any = None,
+        layout_policy: str | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        if not isinstance(model, DS2DSModel):
+            raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
+        if (tokenizer_encode is None) != (tokenizer_decode is None):
+            raise ConfigError("give both tokenizer_encode and tokenizer_decode, or neither")
+        if tokenizer_encode is not None:
+            if tokenizer is not None:
+                raise ConfigError("give a tokenizer, or tokenizer_encode and tokenizer_decode, not both")
+            tokenizer = (tokenizer_encode, tokenizer_decode)
+        self.model = model
+        self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
+        self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
+        self.engine = engine or Engine(model)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        title: str | None = None,
+    ) -> GenerationResult:
+        """Write to the end; see `Runtime.generate`."""
+        running = self.start(prompt, prompt_tokens, corpus, config or self.default_config(), title)
+        for _ in self.engine.run(running.job):
+            pass
+        return running.result()
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        title: str | None = None,
+    ) -> Iterator[Event]:
+        """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
+        events: list[Event] = []
+        running = self.start(
+            prompt, prompt_tokens, corpus, config or self.default_config(), title, events.append
+        )
+        return self._stream(running, events)
+
+    def _stream(self, running: Running, events: list[Event]) -> Iterator[Event]:
+        for _ in self.engine.run(running.job):
+            yield from events
+            events.clear()
+        yield Done(running.result())
+
+    def default_config(self) -> GenerationConfig:
+        """The defaults, as far as the model's length and the tokenizer's EOS allow."""
+        config = GenerationConfig()
+        eos = self.tokenizer.eos_token_id
+        return config.with_overrides(
+            max_context_length=min(config.max_context_length, self.model.config.max_seq_len),
+            eos_token_id=config.eos_token_id if eos is None else eos,
+        )
+
+    def start(
+        self,
+        prompt: str | None,
+        prompt_tokens: Iterable[int] | None,
+        corpus: Any,
+        config: GenerationConfig,
+        title: str | None = None,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> Running:
+        """Check a request and queue it in the engine.
+
+        Raises:
+            ConfigError, ValueError, CorpusError: an argument does not fit.
+        """
+        started = time.perf_counter()
+        config = fit_config(config, self.model)
+        layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
+        tokens, title = self._root(prompt, prompt_tokens, title, layout)
+        context = DocumentContext(
+            config.max_context_length,
+            config.max_auxiliary_documents,
+            config.eviction_policy,
+            config.max_tokens_per_document,
+        )
+        context.initialize_root(tokens, title)
+        source = CorpusSource(open_corpus(corpus), layout, self.model.config.vocab_size)
+        request = Request(config, context, source, layout, self.tokenizer, Trace(), emit)
+        work = LinkFollower(request).write_root()
+        return Running(request, self.engine.submit(work, context, request.trace, self._need(config)), started)
+
+    def _root(
+        self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout
+    ) -> tuple[list[int], str]:
+        """The tokens and the title that the root starts with.
+
+        Marks that the layout puts at a document's start are added where the prompt lacks them. The heading is
+        added only for a title that is given; a prompt that starts with a heading has its title from there.
+        """
+        if (prompt is None) == (prompt_tokens is None):
+            raise ConfigError("give prompt or prompt_tokens, and not both")
+        if prompt is not None and not isinstance(prompt, str):
+            raise ConfigError(f"prompt must be a string, got {type(prompt).__name__}")
+        tokens = self.tokenizer.encode(prompt) if prompt is not None else _token_ids(prompt_tokens)
+        if title is not None:
+            tokens = [*layout.prefix(title), *tokens]
+        elif layout.has_marks and tokens[:1] != [layout.eos_token_id]:
+            tokens = [layout.eos_token_id, *tokens]
+        # A document that would start from nothing starts from the document separator.
+        tokens = tokens or [layout.eos_token_id]
+        vocab_size = self.model.config.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise ConfigError(f"prompt tokens must be in [0, {vocab_size}), got {wrong}")
+        if title is None and layout.has_heading:
+            text = self.tokenizer.decode([token for token in tokens if token != layout.eos_token_id])
+            title = heading_title(text)
+        return tokens, title or ""
+
+    def _need(self, config: GenerationConfig) -> int:
+        """Slots that a request may fill: its window, what documents in progress reserve, and rounding."""
+        reserved = min(config.max_tokens_per_document, config.max_context_length) * (
+            config.max_link_depth + 1
+        )
+        rounding = self.engine.cache.arena.allocator.block * (config.max_auxiliary_documents + 1)
+        return config.max_context_length + reserved + rounding
+
+
+def _token_ids(tokens: Any) -> list[int]:
+    """A flat list of ints from a list, an array or a tensor ([T] or [1, T])."""
+    values = (
+        tokens.tolist() if isinstance(tokens, torch.Tensor) or hasattr(tokens, "tolist") else list(tokens)
+    )
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise ConfigError(f"prompt_tokens must be a flat sequence of integers, got {str(values)[:80]}")
+    return values
+
+
+def resolve_config(
+    config: GenerationConfig | None, default: GenerationConfig, overrides: dict[str, Any]
+) -> GenerationConfig:
+    """The settings of a call: the config given, or the default, with the call's own overrides."""
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise ConfigError(f"config must be a GenerationConfig, got {type(config).__name__}")
+    return (config or default).with_overrides(**overrides)

@@ -1,0 +1,81 @@
+"""Links in tokens that are there already: a prompt's, or a corpus document's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds2ds.documents.document_context import DocumentContext
+from ds2ds.documents.layout import Layout
+from ds2ds.documents.link_detector import LinkDetector
+from ds2ds.documents.link_scanner import ScannedLink, is_external
+from ds2ds.generation.corpus_source import CorpusSource, open_corpus
+from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.tokenizer import as_tokenizer
+
+
+@dataclass(frozen=True)
+class KnownLink:
+    """A link, and the index of the first token after the one in which it closes."""
+
+    position: int
+    link: ScannedLink
+
+
+def find_links(detector: LinkDetector, tokens: Sequence[int]) -> list[KnownLink]:
+    """All links in these tokens, in order of their closing parenthesis."""
+    stream = detector.stream()
+    return [KnownLink(index + 1, link) for index, token in enumerate(tokens) for link in stream.feed(token)]
+
+
+class PromptLinkProcessor:
+    """Brings the corpus documents that a prompt links to into a context.
+
+    Args:
+        tokenizer: as `ds2ds.tokenizer.as_tokenizer` takes it; None: GPT-2.
+        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
+        vocab_size: of the model that will read the documents; None: the tokenizer's.
+    """
+
+    def __init__(
+        self, tokenizer: Any = None, layout_policy: str = "null", vocab_size: int | None = None
+    ) -> None:
+        self.tokenizer = as_tokenizer(tokenizer)
+        self.detector = LinkDetector(self.tokenizer)
+        self.layout_policy = layout_policy
+        self.vocab_size = vocab_size or self.tokenizer.vocab_size or 2**31
+
+    def process_prompt(
+        self, prompt_tokens: Sequence[int], context: DocumentContext, corpus: Any, config: GenerationConfig
+    ) -> list[str]:
+        """Grant the context's current document what its prompt links to, as far as the corpus has it.
+
+        Args:
+            prompt_tokens: the tokens of the current document.
+            corpus: see `ds2ds.generation.corpus_source.open_corpus`.
+
+        Returns:
+            The titles that still need generation, each once, in order; empty without `allow_corpus_fallback`.
+        """
+        reader = context.current
+        layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
+        source = CorpusSource(open_corpus(corpus), layout, self.vocab_size)
+        missing: list[str] = []
+        if not config.process_prompt_links or config.max_link_depth == 0:
+            return missing
+        for known in find_links(self.detector, prompt_tokens):
+            title = known.link.target
+            if not title or is_external(title):
+                continue
+            canonical = source.resolve(title)
+            target = context.find(canonical or title)
+            if target is None and canonical is not None:
+                tokens = source.tokens(canonical)[: config.max_tokens_per_document]
+                if tokens and context.make_room(len(tokens))[0]:
+                    target = context.add_corpus_document(canonical, tokens)
+            elif target is None and config.allow_corpus_fallback and title not in missing:
+                missing.append(title)
+            if target is not None and not target.in_progress:
+                reader.add_grant(known.position, target)
+        return missing

@@ -1,0 +1,168 @@
+"""Runtime: the front door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.engine.engine import Engine
+from ds2ds.errors import ConfigError
+from ds2ds.generation.corpus_source import open_corpus
+from ds2ds.generation.events import Event
+from ds2ds.generation.generation_config import GenerationConfig, parse_device
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, resolve_config
+from ds2ds.model.checkpoint import load_checkpoint
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+
+class Runtime:
+    """A model, its tokenizer and its KV arena, ready to write.
+
+    Args:
+        model: moved to `device` if one is given.
+        tokenizer: None for the packaged GPT-2, or whatever `ds2ds.tokenizer.as_tokenizer` takes.
+        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
+        device: "cpu", "cuda" or "cuda:N"; None: where the model is.
+        arena_tokens: tokens that the KV arena holds; None: a default for the device.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: DS2DSModel,
+        tokenizer: Any = None,
+        layout_policy: str | None = "null",
+        device: str | torch.device | None = None,
+        *,
+        arena_tokens: int | None = None,
+    ) -> None:
+        if device is not None and isinstance(model, DS2DSModel):
+            model = model.to(parse_device(device))
+        self.model = model
+        self._generator = LinkedDocumentGenerator(
+            model,
+            tokenizer=tokenizer,
+            layout_policy=layout_policy or "null",
+            engine=Engine(model, arena_tokens),
+        )
+        self.tokenizer = self._generator.tokenizer
+        self.engine = self._generator.engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        *,
+        tokenizer: Any = None,
+        arena_tokens: int | None = None,
+    ) -> Runtime:
+        """Load a checkpoint folder, or "demo": the packaged model.
+
+        Args:
+            device: None: a CUDA device if there is one, else the CPU.
+            dtype: of the weights in memory, as a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged; ConfigError: no such device or dtype.
+        """
+        where = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = load_checkpoint(path, where, _parse_dtype(dtype, where))
+        return cls(model, tokenizer, model.config.layout_policy, arena_tokens=arena_tokens)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        **overrides: Any,
+    ) -> GenerationResult:
+        """Write a document, and what its links lead to.
+
+        Args:
+            prompt: how the root document starts; or
+            prompt_tokens: the same as token ids.
+            corpus: where targets come from: a DocumentCorpus, a path, "demo", or any object with
+                `has_document(title)` and `get_document(title)` (token ids). None: all targets are written.
+            config: settings; None: the defaults (max_context_length at most the model's, EOS the tokenizer's).
+            title: the root's title; under an identifier layout its heading is put before the prompt.
+            overrides: fields of GenerationConfig, which win over `config`.
+
+        Raises:
+            ConfigError: (a ValueError) a setting or argument is wrong, and named; ValueError: the prompt is longer
+                than max_context_length; CorpusError: the corpus is damaged; ArenaFullError: the arena is too small.
+        """
+        return self._generator.generate(prompt, prompt_tokens, corpus, self._config(config, overrides), title)
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        **overrides: Any,
+    ) -> Iterator[Event]:
+        """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
+
+        Arguments are checked at once. Closing the iterator cancels the request and frees what it held.
+        """
+        return self._generator.stream(prompt, prompt_tokens, corpus, self._config(config, overrides), title)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]:
+        """Write a document for each prompt (text or token ids), all in one batch.
+
+        Each result is what `generate` would give for that prompt alone; a seed, if given, is everyone's.
+
+        Args:
+            return_errors: put a request's error in its place in the list; else, once all are done, the first is raised.
+        """
+        settings = self._config(config, overrides)
+        opened = open_corpus(corpus)
+        if isinstance(prompts, str):
+            raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
+        running = []
+        try:
+            for prompt in prompts:
+                text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+                running.append(self._generator.start(text, tokens, opened, settings))
+            while not all(one.job.done for one in running):
+                self.engine.step()
+        finally:
+            for one in running:
+                self.engine.cancel(one.job)
+        errors = [one.job.error for one in running if one.job.error is not None]
+        if errors and not return_errors:
+            raise errors[0]
+        return [one.job.error or one.result() for one in running]
+
+    def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
+        return resolve_config(config, self._generator.default_config(), overrides)
+
+
+def _parse_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if parsed not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
+    return parsed
