@@ -126,7 +126,7 @@ def sample_rows(
             x = chunk if penalty is None else _penalised(chunk, penalty[0][part], penalty[1][part])
             tokens[part], status[part] = _sample_chunk(x, rows.take(part))
             logprobs[part] = _logprob(chunk, tokens[part])
-    logprobs[status != SampleStatus.OK] = np.nan
+    logprobs[tokens < 0] = np.nan
     device = logits.device
     return SampleOutput(*(torch.from_numpy(a).to(device) for a in (tokens, logprobs, status)))
 
@@ -159,26 +159,25 @@ def _sample_chunk(x: Floats, rows: _Rows) -> tuple[Ints, NDArray[np.int32]]:
     """Tokens and statuses of contiguous rows x [b, V]; each way of choosing runs once for all rows it suits."""
     count, vocab = x.shape
     top = x.max(axis=1)
-    status = np.where(top == -np.inf, SampleStatus.EMPTY, SampleStatus.OK).astype(np.int32)
-    status[~(top < np.inf)] = SampleStatus.NOT_FINITE
-    greedy = rows.temperature == 0
-    by_rank = (rows.top_k > 0) & (rows.top_k < vocab) & ~greedy
-    by_mass = ((rows.top_p < 1) | (rows.min_p > 0)) & ~greedy & ~by_rank
-    plain = ~(greedy | by_rank | by_mass)
+    present, finite = top > -np.inf, top < np.inf  # both false for a NaN
+    sound = present & finite
+    greedy = sound & (rows.temperature == 0)
+    drawn = sound & ~greedy
+    by_rank = drawn & (rows.top_k > 0) & (rows.top_k < vocab)
+    by_mass = drawn & ~by_rank & ((rows.top_p < 1) | (rows.min_p > 0))
+    plain = drawn & ~by_rank & ~by_mass
 
     tokens = np.full(count, -1, dtype=np.int64)
-    ways = (
-        (greedy, _choose_greedy),
-        (plain, _choose_any),
-        (by_rank, _choose_top_k),
-        (by_mass, _choose_by_mass),
-    )
+    ways = ((greedy, _choose_greedy), (plain, _choose_any), (by_rank, _choose_top_k), (by_mass, _choose_by_mass))
     for suits, choose in ways:
-        index = np.flatnonzero(suits & (status == SampleStatus.OK))
+        index = np.flatnonzero(suits)
         if index.size == count:
             tokens[:] = choose(x, top, rows)
         elif index.size:
             tokens[index] = choose(x[index], top[index], rows.take(index))
+    status = np.full(count, SampleStatus.OK, dtype=np.int32)
+    status[~present & finite] = SampleStatus.EMPTY
+    status[~finite] = SampleStatus.NOT_FINITE
     return tokens, status
 
 
@@ -249,19 +248,33 @@ def _ranked(x: Floats, mask: Bools) -> tuple[Ints, Bools]:
 
     N is the largest count of a row. Tokens at -inf are left out; padding ids are 0.
     """
-    vocab = x.shape[1]
+    rows, vocab = x.shape
     flat = np.flatnonzero(mask & (x > -np.inf))
-    row = flat // vocab
-    counts = np.bincount(row, minlength=x.shape[0])
-    slot = np.arange(flat.size) - np.repeat(counts.cumsum() - counts, counts)
-    # One unsigned integer orders by value and id: float bits, made to ascend as the value descends, then the id.
-    bits = (x.ravel()[flat] + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0: the two zeros tie
-    bits = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF))
-    keys = np.full((x.shape[0], counts.max()), _PAD)
-    keys[row, slot] = bits.astype(np.uint64) << np.uint64(32) | (flat - row * vocab).astype(np.uint64)
+    counts = np.diff(np.searchsorted(flat, np.arange(rows + 1) * vocab))
+    width = int(counts.max())
+    keys = _rank_keys(x.ravel()[flat], flat - np.repeat(np.arange(rows) * vocab, counts))
+    if flat.size == rows * width:
+        keys = keys.reshape(rows, width)
+    else:
+        padded = np.full((rows, width), _PAD)
+        padded[np.arange(width) < counts[:, None]] = keys
+        keys = padded
     keys.sort(axis=1)
     present = keys != _PAD
-    return np.where(present, keys & np.uint64(0xFFFFFFFF), 0).astype(np.int64), present
+    ids = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    ids[~present] = 0
+    return ids, present
+
+
+def _rank_keys(values: Floats, ids: Ints) -> NDArray[np.uint64]:
+    """Integers that ascend as the value descends and, on a tie, as the id ascends."""
+    bits = (values + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0: the two zeros tie
+    # As unsigned integers the bits of negative floats descend already; those of positive ones are flipped.
+    bits ^= ~(bits >> 31) & np.int32(0x7FFFFFFF)
+    keys = bits.view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= ids.view(np.uint64)
+    return keys
 
 
 def _scaled(x: Floats, top: Floats, rows: _Rows) -> Floats:
@@ -274,6 +287,13 @@ def _mass(weight: Floats) -> Ints:
     return (weight * _MASS_ONE).astype(np.int64)
 
 
+def _total_mass(y: Floats) -> Ints:
+    """[b]: the mass of whole rows y [b, V], which are overwritten."""
+    np.exp(y, out=y)
+    y *= _MASS_ONE
+    return y.astype(np.int64).sum(axis=1)
+
+
 def _target(total: Ints, top_p: Floats) -> Ints:
     """The mass at which top-p stops; beyond any sum where it is off."""
     product = np.ceil(total * top_p.astype(np.float64)).astype(np.int64)
@@ -282,13 +302,13 @@ def _target(total: Ints, top_p: Floats) -> Ints:
 
 def _logprob(raw: Floats, tokens: Ints) -> Floats:
     top = raw.max(axis=1)
-    total = _mass(np.exp(raw - top[:, None])).sum(axis=1) / float(_MASS_ONE)
+    total = _total_mass(raw - top[:, None]) / float(_MASS_ONE)
     chosen = raw[np.arange(raw.shape[0]), tokens].astype(np.float64)
     return (chosen - top - np.log(total)).astype(np.float32)
 
 
 def _host(tensor: torch.Tensor) -> NDArray:
-    return tensor.detach().cpu().numpy()
+    return tensor.numpy(force=True)
 
 
 def _check_shapes(logits: torch.Tensor, **settings: tuple[torch.Tensor, torch.dtype]) -> None:
@@ -304,12 +324,18 @@ def _check_shapes(logits: torch.Tensor, **settings: tuple[torch.Tensor, torch.dt
 
 
 def _check_values(rows: _Rows) -> None:
-    t, p, m = rows.temperature, rows.top_p, rows.min_p
-    _require("temperature", "must be >= 0 and finite", t, (t >= 0) & (t < np.inf))
-    _require("top_k", "must be >= 0", rows.top_k, rows.top_k >= 0)
-    _require("top_p", "must be in (0, 1]", p, (p > 0) & (p <= 1))
-    _require("min_p", "must be in [0, 1]", m, (m >= 0) & (m <= 1))
-    _require("position", "must be >= 0", rows.position, rows.position >= 0)
+    t, k, p, m, _, position = rows
+    checks = (
+        ("temperature", "must be >= 0 and finite", t, (t >= 0) & (t < np.inf)),
+        ("top_k", "must be >= 0", k, k >= 0),
+        ("top_p", "must be in (0, 1]", p, (p > 0) & (p <= 1)),
+        ("min_p", "must be in [0, 1]", m, (m >= 0) & (m <= 1)),
+        ("position", "must be >= 0", position, position >= 0),
+    )
+    # One test for the good case, which every token pays for.
+    if not (checks[0][3] & checks[1][3] & checks[2][3] & checks[3][3] & checks[4][3]).all():
+        for check in checks:
+            _require(*check)
 
 
 def _check_penalty(

@@ -126,16 +126,17 @@ def links() -> st.SearchStrategy[list[int]]:
     return st.tuples(opened, title, closed).map(join) | st.sampled_from(merged)
 
 
-def texts(max_pieces: int = 8) -> st.SearchStrategy[list[int]]:
+def texts(min_pieces: int = 1, max_pieces: int = 8) -> st.SearchStrategy[list[int]]:
     """Token ids of a text, without EOS and never empty: links, words, and now and then any token at all."""
     word = st.sampled_from([ids(piece) for piece in (b"x", b" t", b".", b"\n", b" ")])
     chaos = st.integers(1, len(VOCABULARY) - 1).map(lambda token: [token])
-    return st.lists(links() | word | chaos, min_size=1, max_size=max_pieces).map(join)
+    pieces = st.lists(links() | links() | word | chaos, min_size=min_pieces, max_size=max_pieces)
+    return pieces.map(join)
 
 
-def corpora(max_pieces: int = 6) -> st.SearchStrategy[TinyCorpus]:
+def corpora() -> st.SearchStrategy[TinyCorpus]:
     """Some of the titles, with texts that link to each other, to themselves and to what is missing."""
-    bodies = st.dictionaries(st.sampled_from(TITLES), texts(max_pieces), max_size=len(TITLES))
+    bodies = st.dictionaries(st.sampled_from(TITLES), texts(2, 6), min_size=2, max_size=len(TITLES))
     return bodies.map(TinyCorpus)
 
 

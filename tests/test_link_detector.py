@@ -168,11 +168,7 @@ def test_streams_are_independent() -> None:
     assert [link.target for link in first.feed(LinkDetector.CLOSE_PAREN)] == ["b"]
 
 
-@given(
-    st.lists(
-        st.sampled_from(["[", "](", ")", " a", "é", "🦉", "\\", "`", "\n", "[b](c d)", " [x](y)", "!", "<"])
-    )
-)
+@given(st.lists(st.sampled_from(["[", "](", ")", " a", "é", "🦉", "\\", "`", "\n", "[b](c d)", " [x](y)", "!", "<"])))
 def test_stream_and_positions_agree_with_the_bytes(parts: list[str]) -> None:
     text = "".join(parts)
     tokens = GPT2.encode(text)
@@ -186,7 +182,4 @@ def test_stream_and_positions_agree_with_the_bytes(parts: list[str]) -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, ds2ds.documents.link_detector; print('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "False\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

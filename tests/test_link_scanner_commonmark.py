@@ -34,7 +34,7 @@ FRAGMENTS = [
     "``a`[b](c)``", "`[a](b)`", "`[a]\n(b)`", "\\`[a](b)", "\\[", "\\]", "\\(", "\\)", "\\!", "\\\\",
     "<a b>", "<", ">", "`", "[a](b c)", "[a](b (c))",
 ]  # fmt: skip
-TEXTS = 6000
+TEXTS = 8000
 
 MARKDOWN = MarkdownIt("commonmark", {"maxNesting": 1000}).disable(["reference", "text_join"])
 WITHOUT_TAGS = MarkdownIt("commonmark", {"maxNesting": 1000}).disable(
@@ -95,8 +95,7 @@ def links_of(tokens: list[Token]) -> Iterator[Link]:
 
 def unmatched_backtick(tokens: Iterable[Token]) -> bool:
     return any(
-        (token.type == "text" and "`" in token.content) or unmatched_backtick(token.children or [])
-        for token in tokens
+        (token.type == "text" and "`" in token.content) or unmatched_backtick(token.children or []) for token in tokens
     )
 
 
@@ -146,12 +145,7 @@ def deviations_after(text: str, start: int) -> set[str]:
 
 
 def deviations(text: str, tokens: list[Token]) -> set[str]:
-    found = {
-        name
-        for at in range(len(text))
-        if text.startswith("](", at)
-        for name in deviations_after(text, at + 2)
-    }
+    found = {name for at in range(len(text)) if text.startswith("](", at) for name in deviations_after(text, at + 2)}
     if unmatched_backtick(tokens):
         found.add("4 open backticks")
     without_tags = paragraph(WITHOUT_TAGS, text)

@@ -29,7 +29,8 @@ def double(seed: int, num_layers: int, num_heads: int) -> DS2DSModel:
     frequencies = torch.zeros(2 * quarter, dtype=torch.float64)
     frequencies[:quarter] = (1 / 1024) ** torch.linspace(0, 1, quarter, dtype=torch.float64)
     angles = torch.arange(model.config.max_seq_len)[:, None] * frequencies
-    model.rotary.cos, model.rotary.sin = angles.cos(), angles.sin()
+    model.rotary.cos = angles.cos().repeat(1, 2)
+    model.rotary.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1)
     return model
 
 

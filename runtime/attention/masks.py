@@ -24,9 +24,7 @@ def document_ids(length: int, spans: Sequence[DocSpan]) -> Tensor:
     at = 0
     for index, span in enumerate(spans):
         if span.start != at or span.end < span.start:
-            raise ValueError(
-                f"doc_spans[{index}] is [{span.start}, {span.end}), expected it to start at {at}"
-            )
+            raise ValueError(f"doc_spans[{index}] is [{span.start}, {span.end}), expected it to start at {at}")
         ids[span.start : span.end] = index
         at = span.end
     if at != length:
@@ -60,9 +58,9 @@ def cross_doc_link(length: int, spans: Sequence[DocSpan]) -> Tensor:
     mask = doc_causal(length, spans)
     for index, span in enumerate(spans):
         for grant in span.grants:
-            if not 0 <= grant.target < len(spans) or grant.target == index:
-                raise ValueError(f"doc_spans[{index}] ({span.title!r}) has a grant of span {grant.target}")
             end = len(span) if grant.end is None else min(grant.end, len(span))
+            if not 0 <= grant.target < len(spans) or grant.target == index or grant.position < 0 or end < 0:
+                raise ValueError(f"doc_spans[{index}] ({span.title!r}) has a grant that cannot be: {grant}")
             target = spans[grant.target]
             mask[span.start + grant.position : span.start + end, target.start : target.end] = True
     return mask

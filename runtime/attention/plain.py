@@ -31,23 +31,24 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Slots [start, stop) of the arena as some rows read them: the queries' rotation, and a mask if not all."""
+class _Read:
+    """Slots [start, stop) of another document, and the rotation of the queries that read it."""
 
     start: int
     stop: int
     cos: Tensor
     sin: Tensor
-    hidden: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows [start, stop) of the flat batch, and what they read."""
+    """Rows of the flat batch that share a view: their own document's slots [start, stop), what is hidden, and reads."""
 
+    rows: slice
     start: int
     stop: int
-    spans: tuple[_Span, ...]
+    future: Tensor | None
+    reads: tuple[_Read, ...]
 
 
 class PlainAttention:
@@ -58,62 +59,55 @@ class PlainAttention:
 
     def __init__(self, cache: DocumentCache, rotary: Rotary, chunks: Sequence[Chunk]) -> None:
         self.arena = cache.arena
-        self.scale = cache.arena.data.shape[-1] ** -0.5
-        self.writes: list[tuple[int, int, int]] = []
+        device = self.arena.data.device
+        # The softmax scale goes into the queries' rotation, which costs nothing.
+        scale = self.arena.data.shape[-1] ** -0.5
+        self.writes: list[tuple[slice, int]] = []
         self.rows: list[_Rows] = []
-        device = cache.arena.data.device
         at = 0
-        positions = []
         for chunk in chunks:
             base = cache.start(chunk.document)
-            self.writes.append((at, at + len(chunk), base + chunk.start))
-            positions.append(torch.arange(chunk.start, chunk.stop, device=device))
+            self.writes.append((slice(at, at + len(chunk)), base + chunk.start))
             for segment in segments(chunk.document, chunk.start, chunk.stop):
-                own = slice(segment.start, segment.stop)
-                spans = [
-                    _Span(
-                        base,
-                        base + segment.stop,
-                        *rotary.at(own),
-                        _future(segment.start, segment.stop, device),
-                    )
-                ]
+                reads = []
                 for read in segment.reads:
                     slot = cache.start(read.target)
-                    moved = slice(segment.start + read.delta, segment.stop + read.delta)
-                    spans.append(_Span(slot, slot + len(read.target.tokens), *rotary.at(moved), None))
-                offset = at - chunk.start
-                self.rows.append(_Rows(segment.start + offset, segment.stop + offset, tuple(spans)))
+                    cos, sin = rotary.at(slice(segment.start + read.delta, segment.stop + read.delta))
+                    reads.append(_Read(slot, slot + len(read.target.tokens), cos * scale, sin * scale))
+                rows = slice(at + segment.start - chunk.start, at + segment.stop - chunk.start)
+                future = _future(segment.start, segment.stop, device)
+                self.rows.append(_Rows(rows, base, base + segment.stop, future, tuple(reads)))
             at += len(chunk)
-        self.cos, self.sin = rotary.at(torch.cat(positions))
+        positions = torch.cat([torch.arange(chunk.start, chunk.stop, device=device) for chunk in chunks])
+        self.cos, self.sin = (torch.stack([t * scale, t], dim=1) for t in rotary.at(positions))
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [rows, heads, head_dim], unrotated; returns what each row reads, of q's shape."""
-        k = rotate(k, self.cos, self.sin)
-        for start, stop, slot in self.writes:
-            self.arena.write(layer, slot, k[start:stop], v[start:stop])
-        q = q * self.scale
-        out = torch.empty_like(q)
-        for rows in self.rows:
-            out[rows.start : rows.stop] = self._attend(layer, q[rows.start : rows.stop], rows.spans)
-        return out
+    def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
+        """qk [rows, 2, heads, head_dim], unrotated, v [rows, heads, head_dim]; returns what each row reads, like v."""
+        q, k = rotate(qk, self.cos, self.sin).unbind(1)
+        for rows, slot in self.writes:
+            self.arena.write(layer, slot, k[rows], v[rows])
+        if len(self.rows) == 1:
+            return self._attend(layer, q, qk[:, 0], self.rows[0])
+        return torch.cat([self._attend(layer, q[view.rows], qk[view.rows, 0], view) for view in self.rows])
 
-    def _attend(self, layer: int, q: Tensor, spans: tuple[_Span, ...]) -> Tensor:
-        scores, values = [], []
-        for span in spans:
-            keys, value = self.arena.read(layer, span.start, span.stop)
-            score = rotate(q, span.cos, span.sin).transpose(0, 1) @ keys.mT
-            if span.hidden is not None:
-                score = score.masked_fill_(span.hidden, -torch.inf)
-            scores.append(score)
+    def _attend(self, layer: int, own: Tensor, unrotated: Tensor, view: _Rows) -> Tensor:
+        """What rows with one view read; `own` are their queries as their own document sees them, scaled."""
+        keys, value = self.arena.read(layer, view.start, view.stop)
+        score = own.transpose(0, 1) @ keys.mT
+        if view.future is not None:
+            score.masked_fill_(view.future, -torch.inf)
+        if not view.reads:
+            return (score.softmax(-1) @ value).transpose(0, 1)
+        scores, values = [score], [value]
+        for read in view.reads:
+            keys, value = self.arena.read(layer, read.start, read.stop)
+            scores.append(rotate(unrotated, read.cos, read.sin).transpose(0, 1) @ keys.mT)
             values.append(value)
-        if len(scores) == 1:
-            return (scores[0].softmax(-1) @ values[0]).transpose(0, 1)
         weights = torch.cat(scores, dim=-1).softmax(-1).split([score.shape[-1] for score in scores], dim=-1)
-        read = weights[0] @ values[0]
+        out = weights[0] @ values[0]
         for weight, value in zip(weights[1:], values[1:], strict=True):
-            read += weight @ value
-        return read.transpose(0, 1)
+            out += weight @ value
+        return out.transpose(0, 1)
 
 
 def _future(start: int, stop: int, device: torch.device) -> Tensor | None:

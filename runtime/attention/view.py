@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ds2ds.documents.document import Document
 
@@ -45,7 +46,7 @@ def segments(document: Document, start: int, stop: int) -> list[Segment]:
     for grant in document.grants:
         bounds.update(at for at in (grant.position, grant.end) if at is not None and start < at < stop)
     edges = sorted(bounds)
-    return [Segment(lo, hi, view_at(document, lo)) for lo, hi in zip(edges, edges[1:], strict=False)]
+    return [Segment(lo, hi, view_at(document, lo)) for lo, hi in pairwise(edges)]
 
 
 def targets(document: Document, start: int, stop: int) -> list[Document]:

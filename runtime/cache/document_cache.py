@@ -73,10 +73,9 @@ class DocumentCache:
     def check_integrity(self) -> None:
         """Raise RuntimeError unless documents and extents match one to one and every document fits its extent."""
         self.arena.allocator.check_integrity()
-        if len(self._extents) != len(self.arena.allocator.extents):
-            raise RuntimeError(
-                f"{len(self.arena.allocator.extents)} extents for {len(self._extents)} documents"
-            )
+        extents = self.arena.allocator.extents
+        if sorted(map(id, self._extents.values())) != sorted(map(id, extents)):
+            raise RuntimeError(f"{len(extents)} extents for {len(self._extents)} documents, not one for each")
         for document, extent in self._extents.items():
             if document.computed > extent.length:
                 raise RuntimeError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ds2ds.corpus.graph_index import GraphIndex
+from ds2ds.corpus.graph_index import GraphIndex, Node
 from ds2ds.corpus.names import title_variants
 from ds2ds.corpus.shards import PretokShardedBackend
 from ds2ds.errors import CorpusError
@@ -86,8 +86,10 @@ class DocumentCorpus:
             CorpusError: the document's shard is missing or damaged, or the corpus is closed.
         """
         node = self.graph.find(title)
-        if node is None:
-            return None
+        return None if node is None else self.read(node)
+
+    def read(self, node: Node) -> npt.NDArray[Any]:
+        """The tokens of a node of this corpus' graph, as ``get_document`` gives them."""
         try:
             return self.shards.read(node.shard, node.offset, node.length)
         except CorpusError as error:

@@ -19,7 +19,7 @@ HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = 11041999
 VERSION = 1
 
-_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 def token_dtype(dtype_str: str, source: Path) -> np.dtype[Any]:

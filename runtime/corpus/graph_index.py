@@ -112,6 +112,10 @@ class GraphIndex:
         tokens, edges = self._database.query("SELECT sum(length), sum(links) FROM nodes")[0]
         return tokens, edges
 
+    def sizes(self) -> tuple[int, int]:
+        """The sizes of the graph file and of its index, in bytes."""
+        return self._graph.stat().st_size, self._database.path.stat().st_size
+
     def _edges(self, title: str, field: str) -> list[str]:
         node = self.find(title)
         if node is None:

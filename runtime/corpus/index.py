@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ds2ds.corpus.format import GRAPH_NAME
+from ds2ds.corpus.names import is_unicode
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
 from ds2ds.files import atomic_write
@@ -60,17 +61,23 @@ def parse_node(line: bytes, path: Path, line_number: int) -> dict[str, Any]:
     Raises:
         CorpusError: it is no JSON object, or a field is missing or of another type; names the line.
     """
+    where = f"{path}, line {line_number}"
     try:
         node = json.loads(line)
     except ValueError as error:
-        raise CorpusError(f"{path}, line {line_number}: not valid JSON ({error})") from error
+        raise CorpusError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(node, dict):
-        raise CorpusError(f"{path}, line {line_number}: expected a JSON object, got {type(node).__name__}")
+        raise CorpusError(f"{where}: expected a JSON object, got {type(node).__name__}")
     for name, kind in _FIELDS.items():
         if name not in node:
-            raise CorpusError(f"{path}, line {line_number}: missing {name}")
-        if not isinstance(node[name], kind) or isinstance(node[name], bool):
-            raise CorpusError(f"{path}, line {line_number}: {name} must be {kind.__name__}, got {node[name]!r}")
+            raise CorpusError(f"{where}: missing {name}")
+        value = node[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CorpusError(f"{where}: {name} must be {kind.__name__}, got {value!r}")
+        if isinstance(value, int) and not 0 <= value < 1 << 63:
+            raise CorpusError(f"{where}: {name} is out of range, got {value}")
+        if isinstance(value, str) and not is_unicode(value):
+            raise CorpusError(f"{where}: {name} has half of a surrogate pair, got {value!r}")
     return node
 
 
@@ -142,12 +149,16 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._inherited: list[sqlite3.Connection] = []
         self._state: tuple[int, threading.Lock, sqlite3.Connection] | None = self._connect()
 
     def _connect(self) -> tuple[int, threading.Lock, sqlite3.Connection]:
         # immutable: the file is only ever replaced whole, so no locks are taken and a read-only disk will do.
         uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise CorpusError(f"{self.path}: cannot open this index ({error})") from error
         return os.getpid(), threading.Lock(), connection
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
@@ -160,29 +171,42 @@ class Database:
         if state is None:
             raise CorpusError(f"the corpus index {self.path} is closed")
         if state[0] != os.getpid():
-            # The connection belongs to the parent process, which may hold its lock.
+            # The parent's threads may have held its locks at the fork: its connection is neither used nor closed.
+            self._inherited.append(state[2])
             state = self._state = self._connect()
         _, lock, connection = state
         with lock:
             try:
                 return connection.execute(sql, parameters).fetchall()
             except sqlite3.DatabaseError as error:
-                raise CorpusError(f"{self.path}: cannot read this index ({error}); delete it to have it rebuilt") from error
+                raise CorpusError(
+                    f"{self.path}: cannot read this index ({error}); delete it to have it rebuilt"
+                ) from error
 
     def close(self) -> None:
         """Close the connection. Closing twice is fine."""
         state, self._state = self._state, None
-        if state is not None:
+        if state is not None and state[0] == os.getpid():
             with state[1]:
                 state[2].close()
 
 
-def _is_current(database: Database, schema_version: str, fingerprint: str) -> bool:
+def _open_current(path: Path, schema_version: str, fingerprint: str) -> Database | None:
+    """The index at `path`, or None where there is none, or one of another graph or version, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        database = Database(path)
+    except CorpusError:
+        return None
     try:
         marks = dict(database.query("SELECT name, value FROM meta"))
     except CorpusError:
-        return False  # no index of ours, or a damaged one: either way it is built again
-    return marks == {"schema": schema_version, "graph": fingerprint}
+        marks = {}
+    if marks == {"schema": schema_version, "graph": fingerprint}:
+        return database
+    database.close()
+    return None
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -192,9 +216,12 @@ def _cache_folder(folder: Path) -> Path:
 
 
 def open_database(
-    folder: Path, name: str, schema_version: str, build: Callable[[Path], None], fingerprint: str | None = None
+    folder: Path,
+    name: str,
+    schema_version: str,
+    build: Callable[[Path], None],
 ) -> Database:
-    """Open the index `name` of the corpus in `folder`, beside it or in the user's cache; build it where none is current.
+    """Open the index `name` of the corpus in `folder`, beside it or in the user's cache; build it if none is current.
 
     Args:
         build: called with the path of the file to make.
@@ -202,14 +229,12 @@ def open_database(
     Raises:
         CorpusError: the corpus is malformed, or the index can be written to neither place.
     """
-    fingerprint = fingerprint or graph_fingerprint(folder / GRAPH_NAME)
+    fingerprint = graph_fingerprint(folder / GRAPH_NAME)
     places = (folder / name, _cache_folder(folder) / name)
     for path in places:
-        if path.is_file():
-            database = Database(path)
-            if _is_current(database, schema_version, fingerprint):
-                return database
-            database.close()
+        database = _open_current(path, schema_version, fingerprint)
+        if database is not None:
+            return database
     for path in places:
         try:
             build(path)

@@ -22,6 +22,15 @@ class Names(Protocol):
         ...
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _exact_names(title: str) -> dict[str, None]:
     return dict.fromkeys([title, _SPACES.sub(" ", title).strip(), create_filename(title)])
 
@@ -42,6 +51,8 @@ def title_variants(title: str) -> list[str]:
 
 def find_node(names: Names, title: str) -> int | None:
     """The node that `title` means, or None: ``title_variants`` says what is tried, in which order."""
+    if not is_unicode(title):
+        return None
     for name in _exact_names(title):
         for look_up in (names.by_title, names.by_identifier):
             node = look_up(name)

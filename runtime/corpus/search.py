@@ -38,7 +38,9 @@ def corpus_tokenizer(corpus: DocumentCorpus, tokenizer: Any = None) -> Tokenizer
     """
     name = corpus.metadata.tokenizer
     if tokenizer is None and name != "gpt2":
-        raise ConfigError(f"the corpus at {corpus.path} is of tokenizer {name!r}, only 'gpt2' is packaged: pass it")
+        raise ConfigError(
+            f"the corpus at {corpus.path} is of tokenizer {name!r}, only 'gpt2' is packaged: pass it"
+        )
     return as_tokenizer(tokenizer)
 
 
@@ -55,8 +57,7 @@ def build_search_index(
 
     def rows() -> Iterator[tuple[int, str, str]]:
         for node in corpus.graph.nodes():
-            tokens = corpus.shards.read(node.shard, node.offset, node.length)
-            yield node.number, node.title, tokenizer.decode(tokens.tolist())
+            yield node.number, node.title, tokenizer.decode(corpus.read(node).tolist())
             if progress is not None:
                 progress(node.number + 1)
 
@@ -72,6 +73,8 @@ def build_search_index(
 
 def _match_expressions(words: str) -> list[str]:
     """What to ask FTS5, in turn: all of the words, then any of them. Quoted, so that no character is syntax."""
+    # SQLite takes no half of a surrogate pair, and ends a string at a NUL.
+    words = words.encode(errors="replace").decode().replace("\0", " ")
     terms = ['"' + word.replace('"', '""') + '"' for word in words.split() if any(map(str.isalnum, word))]
     return list(dict.fromkeys([" AND ".join(terms), " OR ".join(terms)])) if terms else []
 
@@ -111,7 +114,10 @@ class CorpusSearch:
         """
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}")
-        sql = f"SELECT rowid, bm25(texts, {_TITLE_WEIGHT}, 1.0) AS rank FROM texts WHERE texts MATCH ? ORDER BY rank, rowid LIMIT ?"
+        sql = (
+            f"SELECT rowid, bm25(texts, {_TITLE_WEIGHT}, 1.0) AS score FROM texts WHERE texts MATCH ? "
+            "ORDER BY score, rowid LIMIT ?"
+        )
         for expression in _match_expressions(words):
             rows = self._database.query(sql, (expression, limit))
             if rows:
@@ -125,8 +131,8 @@ class CorpusSearch:
         texts: dict[int, tuple[str, str]] = {}
         for number in list(scores)[:limit]:
             node = self.corpus.graph.node(number)
-            tokens = self.corpus.shards.read(node.shard, node.offset, node.length)
-            texts[number] = (node.title, " ".join(self.tokenizer.decode(tokens.tolist()).split()))
+            body = self.tokenizer.decode(self.corpus.read(node).tolist())
+            texts[number] = (node.title, " ".join(body.split()))
         snippets = _snippets(expression, texts, mark_start, mark_end)
         return [SearchHit(texts[number][0], snippets[number], scores[number]) for number in texts]
 

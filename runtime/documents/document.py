@@ -28,7 +28,7 @@ class Document:
         grants: in order of position.
         computed: how many of the tokens have their keys and values in the cache.
         capacity: how many tokens the document may come to hold; None: it is complete.
-        stop: the stop string that ended it.
+        text_end: how many characters of its text count; None: all. A stop string cuts it.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Document:
     capacity: int | None = None
     finish_reason: str | None = None
     truncated: bool = False
-    stop: str | None = None
+    text_end: int | None = None
 
     def __post_init__(self) -> None:
         self.logprobs = [float("nan")] * len(self.tokens)

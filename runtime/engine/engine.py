@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -114,9 +115,9 @@ class Engine:
         row = -1
         for job, chunk in batch:
             row += len(chunk)
-            job.trace.count_forward(
-                len(chunk), watch.seconds, decode=chunk.document.in_progress and len(chunk) == 1
-            )
+            document = chunk.document
+            decode = document.in_progress and not math.isnan(document.logprobs[chunk.start])
+            job.trace.count_forward(len(chunk), watch.seconds, decode)
             work = job.waiting
             if (
                 work is not None
@@ -183,11 +184,12 @@ class Engine:
         while True:
             stop = min(len(document.tokens), document.computed + PREFILL_CHUNK)
             reads = targets(document, document.computed, stop)
+            # Pinned on the way down: what is read together has to be resident together, or two would drive out each other.
+            pinned.update((document, *reads))
             missing = next((target for target in reads if target.computed < len(target.tokens)), None)
             if missing is None:
                 break
             document = missing
-        pinned.update((document, *reads))
         self.cache.reserve(document, pinned)
         job.touched[document] = None
         return Chunk(document, document.computed, stop)

@@ -35,17 +35,19 @@ def sample(
 
     A row that cannot be sampled (NaN logits, nothing left) gives an error for its request alone.
     """
-    logits = model.logits(hidden)
+    logits = model.logits(hidden).float()
     penalised = any(s.repetition_penalty != 1 for s in settings)
     drawn = sample_rows(
         logits,
         temperature=torch.tensor([s.temperature for s in settings], dtype=torch.float32),
-        top_k=torch.tensor([s.top_k for s in settings], dtype=torch.int32),
+        top_k=torch.tensor([min(s.top_k, logits.shape[1]) for s in settings], dtype=torch.int32),
         top_p=torch.tensor([s.top_p for s in settings], dtype=torch.float32),
         min_p=torch.tensor([s.min_p for s in settings], dtype=torch.float32),
         seed=torch.tensor([s.seed for s in settings], dtype=torch.int64),
         position=torch.tensor([len(document.tokens) for document in documents], dtype=torch.int64),
-        repetition_penalty=torch.tensor([s.repetition_penalty for s in settings]) if penalised else None,
+        repetition_penalty=(
+            torch.tensor([s.repetition_penalty for s in settings], dtype=torch.float32) if penalised else None
+        ),
         penalty_tokens=_padded(documents) if penalised else None,
     )
     results: list[Sampled | GenerationError] = []

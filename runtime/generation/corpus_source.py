@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from ds2ds.corpus.document_corpus import DocumentCorpus
+from ds2ds.documents.document import Document
 from ds2ds.documents.layout import Layout
 from ds2ds.errors import ConfigError, CorpusError
 
@@ -70,13 +70,27 @@ class CorpusSource:
             raise CorpusError(f"the corpus has document {title!r}, but gave None for it")
         if hasattr(body, "tolist"):
             body = body.tolist()
-        ids = np.fromiter((int(token) for token in body), dtype=np.int64)
-        if not len(ids):
+        body = [int(token) for token in body]
+        if not body:
             return []
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
+        tokens = self.layout.wrap(title, body)
+        self.check_vocabulary(title, tokens)
+        return tokens
+
+    def check_vocabulary(self, title: str, tokens: Iterable[int]) -> None:
+        """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
+        wrong = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
             raise CorpusError(
-                f"document {title!r} of the corpus holds token id {low if low < 0 else high}, outside the model's "
-                f"vocabulary of {self.vocab_size}: it was tokenized for another model"
+                f"document {title!r} would hold token id {wrong}, outside the model's vocabulary of "
+                f"{self.vocab_size}: corpus, tokenizer and eos_token_id must be of this model"
             )
-        return self.layout.wrap(title, ids.tolist())
+
+    def same(self, document: Document | None, canonical: str | None) -> Document | None:
+        """`document`, which was found by its folded title, or None if the corpus knows it as another document.
+
+        A corpus may have both "Actor" and "actor".
+        """
+        if document is None or canonical is None or document.title == canonical:
+            return document
+        return document if self.resolve(document.title) in (None, canonical) else None

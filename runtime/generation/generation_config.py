@@ -110,7 +110,8 @@ class GenerationConfig:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{name} must be a number, got {value!r}")
-        return float(value)
+        # In float32, as the sampler computes: 1e39 is infinite there, and 1e-60 is 0.
+        return torch.tensor(float(value), dtype=torch.float32).item()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

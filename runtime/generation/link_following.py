@@ -111,14 +111,14 @@ class LinkFollower:
             return _nowhere("an external address" if title else "empty target")
         canonical = request.corpus.resolve(title)
         title = canonical or title
-        known = context.find(title)
+        known = request.corpus.same(context.find(title), canonical)
         if known is not None:
             if known.in_progress:
                 return _nowhere(
                     "a document still being written" if known is not parent else "a link to itself"
                 )
             return Target("in_view", title, known)
-        evicted = context.find_evicted(title)
+        evicted = request.corpus.same(context.find_evicted(title), canonical)
         if evicted is not None:
             fits, reason = context.make_room(len(evicted.tokens))
             return Target(evicted.source, title, evicted) if fits else _nowhere(reason)
@@ -136,6 +136,7 @@ class LinkFollower:
         if not config.allow_corpus_fallback:
             return _nowhere("not in the corpus")
         tokens = request.layout.prefix(title) or [config.eos_token_id]
+        request.corpus.check_vocabulary(title, tokens)
         fits, reason = context.make_room(len(tokens) + 1)
         return Target("generated", title, None, tuple(tokens)) if fits else _nowhere(reason)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -101,12 +102,13 @@ class LinkedDocumentGenerator:
     ) -> Iterator[Event]:
         """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
         events: list[Event] = []
-        running = self.start(
-            prompt, prompt_tokens, corpus, config or self.default_config(), title, events.append
-        )
-        return self._stream(running, events)
+        config = config or self.default_config()
+        request = self._request(prompt, prompt_tokens, corpus, config, title, events.append)
+        return self._stream(request, events)
 
-    def _stream(self, running: Running, events: list[Event]) -> Iterator[Event]:
+    def _stream(self, request: Request, events: list[Event]) -> Iterator[Event]:
+        # Queued by the first `next`, so that an iterator dropped before that leaves nothing behind.
+        running = self._submit(request)
         for _ in self.engine.run(running.job):
             yield from events
             events.clear()
@@ -128,14 +130,28 @@ class LinkedDocumentGenerator:
         corpus: Any,
         config: GenerationConfig,
         title: str | None = None,
-        emit: Callable[[Event], None] = lambda event: None,
     ) -> Running:
         """Check a request and queue it in the engine.
 
         Raises:
             ConfigError, ValueError, CorpusError: an argument does not fit.
         """
-        started = time.perf_counter()
+        return self._submit(self._request(prompt, prompt_tokens, corpus, config, title))
+
+    def _submit(self, request: Request) -> Running:
+        work = LinkFollower(request).write_root()
+        job = self.engine.submit(work, request.context, request.trace, self._need(request.config))
+        return Running(request, job, time.perf_counter())
+
+    def _request(
+        self,
+        prompt: str | None,
+        prompt_tokens: Iterable[int] | None,
+        corpus: Any,
+        config: GenerationConfig,
+        title: str | None,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> Request:
         config = fit_config(config, self.model)
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
@@ -147,9 +163,7 @@ class LinkedDocumentGenerator:
         )
         context.initialize_root(tokens, title)
         source = CorpusSource(open_corpus(corpus), layout, self.model.config.vocab_size)
-        request = Request(config, context, source, layout, self.tokenizer, Trace(), emit)
-        work = LinkFollower(request).write_root()
-        return Running(request, self.engine.submit(work, context, request.trace, self._need(config)), started)
+        return Request(config, context, source, layout, self.tokenizer, Trace(), emit)
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout
@@ -195,9 +209,9 @@ def _token_ids(tokens: Any) -> list[int]:
     )
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+    if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
         raise ConfigError(f"prompt_tokens must be a flat sequence of integers, got {str(values)[:80]}")
-    return values
+    return [int(value) for value in values]
 
 
 def resolve_config(

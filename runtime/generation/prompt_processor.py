@@ -69,11 +69,13 @@ class PromptLinkProcessor:
             if not title or is_external(title):
                 continue
             canonical = source.resolve(title)
-            target = context.find(canonical or title)
+            target = source.same(context.find(canonical or title), canonical)
             if target is None and canonical is not None:
-                tokens = source.tokens(canonical)[: config.max_tokens_per_document]
-                if tokens and context.make_room(len(tokens))[0]:
-                    target = context.add_corpus_document(canonical, tokens)
+                tokens = source.tokens(canonical)
+                cut = tokens[: config.max_tokens_per_document]
+                if cut and context.make_room(len(cut))[0]:
+                    target = context.add_corpus_document(canonical, cut)
+                    target.truncated = len(cut) < len(tokens)
             elif target is None and config.allow_corpus_fallback and title not in missing:
                 missing.append(title)
             if target is not None and not target.in_progress:

@@ -71,7 +71,7 @@ class Request:
         """The document's text: no end marks, nothing from the stop string on."""
         marks = {self.config.eos_token_id, self.layout.eos_token_id}
         text = self.tokenizer.decode([token for token in document.tokens if token not in marks])
-        return text if document.stop is None else text[: text.rfind(document.stop)]
+        return text[: document.text_end]
 
     def title(self, document: Document) -> str:
         return document.title or UNTITLED_ROOT

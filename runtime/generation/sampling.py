@@ -40,10 +40,10 @@ def sample_token(
     seed = torch.randint(2**63 - 1, (1,)) if temperature > 0 else torch.zeros(1, dtype=torch.int64)
     out = sample_rows(
         row.float(),
-        temperature=torch.tensor([temperature], dtype=torch.float32),
-        top_k=torch.tensor([min(top_k or 0, row.shape[1])], dtype=torch.int32),
-        top_p=torch.tensor([top_p], dtype=torch.float32),
-        min_p=torch.zeros(1),
+        temperature=torch.full((1,), temperature, dtype=torch.float32),
+        top_k=torch.full((1,), min(top_k or 0, row.shape[1]), dtype=torch.int32),
+        top_p=torch.full((1,), top_p, dtype=torch.float32),
+        min_p=torch.zeros(1, dtype=torch.float32),
         seed=seed,
         position=torch.zeros(1, dtype=torch.int64),
     )

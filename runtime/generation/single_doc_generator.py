@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ds2ds.documents.document import Document
@@ -32,7 +32,9 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     config = request.config
     sampling = request.sampling(document)
     text = TextStream(request.tokenizer)
-    recent = ""
+    # What was written last, where a stop string may have begun, and where that starts in the document's text.
+    recent, recent_start = "", len(request.text(document))
+    longest = max(map(len, config.stop), default=0)
     written = 0
     while (reason := _limit_reached(request, document, written)) is None:
         drawn = yield Compute(document, sampling)
@@ -45,11 +47,13 @@ def write_document(request: Request, document: Document, after_token: AfterToken
             break
         if config.stop:
             recent += piece
-            document.stop = _first_found(config.stop, recent)
-            if document.stop is not None:
+            found = [recent.find(stop) for stop in config.stop if stop in recent]
+            if found:
+                document.text_end = recent_start + min(found)
                 reason = "stop"
                 break
-            recent = recent[-max(map(len, config.stop)) :]
+            recent_start += max(0, len(recent) - longest)
+            recent = recent[-longest:]
         yield from after_token(drawn.token)
     document.finish_reason = reason
     document.truncated = reason == "max_tokens_per_document"
@@ -68,12 +72,6 @@ def _limit_reached(request: Request, document: Document, written: int) -> str | 
     return None
 
 
-def _first_found(stops: Sequence[str], text: str) -> str | None:
-    """The stop string that occurs first in the text."""
-    found = [(text.find(stop), stop) for stop in stops if stop in text]
-    return min(found)[1] if found else None
-
-
 class SingleDocumentGenerator:
     """Writes one document without looking at its links.
 
@@ -87,7 +85,8 @@ class SingleDocumentGenerator:
     def generate(self, model: DS2DSModel, context: DocumentContext, config: GenerationConfig) -> int:
         """Write the context's current document to its end, and close it.
 
-        The documents that it was granted are read as they stand. Its finish reason is set on the document.
+        The documents that it was granted are read as they stand. Its finish reason is set on the document. The limits
+        are the config's, in place of those that the context was made with.
 
         Returns:
             The number of tokens written.
@@ -97,6 +96,9 @@ class SingleDocumentGenerator:
         """
         document = context.current
         config = fit_config(config, model)
+        longest = min(config.max_tokens_per_document, config.max_context_length)
+        context.max_context_length = config.max_context_length
+        document.capacity = max(len(document.tokens), longest)
         layout = Layout("null", self.tokenizer.encode, config.eos_token_id)
         source = CorpusSource(None, layout, model.config.vocab_size)
         request = Request(config, context, source, layout, self.tokenizer, Trace(), lambda event: None)

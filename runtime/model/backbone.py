@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from ds2ds.model.config import ModelConfig
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q, k, v) -> what the rows read. All [rows, heads, head_dim]; q and k are normed, not yet rotated."""
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, qk, v) -> what the rows read, [rows, heads, head_dim] like v.
+
+qk is [rows, 2, heads, head_dim]: queries and keys, normed, not yet rotated.
+"""
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -30,8 +33,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
         qkv = F.linear(x, self.Wqkv.flatten(0, 1)).view(x.shape[0], 3, self.heads, self.head_dim)
-        q, k = rms_norm(qkv[:, :2]).unbind(1)
-        return self.Wout(attend(layer, q, k, qkv[:, 2]).reshape(x.shape))
+        return self.Wout(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(x.shape))
 
 
 class GLU(nn.Module):

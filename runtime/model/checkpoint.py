@@ -50,9 +50,7 @@ def load_checkpoint(
     path = demo_path() if str(path) == "demo" else Path(path)
     config = _read_config(path)
     state = _read_weights(path / WEIGHTS_NAME)
-    return build_model(config, state, str(path / WEIGHTS_NAME)).to(
-        device=device, dtype=dtype or state[EMBEDDING].dtype
-    )
+    return build_model(config, state, str(path / WEIGHTS_NAME)).to(device=device, dtype=dtype or state[EMBEDDING].dtype)
 
 
 def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> DS2DSModel:
@@ -76,9 +74,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    problems += [
-        f"{name} is {t.dtype}, expected floats" for name, t in state.items() if not t.is_floating_point()
-    ]
+    problems += [f"{name} is {t.dtype}, expected floats" for name, t in state.items() if not t.is_floating_point()]
     if problems:
         more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{source} does not fit {config}: {'; '.join(problems[:8])}{more}")

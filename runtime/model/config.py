@@ -57,9 +57,7 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ConfigError(
-                f"unknown model settings {unknown}; known are {sorted(cls.__dataclass_fields__)}"
-            )
+            raise ConfigError(f"unknown model settings {unknown}; known are {sorted(cls.__dataclass_fields__)}")
         missing = [name for name in POSITIVE_INTEGERS[:4] if name not in values]
         if missing:
             raise ConfigError(f"missing model settings {missing}")

@@ -39,11 +39,7 @@ class DS2DSModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
         self.backbone = Backbone(config)
-        head = (
-            self.embedding.weight
-            if config.weight_tying
-            else nn.Parameter(self.embedding.weight.detach().clone())
-        )
+        head = self.embedding.weight if config.weight_tying else nn.Parameter(self.embedding.weight.detach().clone())
         self.loss_fn = LMHead(head)
         self.rotary = Rotary(config.head_dim, config.max_seq_len)
 
@@ -98,13 +94,13 @@ class DS2DSModel(nn.Module):
         batch, length = tokens.shape
         if length > self.config.max_seq_len:
             raise ValueError(f"{length} tokens exceed the model's max_seq_len {self.config.max_seq_len}")
-        cos, sin = self.rotary.at(slice(0, length))
+        cos, sin = (table.unsqueeze(1) for table in self.rotary.at(slice(0, length)))
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (t.view(batch, length, *t.shape[1:]) for t in (q, k, v))
-            q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
+            q, k = rotate(qk.view(batch, length, *qk.shape[1:]), cos, sin).permute(2, 0, 3, 1, 4)
+            v = v.view(batch, length, *v.shape[1:]).transpose(1, 2)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return out.transpose(1, 2).reshape(batch * length, *out.shape[1::2])
+            return out.transpose(1, 2).flatten(0, 1)
 
         return self.hidden(tokens.flatten(), attend).view(batch, length, -1)
 
@@ -130,9 +126,7 @@ class DS2DSModel(nn.Module):
         batch, length = tokens.shape
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}"
-            )
+            raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}")
         rows: list[Sequence[DocSpan]]
         if doc_spans is None:
             rows = [[DocSpan("", 0, length)]]
@@ -156,5 +150,5 @@ class DS2DSModel(nn.Module):
         # The front door stands above the model: imported here, so that floors still import downwards only.
         from ds2ds.runtime import Runtime
 
-        runtime = Runtime(self, tokenizer=settings.pop("tokenizer", None))
+        runtime = Runtime(self, settings.pop("tokenizer", None), self.config.layout_policy)
         return runtime.generate(prompt=prompt, prompt_tokens=prompt_tokens, corpus=corpus, **settings)

@@ -39,15 +39,11 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
         model_settings: dict[str, Any] = dict(settings["model"])
         layout = (settings.get("data") or {}).get("layout_policy")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{settings_file} must hold {{'model': {{...}}, 'data': {{...}}}}: {error!r}"
-        ) from error
+        raise CheckpointError(f"{settings_file} must hold {{'model': {{...}}, 'data': {{...}}}}: {error!r}") from error
     state = _read_state(weights_file)
     if EMBEDDING not in state:
         raise CheckpointError(f"{weights_file} has no {EMBEDDING}; it has {sorted(state)[:5]} ...")
-    known = {
-        name: value for name, value in model_settings.items() if name in ModelConfig.__dataclass_fields__
-    }
+    known = {name: value for name, value in model_settings.items() if name in ModelConfig.__dataclass_fields__}
     known["vocab_size"] = state[EMBEDDING].shape[0]
     known["layout_policy"] = layout or "null"
     # What the weights say counts: a head that is there and differs is not tied.

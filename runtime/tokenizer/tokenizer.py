@@ -70,7 +70,8 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
     Args:
         tokenizer: None for the packaged GPT-2; a Tokenizer; a tiktoken Encoding; any object with
             ``encode(str) -> ids`` and ``decode(ids) -> str`` (and optionally ``token_bytes(id) -> bytes``,
-            ``name``, ``vocab_size``, ``eos_token_id``); or a pair ``(encode, decode)``.
+            ``name``, ``vocab_size``, ``eos_token_id``); or a pair ``(encode, decode)``. The pair of a tiktoken
+            Encoding's own methods is as good as the Encoding.
 
     Raises:
         ConfigError: it is none of these.
@@ -83,6 +84,10 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
         return _from_tiktoken(tokenizer)
     if isinstance(tokenizer, tuple) and len(tokenizer) == 2:
         encode, decode = tokenizer
+        # Methods of one Encoding, as front ends pass them: their owner knows the bytes and the special tokens.
+        owner = getattr(encode, "__self__", None)
+        if isinstance(owner, tiktoken.Encoding) and owner is getattr(decode, "__self__", None):
+            return _from_tiktoken(owner)
     else:
         encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
     if not (callable(encode) and callable(decode)):

@@ -1,0 +1,65 @@
+"""The figures that bench/decode.py wrote, as the README shows them.
+
+python bench/read_results.py [bench/results/decode_cpu.json]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DECODE_CPU = Path(__file__).parent / "results" / "decode_cpu.json"
+HEADINGS = {
+    "ds2ds": "ds2ds",
+    "no_cache_flex": "no cache, FlexAttention",
+    "no_cache_sdpa": "no cache, SDPA",
+    "transformers": "transformers GPT-2",
+}
+
+
+def markdown_table(path: str | Path) -> str:
+    """A markdown table of a decode_*.json, a line of what it was measured on below it; no newline at the end."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    results = measured["results"]
+    names = list(results[0]["contestants"])
+    headings = ["model", "context", *(HEADINGS[name] for name in names), "ds2ds reads"]
+    lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
+    for result in results:
+        own = result["contestants"]["ds2ds"]
+        share = f"{own['gb_per_second']:.1f} GB/s, {own['share_of_read_bandwidth']:.0%}"
+        model = f"{result['model']} ({result['parameters'] / 1e6:.0f}M)"
+        lines.append(_row([model, str(result["context"]), *(_speed(result, name) for name in names), share]))
+    return "\n".join([*lines, "", _measured_on(measured)])
+
+
+def _speed(result: dict[str, Any], name: str) -> str:
+    speed = result["contestants"][name]["tokens_per_second"]
+    shown = f"{speed:.1f}" if speed >= 10 else f"{speed:.2f}"
+    times = result["times_faster"].get(name)
+    return f"**{shown}**" if times is None else f"{shown} ({times:.0f}×)" if times >= 10 else f"{shown} ({times:.2f}×)"
+
+
+def _measured_on(measured: dict[str, Any]) -> str:
+    on, settings = measured["environment"], measured["settings"]
+    machine = on["gpu"] or f"{on['threads']} threads of {on['cpu']}"
+    return (
+        f"Tokens/s, one sequence, greedy, {settings['dtype']}, random weights, {machine}, torch {on['torch']}, "
+        f"{on['date'][:10]}; in brackets how many times as fast ds2ds is. The last column is the weights, keys and "
+        f"values that a token needs, by its time, and the share of what a plain sum over memory reads there."
+    )
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(path: Annotated[Path, typer.Argument(help="A decode_*.json.")] = DECODE_CPU) -> None:
+    """Print the table."""
+    print(markdown_table(path))
+
+
+if __name__ == "__main__":
+    typer.run(main)

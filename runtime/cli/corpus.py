@@ -1,0 +1,185 @@
+"""``ds2ds corpus``: make a corpus of notes, and look into one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from ds2ds.cli.progress import progress_bar
+from ds2ds.corpus.build.markdown_folder import TITLES_FROM, build_corpus
+from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
+from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.corpus.search import CorpusSearch, corpus_tokenizer, document_text
+from ds2ds.corpus.statistics import sample_links
+from ds2ds.documents.title_utils import title_key
+from ds2ds.errors import CorpusError
+
+app = typer.Typer(no_args_is_help=True, help="Make a corpus of markdown notes, and look into one.")
+
+CorpusOption = Annotated[str, typer.Option("--corpus", "-c", help='Folder of the corpus; "demo" is FOLDOC.')]
+
+_BYTES_PER_WORKER = 1 << 20  # a process takes a second to start, in which one tokenizes about this much
+_MARK = ("\x02", "\x03")  # around the words found, until they are styled
+
+
+def _workers(source: Path) -> int:
+    """As many processes as there are cores to use, unless the notes are too few to be worth it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(file.stat().st_size for file in source.rglob("*.md")) if source.is_dir() else 0
+    return max(1, min(cores, size // _BYTES_PER_WORKER))
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(help="Folder of markdown files, such as an Obsidian vault.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the corpus.")],
+    title_from: Annotated[
+        str, typer.Option(help=f"Title without front matter: {' or '.join(TITLES_FROM)}.")
+    ] = "name",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: as many as help.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a corpus that is already there.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out files that are not UTF-8.")
+    ] = False,
+    max_tokens_per_shard: Annotated[int, typer.Option(min=1)] = MAX_TOKENS_PER_SHARD,
+    search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,
+) -> None:
+    """Make a corpus of a folder of markdown files."""
+    with progress_bar("notes") as progress:
+        report = build_corpus(
+            source,
+            out,
+            title_from=title_from,
+            skip_unreadable=skip_unreadable,
+            max_tokens_per_shard=max_tokens_per_shard,
+            workers=workers or _workers(source),
+            force=force,
+            search=search,
+            progress=progress,
+        )
+    for remark in report.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    summary = report.summary
+    typer.echo(
+        f"{out}: {summary.documents:,} documents, {summary.tokens:,} tokens, {summary.links:,} links "
+        f"({summary.unresolved:,} of them to documents that do not exist)"
+    )
+
+
+@app.command()
+def info(
+    corpus_path: Annotated[
+        str | None, typer.Argument(metavar="[CORPUS]", help="Folder of the corpus.")
+    ] = None,
+    corpus: CorpusOption = DEMO,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Documents to read for the share of links that resolve; 0: all.")
+    ] = 1000,
+) -> None:
+    """What a corpus holds."""
+    with DocumentCorpus(corpus_path or corpus) as documents:
+        tokens, edges = documents.graph.totals()
+        links = sample_links(documents, corpus_tokenizer(documents), sample)
+        share = f"{links.resolving / links.found:.2%}" if links.found else "none"
+        size = sum(path.stat().st_size for path in documents.shards.paths)
+        graph_size, index_size = documents.graph.sizes()
+        rows = {
+            "path": str(documents.path),
+            "documents": f"{len(documents):,}",
+            "tokens": f"{tokens:,}",
+            "links": f"{edges:,} (pairs of documents)",
+            "resolving": f"{share} of {links.found:,} links in {links.documents:,} documents",
+            "tokenizer": f"{documents.metadata.tokenizer}, {documents.metadata.dtype_str}",
+            "shards": f"{len(documents.shards.paths):,}, {size / 1e6:,.1f} MB",
+            "graph": f"{graph_size / 1e6:,.1f} MB, index {index_size / 1e6:,.1f} MB",
+        }
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+    else:
+        for name, value in rows.items():
+            typer.echo(f"{name:<10} {value}")
+
+
+@app.command()
+def show(
+    title: Annotated[str, typer.Argument(help="Title of the document.")],
+    corpus: CorpusOption = DEMO,
+) -> None:
+    """Print a document and its links."""
+    with DocumentCorpus(corpus) as documents:
+        resolved = documents.resolve(title)
+        if resolved is None:
+            raise CorpusError(_unknown(title, documents))
+        text = document_text(documents, resolved, corpus_tokenizer(documents))
+        links = {
+            "Links to": documents.graph.outgoing(resolved),
+            "Linked from": documents.graph.incoming(resolved),
+        }
+    console = Console()
+    if not console.is_terminal:
+        typer.echo(f"# {resolved}\n\n{text}\n")
+    else:
+        console.print(Markdown(f"# {resolved}\n\n{text}"))
+        console.print()
+    for name, titles in links.items():
+        if titles:
+            console.print(
+                Text(f"{name}: ", style="bold") + Text(", ".join(titles), style="cyan"), soft_wrap=True
+            )
+
+
+def _unknown(title: str, documents: DocumentCorpus) -> str:
+    """Names the titles closest to one that is unknown."""
+    titles = {title_key(name): name for name in documents.titles()}
+    close = difflib.get_close_matches(title_key(title), titles, n=5, cutoff=0.6)
+    message = f"{documents.path} has no document called {title!r}"
+    return f"{message}; close to it: {', '.join(titles[key] for key in close)}" if close else message
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="What to look for.")],
+    corpus: CorpusOption = DEMO,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Documents to list.")] = 10,
+) -> None:
+    """Full-text search, the best match first."""
+    with DocumentCorpus(corpus) as documents, progress_bar("indexing") as progress:
+        index = CorpusSearch(documents, progress=lambda done: progress(done, len(documents)))
+        hits = index.search(" ".join(words), limit, *_MARK)
+        index.close()
+    if not hits:
+        typer.echo("nothing found", err=True)
+        sys.exit(1)
+    console = Console()
+    for hit in hits:
+        if console.is_terminal:
+            console.print(Text(hit.title, style="bold cyan"))
+            console.print(Text("  ") + _styled(hit.snippet))
+        else:
+            typer.echo(f"{hit.title}\t{_unmarked(hit.snippet)}")
+
+
+def _styled(snippet: str) -> Text:
+    text = Text()
+    for piece in snippet.split(_MARK[0]):
+        found, mark, rest = piece.rpartition(_MARK[1])
+        text.append(found, style="bold" if mark else "")
+        text.append(rest, style="dim")
+    return text
+
+
+def _unmarked(snippet: str) -> str:
+    return snippet.replace(_MARK[0], "").replace(_MARK[1], "")

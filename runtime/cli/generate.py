@@ -1,0 +1,244 @@
+"""``ds2ds generate``: a prompt becomes a linked set of documents, shown while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
+from ds2ds.cli.summary import count, document_tree, figures, remark
+from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.errors import ConfigError
+from ds2ds.generation.events import Done, Event, TokenWritten
+
+if TYPE_CHECKING:
+    from ds2ds.documents.generation_result import GenerationResult
+    from ds2ds.runtime import Runtime
+
+_HEADING_ALONE = re.compile(r"# [^\n]+\n*")
+
+
+def _setting(panel: str, help: str) -> Any:
+    """An option for a field of GenerationConfig; not given, the field keeps its default."""
+    return typer.Option(help=help, rich_help_panel=panel)
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help='How the root document starts; "-" reads it from standard input. For a model that knows its documents '
+            'by a heading, as the demo model does, a prompt that is only a heading ("# Compiler") is completed by the '
+            "blank line below it."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help='Checkpoint folder; "demo" is packaged.')] = DEMO,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            "-c",
+            help='Folder of the corpus that links lead to; "demo" is FOLDOC, and what the demo model takes if none is '
+            'given; "none": all targets are written by the model.',
+        ),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the root document. The prompt then comes below its heading.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the documents as markdown, graph.json and result.json; made as a whole."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --save replace a folder that holds something else.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the weights: float32, bfloat16, float16 or float64; default float32 on a CPU, bfloat16 on a GPU."
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
+    max_new_tokens: Annotated[
+        int | None, _setting("Length", "Most tokens written in one document, at least 1; default 100.")
+    ] = None,
+    max_tokens_per_document: Annotated[
+        int | None, _setting("Length", "Most tokens of one document, prompt and all, at least 1; default 512.")
+    ] = None,
+    max_context_length: Annotated[
+        int | None, _setting("Length", "Most tokens in view, at most the model's max_seq_len; default 2048 or that.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        _setting("Length", "String that ends a document and is cut from it; may be given more than once."),
+    ] = None,
+    eos_token_id: Annotated[
+        int | None, _setting("Length", "Token that ends a document, 0 or more; default 50256, or the tokenizer's.")
+    ] = None,
+    seed: Annotated[
+        int | None, _setting("Sampling", "The same seed gives the same text, 64 bits; default: another one each time.")
+    ] = None,
+    temperature: Annotated[
+        float | None, _setting("Sampling", "0 or more; 0 takes the likeliest token; default 1.0.")
+    ] = None,
+    top_k: Annotated[
+        int | None, _setting("Sampling", "Sample among the k likeliest tokens, 0 or more; default 0: among all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        _setting("Sampling", "Sample among the likeliest tokens that together reach this, 0 < p <= 1; default 1.0."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        _setting("Sampling", "Leave out tokens less likely than this share of the likeliest, 0 to 1; default 0.0."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _setting("Sampling", "Makes what the document has less likely, above 0; default 1.0: off.")
+    ] = None,
+    logprobs: Annotated[
+        bool | None,
+        _setting("Sampling", "Put every token's log-probability into --json and --save; default False."),
+    ] = None,
+    max_link_depth: Annotated[
+        int | None,
+        _setting("Links", "How far links are followed, 0 (not at all) or more; the root is at 0; default 1."),
+    ] = None,
+    max_auxiliary_documents: Annotated[
+        int | None, _setting("Links", "Most documents in view besides the root, 0 or more; default 5.")
+    ] = None,
+    allow_corpus_fallback: Annotated[
+        bool | None, _setting("Links", "Write what the corpus lacks; default True.")
+    ] = None,
+    allow_recursive_links: Annotated[
+        bool | None, _setting("Links", "Follow links of documents other than the root; default True.")
+    ] = None,
+    process_prompt_links: Annotated[bool | None, _setting("Links", "Follow links in the prompt; default True.")] = None,
+    eviction_policy: Annotated[
+        str | None,
+        _setting("Links", "drop_oldest or stop_new, when a new document finds no room; default drop_oldest."),
+    ] = None,
+) -> None:
+    """Write a document and follow its links: into the corpus, or by writing what the corpus lacks.
+
+    On a terminal the text is shown as it is written, then the tree of all documents.
+
+    Piped, standard output gets the plain text of the root and nothing else.
+    """
+    from ds2ds.generation.save import check_folder, save_result
+
+    text = _read_prompt(prompt, title)
+    if save is not None:
+        check_folder(save, force=force)
+    terminal = sys.stdout.isatty() and not as_json
+    console = Console() if terminal else Console(stderr=True)
+    with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
+        if terminal:
+            loading.enter_context(console.status("loading the model"))
+        runtime = _load(model, device, dtype, settings := _settings(context))
+        events = _start(runtime, text, title, opened, settings)
+        loading.close()
+        renderer: Renderer | None = None
+        if terminal:
+            renderer = TerminalRenderer(console, settings.get("stop", ()))
+        elif not as_json:
+            renderer = PlainRenderer(sys.stdout, settings.get("stop", ()))
+        result, written = _follow(events, renderer)
+    if save is not None:
+        save_result(result, save, force=force)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+        return
+    console.print()
+    console.print(document_tree(result))
+    console.print(figures(result, written), style="dim", highlight=False, soft_wrap=not console.is_terminal)
+    if (note := remark(result, written)) is not None:
+        console.print(note, style="yellow", highlight=False)
+    if save is not None:
+        console.print(f"saved to {save}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _read_prompt(prompt: str | None, title: str | None) -> str:
+    """The prompt's text; none is needed where a title is given.
+
+    Raises:
+        ConfigError: there is neither, or it is not UTF-8.
+    """
+    if prompt is None and title is None:
+        raise ConfigError('give a prompt, as in: ds2ds generate "# Compiler"')
+    try:
+        if prompt == "-":
+            prompt = sys.stdin.read().removesuffix("\n")
+        for given in (prompt, title):
+            (given or "").encode()
+    except UnicodeError as error:
+        raise ConfigError("the prompt and the title must be UTF-8 text") from error
+    return prompt or ""
+
+
+def _open_corpus(corpus: str | None, model: str) -> contextlib.AbstractContextManager[DocumentCorpus | None]:
+    if corpus is None:
+        corpus = DEMO if model == DEMO else "none"
+    return contextlib.nullcontext() if corpus == "none" else DocumentCorpus(corpus)
+
+
+def _settings(context: typer.Context) -> dict[str, Any]:
+    """The fields of GenerationConfig that were given as options. The device is the runtime's."""
+    from ds2ds.generation.generation_config import GenerationConfig
+
+    fields = GenerationConfig.__dataclass_fields__.keys() - {"device"}
+    given = {name: context.params[name] for name in fields}
+    return {name: value for name, value in given.items() if value not in (None, (), [])}
+
+
+def _load(model: str, device: str | None, dtype: str | None, settings: dict[str, Any]) -> Runtime:
+    from ds2ds.generation.generation_config import GenerationConfig
+    from ds2ds.runtime import Runtime
+
+    GenerationConfig(**settings)  # a bad value is told before a large model is loaded
+    return Runtime.from_pretrained(model, device, dtype)
+
+
+def _start(
+    runtime: Runtime, prompt: str, title: str | None, corpus: DocumentCorpus | None, settings: dict[str, Any]
+) -> Iterator[Event]:
+    has_heading = runtime.model.config.layout_policy.startswith("identifier_prefix")
+    if title is None and has_heading and _HEADING_ALONE.fullmatch(prompt):
+        prompt = prompt.rstrip("\n") + "\n\n"
+    try:
+        return runtime.stream(prompt, corpus=corpus, title=title, **settings)
+    except ValueError as error:  # a prompt that is too long
+        raise ConfigError(str(error)) from error
+
+
+def _follow(events: Iterator[Event], renderer: Renderer | None) -> tuple[GenerationResult, int]:
+    """The result, and how many tokens were written. Interrupted, what was written so far stays shown."""
+    written = 0
+    try:
+        for event in events:
+            if isinstance(event, Done):
+                return event.result, written
+            written += isinstance(event, TokenWritten)
+            if renderer is not None:
+                renderer.show(event)
+    except KeyboardInterrupt:
+        if renderer is not None:
+            renderer.finish()
+            renderer = None
+        sys.stderr.write(f"interrupted after {count(written, 'token')}\n")
+        raise typer.Exit(130) from None
+    finally:
+        if renderer is not None:
+            renderer.finish()
+    raise RuntimeError("the stream ended without a result")

@@ -1,0 +1,32 @@
+"""Progress on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES = 10
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with (done, of how many)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said = 0
+
+        def say(done: int, total: int) -> None:
+            nonlocal said
+            if done * _LINES // total > said:
+                said = done * _LINES // total
+                console.print(f"{what}: {done:,} of {total:,}", highlight=False, soft_wrap=True)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

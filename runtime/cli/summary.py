@@ -1,0 +1,78 @@
+"""What a run came to: the tree of its documents, and a line of figures."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from rich.tree import Tree
+
+from ds2ds.cli.styled_text import printable
+from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+
+
+def document_tree(result: GenerationResult) -> Tree:
+    """The documents, each under the one whose link brought it in."""
+    root = result.root_document
+    tree = Tree(_label(root), guide_style="dim")
+    branches: dict[str, Tree] = {}
+    # Dependencies come first in a result, in a tree they come last.
+    for document in sorted(result.auxiliary_documents, key=lambda document: document.depth):
+        parent = tree if document.depth == 1 else branches[document.parent_title or ""]
+        branches[document.title] = parent.add(_label(document))
+    return tree
+
+
+def _label(document: GeneratedDocument) -> Text:
+    facts = [str(document.source), count(len(document.tokens or ()), "token")]
+    if document.finish_reason:
+        facts.append(document.finish_reason)
+    elif document.truncated:
+        facts.append("cut")
+    label = Text(printable(document.title), style="bold") + Text("  " + ", ".join(facts), style="not bold dim")
+    if document.grants:
+        reads = (
+            f"{printable(grant.title)} [{grant.position}:{'' if grant.end is None else grant.end}]"
+            for grant in document.grants
+        )
+        label.append("\nreads " + ", ".join(reads), style="not bold cyan")
+    return label
+
+
+def figures(result: GenerationResult, written: int) -> str:
+    """One line: tokens written, speed, documents, links, time, and the seed that gives the same again."""
+    trace = result.trace
+    parts = [f"{count(written, 'token')} written"]
+    decoding = trace.seconds["decode"] + trace.seconds["sampling"]
+    if trace.tokens_decoded and decoding:
+        parts[0] += f" at {trace.tokens_decoded / decoding:.1f} tokens/s"
+    parts.append(f"{trace.tokens_prefilled:,} prefilled")
+    parts.append(count(1 + len(result.auxiliary_documents), "document"))
+    links = {
+        "from the corpus": trace.links_from_corpus,
+        "generated": trace.links_generated,
+        "already in view": trace.links_already_in_view,
+        "not followed": trace.links_not_followed,
+    }
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in links.items() if count)
+    parts.append(count(trace.links_found, "link") + (f" ({outcomes})" if outcomes else ""))
+    if trace.evictions:
+        parts.append(count(trace.evictions, "eviction"))
+    parts.append(f"{trace.seconds['total']:.2f} s")
+    if result.generation_config.temperature:
+        parts.append(f"seed {result.generation_config.seed}")
+    return " · ".join(parts)
+
+
+def remark(result: GenerationResult, written: int) -> str | None:
+    """Why nothing was written, where the prompt left no room."""
+    option = {
+        "max_tokens_per_document": "--max-tokens-per-document",
+        "context_full": "--max-context-length",
+    }.get(result.root_document.finish_reason or "")
+    if written or option is None:
+        return None
+    return f"nothing was written: the prompt's {len(result.root_document.tokens or ())} tokens fill it; raise {option}"
+
+
+def count(number: int, what: str) -> str:
+    """As in "1 token" or "1,200 tokens"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,152 @@
+"""A result on disk: a markdown file per document, the graph between them, and all of it as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.documents.title_utils import create_filename, generate_title_hash
+from ds2ds.errors import ConfigError, Ds2dsError
+
+GRAPH_NAME = "graph.json"
+RESULT_NAME = "result.json"
+
+_DOCUMENT_NAME = re.compile(r".*_[0-9a-f]{6}(_[0-9]+)?\.md")
+_LONGEST_STEM = 200  # file systems take 255 bytes; a title is as long as a model makes it
+
+
+def save_result(result: GenerationResult, folder: str | Path, *, force: bool = False) -> None:
+    """Write a result into a folder that appears, or is replaced, as a whole.
+
+    It holds `create_filename(title)`.md per document (its text), graph.json (`graph`) and result.json
+    (`GenerationResult.to_dict`).
+
+    Raises:
+        ConfigError: the folder may not be replaced, see `check_folder`; Ds2dsError: it cannot be written.
+    """
+    folder = Path(folder).absolute()
+    check_folder(folder, force=force)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            _write_files(result, partial)
+            _replace(folder, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise Ds2dsError(f"cannot save the result to {folder}: {error}") from error
+
+
+def check_folder(folder: str | Path, *, force: bool = False) -> None:
+    """Whether a result may be saved there: in place of nothing, of an empty folder or of an earlier result.
+
+    With `force` any folder is replaced, unless it is where we are or the user's home, or holds one of these.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    folder = Path(folder).absolute()
+    ancestor = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not ancestor.is_dir():
+        raise ConfigError(f"cannot save to {folder}: {ancestor} is a file")
+    place = folder.parent if ancestor == folder else ancestor
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"cannot save to {folder}: no permission to write in {place}")
+    if ancestor != folder:
+        return
+    for kept in (Path.cwd(), Path.home()):
+        if kept.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"cannot save to {folder}: {kept} is in it and would be replaced; name a new folder")
+    if not force and any(folder.iterdir()) and not _holds_result(folder):
+        raise ConfigError(
+            f"{folder} holds something else than an earlier result: name another folder, or pass --force (force=True) "
+            "to replace it with all that is in it"
+        )
+
+
+def graph(result: GenerationResult) -> dict[str, Any]:
+    """The documents of a result and what reads what.
+
+    Returns:
+        {"nodes": [{id, title, file, source, is_root, depth, parent, tokens, finish_reason, truncated}],
+        "edges": [{source, target, position, end}]}: from token `position` on, up to `end` (None: to its last), the
+        document `source` reads all of `target`. Nodes are called by their id; `parent` is the one whose link brought
+        the node in.
+    """
+    documents = result.get_all_documents()
+    ids = _names(documents)
+    # Grants and parents are by title. An untitled root may share its name with a document, but is never granted.
+    by_title = {document.title: name for document, name in zip(documents[1:], ids[1:], strict=True)}
+    nodes, edges = [], []
+    for document, name in zip(documents, ids, strict=True):
+        parent = ids[0] if document.depth == 1 else by_title.get(document.parent_title or "")
+        nodes.append(
+            {
+                "id": name,
+                "title": document.title,
+                "file": f"{name}.md",
+                "source": str(document.source),
+                "is_root": document.is_root,
+                "depth": document.depth,
+                "parent": parent,
+                "tokens": None if document.tokens is None else len(document.tokens),
+                "finish_reason": document.finish_reason,
+                "truncated": document.truncated,
+            }
+        )
+        edges += [
+            {"source": name, "target": by_title[grant.title], "position": grant.position, "end": grant.end}
+            for grant in document.grants
+        ]
+    return {"nodes": nodes, "edges": edges}
+
+
+def _names(documents: list[GeneratedDocument]) -> list[str]:
+    """A file name, without extension, for each document; no two are equal."""
+    names: list[str] = []
+    for document in documents:
+        name, copy = create_filename(document.title), 2
+        if len(name) > _LONGEST_STEM:
+            name = f"{name[:_LONGEST_STEM]}_{generate_title_hash(document.title)}"
+        stem = name
+        while name in names:
+            name, copy = f"{stem}_{copy}", copy + 1
+        names.append(name)
+    return names
+
+
+def _write_files(result: GenerationResult, folder: Path) -> None:
+    documents = result.get_all_documents()
+    for document, name in zip(documents, _names(documents), strict=True):
+        text = document.text or ""
+        (folder / f"{name}.md").write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    for file, values, indent in ((GRAPH_NAME, graph(result), 2), (RESULT_NAME, result.to_dict(), None)):
+        text = json.dumps(values, ensure_ascii=False, indent=indent, allow_nan=False)
+        (folder / file).write_text(text + "\n", encoding="utf-8")
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = partial.with_suffix(".replaced")
+    folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _holds_result(folder: Path) -> bool:
+    names = {entry.name for entry in folder.iterdir()}
+    own = {GRAPH_NAME, RESULT_NAME}
+    return own <= names and all(_DOCUMENT_NAME.fullmatch(name) for name in names - own)

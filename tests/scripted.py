@@ -1,0 +1,116 @@
+"""Documents that write what a test wants: the tokens are given, everything else is computed as always.
+
+Random weights write no links. Here the function that draws tokens is replaced by one that looks the next token up
+under the document's title; its log-probability is still the model's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ds2ds.documents.document import Document
+from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+EOS = 0
+MERGED = (b"](", b").", b"), ", b" [", b")[", b" the", b"[x](B)[y](C)")
+
+
+class ByteTokenizer:
+    """EOS is 0, byte b is b + 1; then come a few tokens in which the marks of links merge with their surroundings."""
+
+    name = "bytes"
+    vocab_size = 257 + len(MERGED)
+    eos_token_id = EOS
+
+    def encode(self, text: str) -> list[int]:
+        data, ids = text.encode(), []
+        while data:
+            merged = [i for i, piece in enumerate(MERGED) if data.startswith(piece)]
+            longest = max(merged, key=lambda i: len(MERGED[i]), default=None)
+            ids.append(data[0] + 1 if longest is None else 257 + longest)
+            data = data[len(self.token_bytes(ids[-1])) :]
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"" if token == EOS else bytes([token - 1]) if token < 257 else MERGED[token - 257]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+
+TOKENIZER = ByteTokenizer()
+encode, decode = TOKENIZER.encode, TOKENIZER.decode
+
+
+@functools.cache
+def small_model(seed: int = 0, max_seq_len: int = 512, layout_policy: str = "null") -> DS2DSModel:
+    """2 layers x 32 with random weights, float32. Shared between tests: do not change it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DS2DSModel.from_config(
+            vocab_size=TOKENIZER.vocab_size,
+            num_layers=2,
+            model_dim=32,
+            num_heads=2,
+            max_seq_len=max_seq_len,
+            weight_tying=False,
+            layout_policy=layout_policy,
+        )
+
+
+@dataclass
+class Texts:
+    """A corpus in memory: title to text. Counts how often each document was fetched."""
+
+    texts: Mapping[str, str]
+    fetched: dict[str, int] = field(default_factory=dict)
+
+    def has_document(self, title: str) -> bool:
+        return title in self.texts
+
+    def get_document(self, title: str) -> np.ndarray | None:
+        if title not in self.texts:
+            return None
+        self.fetched[title] = self.fetched.get(title, 0) + 1
+        return np.array(encode(self.texts[title]), dtype=np.uint16)
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str | Sequence[int]]) -> None:
+    """Let each document write its entry of the script (text or token ids), then EOS; "" is the untitled root's.
+
+    A document that the script does not know is a KeyError, out of `Engine.step`.
+    """
+    tokens = {title: encode(text) if isinstance(text, str) else list(text) for title, text in script.items()}
+
+    @torch.inference_mode()
+    def scripted(
+        model: DS2DSModel, hidden: torch.Tensor, documents: Sequence[Document], settings: Sequence[Sampling]
+    ) -> list[Sampled]:
+        logprobs = model.logits(hidden).log_softmax(-1)
+        drawn = []
+        for row, document in enumerate(documents):
+            written = int(np.count_nonzero(~np.isnan(document.logprobs)))
+            token = [*tokens[document.title], *[EOS] * 1000][written]
+            drawn.append(Sampled(token, float(logprobs[row, token])))
+        return drawn
+
+    monkeypatch.setattr("ds2ds.engine.engine.sample", scripted)
+
+
+def same_documents(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float = 1e-4) -> None:
+    """Fail unless two lists of GeneratedDocuments are the same, log-probabilities to rounding."""
+    ours, theirs = list(ours), list(theirs)
+    assert [document.title for document in ours] == [document.title for document in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        first, second = one.to_dict(), other.to_dict()
+        scores = [np.array(d.pop("token_logprobs") or [], dtype=float) for d in (first, second)]
+        assert first == second
+        np.testing.assert_allclose(*scores, atol=tolerance)

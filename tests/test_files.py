@@ -1,0 +1,110 @@
+"""A file is there whole or not at all, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ds2ds.files import atomic_write, atomic_write_text
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def names(folder: Path) -> list[str]:
+    """All files, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_is_written_as_utf8_in_folders_that_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "note.md"
+    atomic_write_text(path, "né\n→")
+    assert path.read_bytes() == "né\n→".encode()
+    assert names(path.parent) == ["note.md"]
+
+
+def test_an_older_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("a much longer old content")
+    atomic_write(path, lambda partial: partial.write_bytes(b"new"))
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_until_the_write_is_done_readers_see_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen = []
+
+    def write(partial: Path) -> None:
+        partial.write_text("new")
+        seen.append(path.read_text())
+        seen.append(partial.parent == path.parent)  # another file system could not be renamed from
+
+    atomic_write(path, write)
+    assert seen == ["old", True]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("bad"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_failing_write_leaves_everything_as_it_was(error: BaseException, old: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+
+    def write(partial: Path) -> None:
+        partial.write_text("half of the n")
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        atomic_write(path, write)
+    assert raised.value is error
+    assert names(tmp_path) == (["file"] if old is not None else [])
+    assert old is None or path.read_text() == old
+
+
+def test_a_failing_rename_leaves_no_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "inside").touch()
+    with pytest.raises(OSError):
+        atomic_write_text(path, "text")
+    assert names(tmp_path) == ["folder"]
+    assert names(path) == ["inside"]
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write_text(path, "half \ud800")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_permissions_are_those_of_a_plain_open(umask: int, tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "ours", "text")
+    (tmp_path / "plain").write_text("text")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"ours": 0o666 & ~umask, "plain": 0o666 & ~umask}
+    assert os.umask(umask) == umask  # and the process's own mask is as it was
+
+
+def test_writes_that_meet_do_not_share_a_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write(partial: Path) -> None:
+        partial.write_text("first")
+        atomic_write_text(path, "second")
+
+    atomic_write(path, write)
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["file"]
