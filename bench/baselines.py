@@ -74,7 +74,8 @@ def gpt2_like(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
         n_layer=config.num_layers,
         n_head=config.num_heads,
     )
-    return GPT2LMHeadModel(shape).to(device=device, dtype=dtype).eval()
+    model: Any = GPT2LMHeadModel(shape)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 @torch.inference_mode()

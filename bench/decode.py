@@ -86,7 +86,7 @@ class Contest:
             max_seq_len=MAX_SEQ_LEN,
         ).to(device=device, dtype=dtype)
         self.runtime = Runtime(self.model)
-        self.gpt2 = baselines.gpt2_like(self.model.config, device, dtype) if with_gpt2 else None
+        self.gpt2: Any = baselines.gpt2_like(self.model.config, device, dtype) if with_gpt2 else None
 
     def contestants(self, context: int, tokens: int, rounds: int, against: tuple[str, ...]) -> list[Contestant]:
         """ds2ds first; each starts from the same prompt of `context` tokens and has `tokens` to decode per round."""

@@ -1,7 +1,4 @@
-"""The figures that bench/decode.py wrote, as the README shows them.
-
-python bench/read_results.py [bench/results/decode_cpu.json]
-"""
+"""The figures that bench/decode.py wrote, as the README shows them: `python bench/read_results.py [FILE]`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The contestants of bench/decode.py under pytest-benchmark, one token at a time, each after the other.
+"""The contestants of bench/decode.py under pytest-benchmark, one after the other, a token at a time.
 
-python -m pytest bench/test_decode_bench.py --benchmark-only
+    python -m pytest bench/test_decode_bench.py --benchmark-only
+
+In bench/decode.py they take turns instead; its figures are the ones to quote.
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[U64, U64]) -> tupl
     return c0, c1, c2, c3
 
 
-def gumbel_noise(
-    seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int
-) -> NDArray[np.float32]:
+def gumbel_noise(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int) -> NDArray[np.float32]:
     """The noise of every token: seed and position int64 [B] -> float32 [B, vocab_size]."""
     blocks = np.arange(-(-vocab_size // 4), dtype=np.uint64)[None]
     words = np.empty((seed.shape[0], blocks.shape[1], 4), dtype=np.uint32)

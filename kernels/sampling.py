@@ -108,7 +108,7 @@ def sample_rows(
         seed=(seed, torch.int64),
         position=(position, torch.int64),
     )
-    rows = _Rows(*(_host(t) for t in (temperature, top_k, top_p, min_p, seed, position)))
+    rows = _Rows._make(_host(t) for t in (temperature, top_k, top_p, min_p, seed, position))
     _check_values(rows)
     penalty = _check_penalty(logits, repetition_penalty, penalty_tokens)
 
@@ -142,7 +142,7 @@ class _Rows(NamedTuple):
     position: Ints
 
     def take(self, index: slice | Ints) -> _Rows:
-        return _Rows(*(column[index] for column in self))
+        return _Rows._make(column[index] for column in self)
 
 
 def _penalised(raw: Floats, penalty: Floats, listed: Ints) -> Floats:
@@ -208,9 +208,7 @@ def _choose_by_mass(x: Floats, top: Floats, rows: _Rows) -> Ints:
     return _choose_ranked(x, top, rows, ids, present, total)
 
 
-def _choose_ranked(
-    x: Floats, top: Floats, rows: _Rows, ids: Ints, present: Bools, total: Ints | None
-) -> Ints:
+def _choose_ranked(x: Floats, top: Floats, rows: _Rows, ids: Ints, present: Bools, total: Ints | None) -> Ints:
     """Top-p, min-p and the draw over tokens in rank order (ids [b, N], those that count marked in ``present``).
 
     ``total`` [b] is the mass of all survivors of top-k; None if the tokens present are all of them.
@@ -356,10 +354,8 @@ def _check_penalty(
     in_range = ((tokens >= -1) & (tokens < vocab)).all(axis=1)
     if not in_range.all():
         row = int(np.argmin(in_range))
-        worst = [int(t) for t in tokens[row] if not -1 <= t < vocab][0]
-        raise ValueError(
-            f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}"
-        )
+        worst = next(int(t) for t in tokens[row] if not -1 <= t < vocab)
+        raise ValueError(f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}")
     return by, tokens
 
 

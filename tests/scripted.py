@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 
+from ds2ds import Runtime
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -114,3 +116,34 @@ def same_documents(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float 
         scores = [np.array(d.pop("token_logprobs") or [], dtype=float) for d in (first, second)]
         assert first == second
         np.testing.assert_allclose(*scores, atol=tolerance)
+
+
+def small_runtime(layout_policy: str = "null", arena_tokens: int = 4096, seed: int = 0) -> Runtime:
+    return Runtime(small_model(seed), TOKENIZER, layout_policy, arena_tokens=arena_tokens)
+
+
+def run(prompt: str, corpus: Any = None, *, layout: str = "null", title: str | None = None, **options: Any) -> Any:
+    """Generate, within limits that are out of the way unless given; then check all that holds of any result."""
+    runtime = small_runtime(layout)
+    options = {"max_new_tokens": 300, "max_tokens_per_document": 300, "seed": 0, "logprobs": True, **options}
+    result = runtime.generate(prompt, corpus=corpus, title=title, **options)
+    runtime.engine.check_integrity()
+    assert runtime.engine.cache.arena.allocator.used == 0
+    agrees_with_oracle(result)
+    return result
+
+
+def agrees_with_oracle(result: Any) -> None:
+    """Fail unless every predicted token's log-probability is that of the dense reference (S6)."""
+    documents: dict[str, oracle.Document] = {}
+    for document in (*result.auxiliary_documents, result.root_document):
+        grants = [(grant.position, documents[grant.title], grant.end) for grant in document.grants]
+        documents[document.title] = oracle.Document(document.title, list(document.tokens), grants)
+    for document, scores in zip(documents, oracle.Oracle(small_model()).log_probs([*documents.values()]), strict=True):
+        found = result.get_document_by_title(document)
+        for index in np.flatnonzero(~np.isnan(found.token_logprobs)):
+            assert abs(scores[index - 1, found.tokens[index]] - found.token_logprobs[index]) < 1e-4, (document, index)
+
+
+def grants(document: Any) -> list[tuple[int, str, int | None]]:
+    return [(grant.position, grant.title, grant.end) for grant in document.grants]

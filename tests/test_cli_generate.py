@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ds2ds import DS2DSModel, GenerationConfig, Runtime, create_filename
 from ds2ds.cli import app

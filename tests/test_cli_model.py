@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ds2ds import DS2DSModel
 from ds2ds.cli import app
@@ -38,7 +37,7 @@ def test_import(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = model_command("import", str(run_dir), str(out))
     assert done.exit_code == 0
-    assert f"{out}: 2 layers x 16, vocabulary 11, layout bos_eos, 0.0 MB" in done.stdout
+    assert f"{out}: 2 layers x 16, vocabulary 11, layout bos_eos, 0.1 MB" in done.stdout
     saved = torch.load(run_dir / "checkpoints" / "best_model.pt", weights_only=True)["model"]
     assert torch.equal(load_checkpoint(out).embedding.weight, saved["_orig_mod.embedding.weight"])
 

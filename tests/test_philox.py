@@ -55,9 +55,7 @@ def test_the_key_and_the_counter_are_as_documented(seed: int, position: int, tok
     np.testing.assert_array_max_ulp(noise[0], np.array(expected), maxulp=1)
 
 
-@given(
-    seeds=st.lists(int64s, min_size=1, max_size=4), position=st.integers(0, 2**63 - 5), vocab=st.integers(1, 70)
-)
+@given(seeds=st.lists(int64s, min_size=1, max_size=4), position=st.integers(0, 2**63 - 5), vocab=st.integers(1, 70))
 def test_some_tokens_have_the_noise_they_have_among_all(seeds: list[int], position: int, vocab: int) -> None:
     seed = np.array(seeds)
     places = position + np.arange(len(seeds))
@@ -79,7 +77,7 @@ def test_the_ends_of_the_range_are_finite_and_accurate() -> None:
     first, second, last = _gumbel(np.array([0, 1, 2**32 - 1], dtype=np.uint32))
     # u = 2**-33: -log1p(-u) is u to 1e-10, so the largest noise is 33 log 2.
     assert first == pytest.approx(33 * math.log(2), rel=1e-7)
-    assert first - second == pytest.approx(math.log(3), rel=1e-6)
+    assert first - second == pytest.approx(math.log(3), abs=4e-6)  # ulp of 22.9: 1.9e-6
     assert last == pytest.approx(-math.log(33 * math.log(2)), rel=1e-7)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -114,17 +115,17 @@ setting = st.fixed_dictionaries(
 
 @st.composite
 def batches(draw: st.DrawFn, penalised: bool = False) -> tuple[np.ndarray, list[dict]]:
-    count, vocab = draw(st.integers(1, 6)), draw(st.integers(1, 40))
-    logits = draw(st.lists(st.lists(logit, min_size=vocab, max_size=vocab), min_size=count, max_size=count))
+    count, vocab = draw(st.integers(1, 4)), draw(st.integers(1, 24))
+    logits = draw(st.lists(logit, min_size=count * vocab, max_size=count * vocab))
     rows = draw(st.lists(setting, min_size=count, max_size=count))
     if penalised:
         for row in rows:
             row["repetition_penalty"] = draw(st.sampled_from([1.0, 1.3, 0.5, 2.0, 1e30]))
             row["listed"] = draw(st.lists(st.integers(0, vocab - 1), max_size=8))
-    return np.array(logits, dtype=np.float32), rows
+    return np.array(logits, dtype=np.float32).reshape(count, vocab), rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(batches(), st.booleans())
 def test_the_token_is_that_of_the_naive_rule(batch: tuple[np.ndarray, list[dict]], same_seed: bool) -> None:
     logits, rows = batch
@@ -139,7 +140,7 @@ def test_the_token_is_that_of_the_naive_rule(batch: tuple[np.ndarray, list[dict]
     assert [s == SampleStatus.EMPTY for s in out.status] == empty
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(batches(penalised=True))
 def test_repetition_penalty_comes_first_and_counts_a_token_once(batch: tuple[np.ndarray, list[dict]]) -> None:
     logits, rows = batch
@@ -154,9 +155,9 @@ def test_repetition_penalty_comes_first_and_counts_a_token_once(batch: tuple[np.
                 assert token == naive_token(x, row)
 
 
-@settings(max_examples=150, deadline=None)
-@given(batches(), st.data())
-def test_the_log_probability_is_of_the_raw_logits(batch: tuple[np.ndarray, list[dict]], data: st.DataObject) -> None:
+@settings(max_examples=75, deadline=None)
+@given(batches())
+def test_the_log_probability_is_of_the_raw_logits(batch: tuple[np.ndarray, list[dict]]) -> None:
     logits, rows = batch
     logits = np.clip(logits, -np.inf, 1000.0)
     out = sample(torch.from_numpy(logits), rows)
@@ -174,10 +175,10 @@ def same(a: SampleOutput, b: SampleOutput) -> bool:
     return all(x.numpy().tobytes() == y.numpy().tobytes() for x, y in zip(a, b, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(batches(), st.randoms(use_true_random=False), st.booleans())
 def test_a_row_draws_the_same_whatever_the_batch(
-    batch: tuple[np.ndarray, list[dict]], random: st.DataObject, spoilt: bool
+    batch: tuple[np.ndarray, list[dict]], random: Random, spoilt: bool
 ) -> None:
     logits, rows = torch.from_numpy(batch[0]), batch[1]
     if spoilt:
@@ -347,8 +348,8 @@ DRAWS = 200_000
 def goodness_of_fit(counts: np.ndarray, p: np.ndarray) -> float:
     """Pearson's statistic in standard deviations above its mean.
 
-    Mean k - 1; variance 2 (k - 1) + (sum 1/p - k^2 - 2k + 2) / n, exact for any expected counts (Haldane, 1937), so that
-    cells with an expectation of two draws need no pooling.
+    Mean k - 1; variance 2 (k - 1) + (sum 1/p - k^2 - 2k + 2) / n, exact for any expected counts (Haldane,
+    1937), so that cells with an expectation of two draws need no pooling.
     """
     k, n = len(p), counts.sum()
     statistic = ((counts - n * p) ** 2 / (n * p)).sum()
@@ -369,8 +370,8 @@ def test_goodness_of_fit_can_tell() -> None:
     [
         ({}, 12),
         ({"top_k": 9}, 9),
-        ({"top_p": 0.99}, 6),
-        ({"min_p": 1e-3}, 9),
+        ({"top_p": 0.99}, 5),
+        ({"min_p": 1e-3}, 8),
         ({"top_k": 11, "top_p": 0.9999, "min_p": 1e-6}, 10),
         ({"temperature": 0.5}, 12),
         ({"temperature": 3.0, "top_k": 11}, 11),

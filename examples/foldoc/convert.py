@@ -47,12 +47,8 @@ class Conversion:
     """What the converter made of a dictionary: the documents, and what it could not link or folded away."""
 
     documents: list[Document] = field(default_factory=list)
-    redirects: dict[str, str] = field(
-        default_factory=dict
-    )  # title folded away -> title of the document it leads to
-    unresolved: Counter[str] = field(
-        default_factory=Counter
-    )  # name that no document has -> documents that use it
+    redirects: dict[str, str] = field(default_factory=dict)  # title folded away -> title of the document it leads to
+    unresolved: Counter[str] = field(default_factory=Counter)  # name that no document has -> documents that use it
 
 
 def convert(entries: list[Entry]) -> Conversion:

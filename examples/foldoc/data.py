@@ -108,9 +108,7 @@ class Batch:
     is_root: Tensor
 
 
-def collate(
-    packs: Sequence[Pack], counted: Sequence[Sequence[bool]], linked: bool = True, multiple: int = 64
-) -> Batch:
+def collate(packs: Sequence[Pack], counted: Sequence[Sequence[bool]], linked: bool = True, multiple: int = 64) -> Batch:
     """Pack documents into one batch.
 
     Args:
@@ -146,18 +144,23 @@ def collate(
 
 
 def epoch_batches(
-    documents: dict[str, LinkedDocument], titles: Sequence[str], max_tokens: int, batch_tokens: int, seed: int
+    documents: dict[str, LinkedDocument],
+    titles: Sequence[str],
+    windows: Sequence[int],
+    batch_tokens: int,
+    seed: int,
 ) -> list[tuple[list[Pack], list[list[bool]]]]:
     """One epoch: every document once as a root behind its targets, and once, in passing, as a target on its own.
 
-    Packs of like length share a batch of about batch_tokens tokens; the order is a function of the seed.
+    Each root draws its pack's length from `windows`. Packs of like length share a batch of about batch_tokens tokens;
+    the order is a function of the seed.
     """
     rng = np.random.default_rng(seed)
     known = {title: documents[title] for title in titles}
     as_target: set[str] = set()
     rows: list[tuple[Pack, list[bool]]] = []
     for index in rng.permutation(len(titles)):
-        pack = make_pack(known[titles[index]], known, max_tokens)
+        pack = make_pack(known[titles[index]], known, int(rng.choice(windows)))
         counts = [document.title not in as_target for document in pack.documents[:-1]]
         as_target.update(document.title for document in pack.documents[:-1])
         rows.append((pack, [*counts, True]))

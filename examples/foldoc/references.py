@@ -95,9 +95,7 @@ def _singulars(name: str) -> Iterator[str]:
         yield name[:-4] + "ex"
     if re.search(r"(?:s|x|z|ch|sh|o)es$", name):
         yield name[:-2]
-    if (
-        name.endswith("s") and not name.endswith("ss") and len(name) > 2
-    ):  # "PCs" is a plural, "DOS" and "class" are not
+    if name.endswith("s") and not name.endswith("ss") and len(name) > 2:  # "PCs" is a plural, "DOS" and "class" are not
         yield name[:-1]
 
 

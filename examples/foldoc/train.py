@@ -1,6 +1,6 @@
 """Train the demo model on FOLDOC with the cross_doc_link mask, from scratch, on 2 CPU cores or a GPU's host.
 
-    python examples/foldoc/train.py OUT [--epochs 3]
+    python examples/foldoc/train.py OUT
 
 Stops and resumes at any time: the state is saved every few minutes to OUT/state.pt, and the order of the data
 and the schedule are functions of the step alone.
@@ -34,13 +34,16 @@ VOCAB_SIZE = 50257
 
 @dataclass(frozen=True)
 class Settings:
-    """What the run depends on; a resumed run must have the same."""
+    """What the run depends on; a resumed run must have the same.
+
+    Attributes:
+        windows: for each epoch, the lengths of packs; each root draws one of them.
+    """
 
     layers: int = 6
     dim: int = 256
     heads: int = 4
-    epochs: int = 3
-    window: int = 512
+    windows: tuple[tuple[int, ...], ...] = ((512,), (512, 512, 512, 1024), (512, 512, 512, 1024))
     batch_tokens: int = 8192
     matrix_lr: float = 0.02
     embedding_lr: float = 2e-3
@@ -90,21 +93,16 @@ class Trainer:
         self.base_rates = [group["lr"] for group in self._groups()]
         self.step = 0
         self.seconds = 0.0
-        self.batches_per_epoch = len(self.epoch(0))
-
-    @property
-    def total_steps(self) -> int:
-        return self.batches_per_epoch * self.settings.epochs
+        self.epochs = [self._epoch(index) for index in range(len(settings.windows))]
+        self.total_steps = sum(map(len, self.epochs))
 
     def _groups(self) -> list[dict]:
         return [*self.muon.param_groups, *self.adam.param_groups]
 
-    def epoch(self, index: int) -> list:
-        """The batches of an epoch. Their number may differ by a few between epochs; see `batch`."""
+    def _epoch(self, index: int) -> list:
+        """The batches of an epoch, as packs: a function of the settings."""
         s = self.settings
-        return epoch_batches(
-            self.documents, self.train_titles, s.window, s.batch_tokens, s.seed * 1000 + index
-        )
+        return epoch_batches(self.documents, self.train_titles, s.windows[index], s.batch_tokens, s.seed * 1000 + index)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the counted tokens' losses, and each one's."""
@@ -138,7 +136,7 @@ class Trainer:
         known = {title: self.documents[title] for title in self.train_titles}
         total, count = 0.0, 0
         for title in self.held_out[:limit]:
-            pack = make_pack(self.documents[title], known, self.model.config.max_seq_len)
+            pack = make_pack(self.documents[title], known, max(max(lengths) for lengths in self.settings.windows))
             counts = [False] * (len(pack.documents) - 1) + [True]
             batch = collate([pack], [counts], linked=linked)
             _, losses = self.loss(batch)
@@ -162,9 +160,7 @@ class Trainer:
     def load_state(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         if state["settings"] != asdict(self.settings):
-            raise typer.BadParameter(
-                f"{path} was made with {state['settings']}; use these, or another folder"
-            )
+            raise typer.BadParameter(f"{path} was made with {state['settings']}; use these, or another folder")
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
@@ -188,22 +184,16 @@ def run(trainer: Trainer, out: Path, save_every_s: float = 180.0) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=trainer.total_steps, completed=trainer.step)
-        while trainer.step < trainer.total_steps:
-            epoch, index = divmod(trainer.step, trainer.batches_per_epoch)
-            batches = trainer.epoch(epoch)
-            for packs, counts in batches[index : trainer.batches_per_epoch]:
+        first = 0
+        for epoch, batches in enumerate(trainer.epochs):
+            for packs, counts in batches[max(trainer.step - first, 0) :]:
                 loss = trainer.train_step(collate(packs, counts))
                 running = loss if not running else 0.98 * running + 0.02 * loss
-                progress.update(task, completed=trainer.step, description=f"epoch {epoch} loss {running:.3f}")
+                progress.update(task, completed=trainer.step, description=f"epoch {epoch + 1} loss {running:.3f}")
                 now = time.monotonic()
                 trainer.seconds, started = trainer.seconds + now - started, now
                 if trainer.step % 25 == 0:
-                    line = {
-                        "step": trainer.step,
-                        "epoch": epoch,
-                        "loss": round(running, 4),
-                        "s": round(trainer.seconds),
-                    }
+                    line = {"step": trainer.step, "loss": round(running, 4), "s": round(trainer.seconds)}
                     with log.open("a") as file:
                         print(json.dumps(line), file=file)
                     if not progress.console.is_terminal:
@@ -211,31 +201,29 @@ def run(trainer: Trainer, out: Path, save_every_s: float = 180.0) -> None:
                 if now - last_save > save_every_s:
                     trainer.save_state(out / "state.pt")
                     last_save = now
-            # An epoch that happens to have fewer batches than the first still counts as whole.
-            trainer.step = (epoch + 1) * trainer.batches_per_epoch
-            line = {
-                "epoch": epoch + 1,
-                "held_out_linked": trainer.held_out_loss(),
-                "held_out_alone": trainer.held_out_loss(linked=False),
-            }
-            with log.open("a") as file:
-                print(json.dumps(line), file=file)
-            progress.console.print(line)
-            trainer.save_state(out / "state.pt")
-            trainer.export(out / "checkpoint")
+            first += len(batches)
+            if trainer.step == first:
+                line = {"epoch": epoch + 1} | {
+                    name: round(trainer.held_out_loss(linked), 4)
+                    for name, linked in (("linked", True), ("alone", False))
+                }
+                with log.open("a") as file:
+                    print(json.dumps(line), file=file)
+                progress.console.print(line)
+                trainer.save_state(out / "state.pt")
+                trainer.export(out / "checkpoint")
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the state, the log and the checkpoint.")],
     corpus: Annotated[str, typer.Option(help="Corpus folder, or 'demo' for the packaged FOLDOC.")] = "demo",
-    epochs: Annotated[int, typer.Option(min=1)] = Settings.epochs,
     threads: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Train, or resume in OUT."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     with DocumentCorpus(corpus) as opened:
-        trainer = Trainer(opened, Settings(epochs=epochs))
+        trainer = Trainer(opened, Settings())
     if (out / "state.pt").exists():
         trainer.load_state(out / "state.pt")
     print(

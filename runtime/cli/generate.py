@@ -164,7 +164,7 @@ def generate(
     console.print(document_tree(result))
     console.print(figures(result, written), style="dim", highlight=False, soft_wrap=not console.is_terminal)
     if (note := remark(result, written)) is not None:
-        console.print(note, style="yellow", highlight=False)
+        console.print(note, style="yellow", highlight=False, soft_wrap=not console.is_terminal)
     if save is not None:
         console.print(f"saved to {save}", style="dim", highlight=False, soft_wrap=True)
 

@@ -8,9 +8,7 @@ from ds2ds.errors import ConfigError
 from ds2ds.kernels import SampleStatus, sample_rows
 
 
-def sample_token(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
-) -> int:
+def sample_token(logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> int:
     """Sample a token id.
 
     Args:
@@ -25,8 +23,10 @@ def sample_token(
         ConfigError: (a ValueError) a setting is out of range, the logits are not one row of floating-point
             numbers, or they hold a NaN, +inf or nothing but -inf.
     """
-    if not 0 <= temperature < float("inf"):
+    if not temperature >= 0:  # so that a NaN is refused
         raise ConfigError(f"temperature must be >= 0, got {temperature}")
+    if temperature == float("inf"):
+        raise ConfigError(f"temperature must be finite, got {temperature}")
     if top_k is not None and top_k < 0:
         raise ConfigError(f"top_k must be >= 0, got {top_k}")
     if not 0 < top_p <= 1:

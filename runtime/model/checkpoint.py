@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ds2ds.errors import CheckpointError, ConfigError
-from ds2ds.files import atomic_write, atomic_write_text
+from ds2ds.files import atomic_write
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.ds2ds_model import DS2DSModel
 
@@ -27,13 +27,21 @@ def demo_path() -> Path:
 
 
 def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
-    """Write config.json and model.safetensors into a folder, in the model's dtype; a tied head is stored once."""
+    """Write config.json and model.safetensors into a folder, in the model's dtype; a tied head is stored once.
+
+    Where either cannot be written, both files stay as they were.
+    """
     path = Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.weight_tying:
         del state[HEAD]
-    atomic_write(path / WEIGHTS_NAME, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
-    atomic_write_text(path / CONFIG_NAME, json.dumps(model.config.to_dict(), indent=2) + "\n")
+
+    def write(config: Path) -> None:
+        config.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        atomic_write(path / WEIGHTS_NAME, lambda weights: save_file(state, weights, metadata={"format": "pt"}))
+
+    # The weights are put in place once the configuration is written too, and only its renaming is left.
+    atomic_write(path / CONFIG_NAME, write)
 
 
 def load_checkpoint(

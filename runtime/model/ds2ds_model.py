@@ -121,8 +121,8 @@ class DS2DSModel(nn.Module):
         Raises:
             ValueError: a shape, a span or a token id does not fit.
         """
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"tokens must have shape [B, T] with T > 0, got {list(tokens.shape)}")
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise ValueError(f"tokens must have shape [B, T], neither 0, got {list(tokens.shape)}")
         batch, length = tokens.shape
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:

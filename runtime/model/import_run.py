@@ -47,8 +47,8 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     known["vocab_size"] = state[EMBEDDING].shape[0]
     known["layout_policy"] = layout or "null"
     # What the weights say counts: a head that is there and differs is not tied.
-    head = state.get(HEAD)
-    known["weight_tying"] = head is None or torch.equal(head, state[EMBEDDING])
+    if HEAD in state:
+        known["weight_tying"] = torch.equal(state[HEAD], state[EMBEDDING])
     try:
         config = ModelConfig.from_dict(known)
     except (ConfigError, TypeError) as error:
@@ -71,8 +71,8 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors and is not unpickled, since that could run code: save "
             f"{{'model': model.state_dict()}} alone ({str(error).splitlines()[0]})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}") from error
+    except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
+        raise CheckpointError(f"cannot read {file}: {error!r}") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{file} must hold {{'model': state_dict}}")

@@ -1,0 +1,270 @@
+"""Attention over the arena against a softmax over explicitly gathered keys, one token and head at a time (S2, S3)."""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ds2ds.attention.plain import Chunk, PlainAttention
+from ds2ds.attention.rotary import Rotary
+from ds2ds.cache.arena import KVArena
+from ds2ds.cache.document_cache import DocumentCache
+from ds2ds.documents.document import Document, DocumentGrant
+
+LAYERS, HEADS, HEAD_DIM = 2, 2, 8
+FREQUENCIES = [1.0, 1 / 1024, 0.0, 0.0]  # radians per position of the pairs (x[i], x[i + 4])
+SOME = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@dataclass(frozen=True)
+class World:
+    """Documents, each granted only earlier ones, and for each the unrotated q, k and v [layers, n, heads, head_dim]."""
+
+    documents: list[Document]
+    q: dict[Document, Tensor]
+    k: dict[Document, Tensor]
+    v: dict[Document, Tensor]
+
+
+def world(documents: list[Document], seed: int) -> World:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> dict[Document, Tensor]:
+        return {
+            d: torch.randn(LAYERS, len(d.tokens), HEADS, HEAD_DIM, dtype=torch.float64, generator=generator)
+            for d in documents
+        }
+
+    return World(documents, draw(), draw(), draw())
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    documents: list[Document] = []
+    for index in range(draw(st.integers(1, 4))):
+        document = Document(f"d{index}", [0] * draw(st.integers(1, 9)))
+        length = len(document.tokens)
+        for position in sorted(draw(st.lists(st.integers(0, length), max_size=4 if documents else 0))):
+            end = draw(st.none() | st.integers(position, length + 1))
+            document.grants.append(DocumentGrant(position, draw(st.sampled_from(documents)), end))
+        documents.append(document)
+    return world(documents, draw(st.integers(0, 99)))
+
+
+def naive(made: World, document: Document, layer: int, token: int, head: int) -> list[float]:
+    """Every visible key with its distance from the query, a softmax over all of them, the mean of their values."""
+    visible = [(document, s, token - s) for s in range(token + 1)]
+    delta = 0
+    for grant in document.grants:
+        if grant.position <= token and (grant.end is None or token < grant.end):
+            delta += len(grant.target.tokens)
+            visible += [(grant.target, s, token + delta - s) for s in range(len(grant.target.tokens))]
+    query = made.q[document][layer, token, head].tolist()
+    weights, values = [], []
+    for source, s, distance in visible:
+        key = made.k[source][layer, s, head].tolist()
+        score = 0.0
+        for i, frequency in enumerate(FREQUENCIES):
+            pair, other = complex(query[i], query[i + 4]), complex(key[i], key[i + 4])
+            score += (pair * other.conjugate() * cmath.exp(-1j * distance * frequency)).real
+        weights.append(math.exp(score / math.sqrt(HEAD_DIM)))
+        values.append(made.v[source][layer, s, head].tolist())
+    return [sum(w * v[i] for w, v in zip(weights, values, strict=True)) / sum(weights) for i in range(HEAD_DIM)]
+
+
+def expected(made: World) -> dict[Document, Tensor]:
+    return {
+        d: torch.tensor(
+            [
+                [[naive(made, d, layer, token, head) for head in range(HEADS)] for token in range(len(d.tokens))]
+                for layer in range(LAYERS)
+            ],
+            dtype=torch.float64,
+        )
+        for d in made.documents
+    }
+
+
+def cache_for(made: World, dtype: torch.dtype = torch.float64) -> DocumentCache:
+    """All documents resident, each behind one that is soon gone, so that there is something to compact."""
+    cache = DocumentCache(KVArena(LAYERS, HEADS, HEAD_DIM, 256, 4, dtype))
+    cache.arena.data.fill_(torch.nan)  # whatever is read without having been written shows
+    for document in made.documents:
+        gone = Document("gone", [0])
+        cache.reserve(gone, set())
+        cache.reserve(document, set())
+        document.computed = 0
+        cache.free(gone)
+    return cache
+
+
+def run(cache: DocumentCache, made: World, chunks: Sequence[Chunk], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """One flat batch: for each chunk what its rows read, [layers, rows, heads, head_dim]."""
+    attend = PlainAttention(cache, Rotary(HEAD_DIM, 256), chunks)
+    layers = []
+    for layer in range(LAYERS):
+
+        def rows(of: dict[Document, Tensor], layer: int = layer) -> Tensor:
+            return torch.cat([of[c.document][layer, c.start : c.stop] for c in chunks]).to(dtype)
+
+        v = rows(made.v)
+        read = attend(layer, torch.stack([rows(made.q), rows(made.k)], dim=1), v)
+        assert (read.shape, read.dtype) == (v.shape, v.dtype)
+        layers.append(read)
+    for chunk in chunks:
+        chunk.document.computed = chunk.stop
+    return list(torch.stack(layers).split([len(chunk) for chunk in chunks], dim=1))
+
+
+Pick = Callable[[list[Chunk]], list[Chunk]]
+
+
+def compute(made: World, pick: Pick, between: Callable[[DocumentCache], None] = lambda cache: None) -> dict:
+    """Compute all documents in batches: `pick` chooses from the chunks that could be computed next, one a document."""
+    cache = cache_for(made)
+    done: dict[Document, list[Tensor]] = {d: [] for d in made.documents}
+    while unfinished := [d for d in made.documents if d.computed < len(d.tokens)]:
+        ready = [
+            Chunk(d, d.computed, len(d.tokens))
+            for d in unfinished
+            if all(grant.target.computed == len(grant.target.tokens) for grant in d.grants)
+        ]
+        batch = pick(ready)
+        for chunk, read in zip(batch, run(cache, made, batch), strict=True):
+            done[chunk.document].append(read)
+        between(cache)
+    return {d: torch.cat(parts, dim=1) for d, parts in done.items()}
+
+
+def whole(ready: list[Chunk]) -> list[Chunk]:
+    """One document at a time, all of it."""
+    return ready[:1]
+
+
+def one_token_each(ready: list[Chunk]) -> list[Chunk]:
+    """Decoding: a row of every document that can go on."""
+    return [Chunk(chunk.document, chunk.start, chunk.start + 1) for chunk in ready]
+
+
+def drawn(data: st.DataObject) -> Pick:
+    """Some of the documents, in any order, each for any number of tokens."""
+
+    def pick(ready: list[Chunk]) -> list[Chunk]:
+        some = data.draw(st.lists(st.sampled_from(range(len(ready))), min_size=1, unique=True))
+        return [
+            Chunk(c.document, c.start, data.draw(st.integers(c.start + 1, c.stop)))
+            for c in (ready[index] for index in some)
+        ]
+
+    return pick
+
+
+def assert_equal(ours: dict[Document, Tensor], theirs: dict[Document, Tensor], atol: float) -> None:
+    for document, values in ours.items():
+        torch.testing.assert_close(values, theirs[document], atol=atol, rtol=0)
+
+
+TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 50
+
+
+@SOME
+@given(worlds(), st.data())
+def test_any_chunks_in_any_batches_equal_the_naive_softmax(made: World, data: st.DataObject) -> None:
+    assert_equal(compute(made, drawn(data)), expected(made), TABLES)
+
+
+@SOME
+@given(worlds(), st.data())
+def test_chunks_and_batches_do_not_change_results(made: World, data: st.DataObject) -> None:
+    reference = compute(made, whole)
+    assert_equal(compute(made, one_token_each), reference, 1e-12)
+    assert_equal(compute(made, drawn(data)), reference, 1e-12)
+
+
+@settings(SOME, max_examples=15)
+@given(worlds(), st.data())
+def test_compaction_between_batches_does_not_change_results(made: World, data: st.DataObject) -> None:
+    reference = compute(made, whole)
+    assert_equal(compute(made, drawn(data), lambda cache: cache.arena.compact()), reference, 1e-12)
+
+
+def chain() -> World:
+    """c reads b from its middle on, b reads a; c has read a for a while."""
+    a, b, c = (Document(title, [0] * n) for title, n in (("a", 6), ("b", 5), ("c", 8)))
+    b.grants = [DocumentGrant(2, a)]
+    c.grants = [DocumentGrant(1, a, 5), DocumentGrant(3, b)]
+    return world([a, b, c], 7)
+
+
+@pytest.mark.parametrize("pick", [whole, one_token_each])
+def test_a_chain_with_an_eviction(pick: Pick) -> None:
+    made = chain()
+    assert_equal(compute(made, pick), expected(made), TABLES)
+
+
+def test_a_target_in_the_same_batch_is_read() -> None:
+    """Each layer's keys are all written before any row of it reads."""
+    made = chain()
+    reads = run(cache_for(made), made, [Chunk(d, 0, len(d.tokens)) for d in reversed(made.documents)])
+    assert_equal(dict(zip(reversed(made.documents), reads, strict=True)), expected(made), TABLES)
+
+
+def test_keys_are_stored_rotated_at_local_positions_and_values_as_they_are() -> None:
+    made = chain()
+    cache = cache_for(made)
+    c = made.documents[2]
+    for document in made.documents:
+        run(cache, made, [Chunk(document, 0, len(document.tokens))])
+    for layer in range(LAYERS):
+        keys, values = cache.arena.read(layer, cache.start(c), cache.start(c) + 8)
+        assert torch.equal(values, made.v[c][layer].transpose(0, 1))
+        for token in range(8):
+            x = made.k[c][layer, token]
+            turned = [torch.complex(x[:, i], x[:, i + 4]) * cmath.exp(-1j * token * FREQUENCIES[i]) for i in range(4)]
+            expected_key = torch.stack([*(z.real for z in turned), *(z.imag for z in turned)], dim=1)
+            torch.testing.assert_close(keys[:, token], expected_key, atol=TABLES, rtol=0)
+
+
+def test_only_the_chunks_own_slots_are_written() -> None:
+    made = chain()
+    cache = cache_for(made)
+    a = made.documents[0]
+    run(cache, made, [Chunk(a, 0, 3)])
+    start = cache.start(a)
+    assert cache.arena.data[:, :, :, start : start + 3].isfinite().all()
+    assert cache.arena.data.isfinite().sum() == LAYERS * 2 * HEADS * 3 * HEAD_DIM
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
+def test_lower_precisions_stay_close(dtype: torch.dtype, atol: float) -> None:
+    made = chain()
+    cache = cache_for(made, dtype)
+    reads = [run(cache, made, [Chunk(d, 0, len(d.tokens))], dtype)[0].double() for d in made.documents]
+    assert_equal(dict(zip(made.documents, reads, strict=True)), expected(made), atol)
+
+
+def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
+    made = chain()
+    cache = cache_for(made)
+    c = made.documents[2]
+    # Token 7 reads a and b, 11 tokens, at distances of up to 7 + 5.
+    PlainAttention(cache, Rotary(HEAD_DIM, 13), [Chunk(c, 7, 8)])
+    with pytest.raises(ValueError, match="positions 12 to 13 exceed the table's 12"):
+        PlainAttention(cache, Rotary(HEAD_DIM, 12), [Chunk(c, 7, 8)])
+
+
+def test_a_document_that_is_not_resident_cannot_be_read() -> None:
+    made = chain()
+    cache = cache_for(made)
+    a, b, _ = made.documents
+    cache.free(a)
+    with pytest.raises(KeyError):
+        PlainAttention(cache, Rotary(HEAD_DIM, 64), [Chunk(b, 0, 5)])
