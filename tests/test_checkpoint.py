@@ -131,20 +131,20 @@ def test_missing_weights(folder: Path) -> None:
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot read .*config.json"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
         load_checkpoint(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("text", [b'{"vocab_size": 11,', b"", b"\xff\xfe"], ids=["cut", "empty", "no UTF-8"])
 def test_a_damaged_config(text: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(text)
-    with pytest.raises(CheckpointError, match="cannot read .*config.json: "):
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json: "):
         load_checkpoint(folder)
 
 
 def test_a_config_that_is_no_object(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]")
-    with pytest.raises(CheckpointError, match="config.json must hold an object, got list"):
+    with pytest.raises(CheckpointError, match=r"config.json must hold an object, got list"):
         load_checkpoint(folder)
 
 
@@ -182,7 +182,7 @@ def scramble_header(data: bytes) -> bytes:
 def test_damaged_weights(damage: Callable[[bytes], bytes], folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(CheckpointError, match="cannot read .*model.safetensors: "):
+    with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: "):
         load_checkpoint(folder)
 
 
@@ -220,13 +220,13 @@ def test_of_many_problems_the_first_are_named_and_the_rest_counted(folder: Path)
 
 def test_a_missing_embedding(folder: Path) -> None:
     edit_weights(folder, lambda state: state.pop("embedding.weight"))
-    with pytest.raises(CheckpointError, match="missing embedding.weight"):
+    with pytest.raises(CheckpointError, match=r"missing embedding.weight"):
         load_checkpoint(folder)
 
 
 def test_an_untied_checkpoint_needs_its_head(folder: Path) -> None:
     edit_config(folder, weight_tying=False)
-    with pytest.raises(CheckpointError, match="missing loss_fn.weight"):
+    with pytest.raises(CheckpointError, match=r"missing loss_fn.weight"):
         load_checkpoint(folder)
 
 

@@ -49,9 +49,7 @@ def tied_state() -> dict[str, Tensor]:
     return dict(model().state_dict())
 
 
-def write_run(
-    folder: Path, state: Any, data: dict[str, Any] | None = None, **model_settings: Any
-) -> Path:
+def write_run(folder: Path, state: Any, data: dict[str, Any] | None = None, **model_settings: Any) -> Path:
     """A run directory; `state` is what the checkpoint has under "model"."""
     (folder / "checkpoints").mkdir(parents=True)
     settings = {**HYPERPARAMETERS, "model": {**HYPERPARAMETERS["model"], **model_settings}}

@@ -47,11 +47,12 @@ def packed(draw: st.DrawFn) -> list[DocSpan]:
     for index, length in enumerate(lengths):
         others = [other for other in range(len(lengths)) if other != index]
         grants = st.builds(
-            SpanGrant, st.integers(0, length + 1), st.sampled_from(others or [0]), st.none() | st.integers(0, length + 2)
+            SpanGrant,
+            st.integers(0, length + 1),
+            st.sampled_from(others or [0]),
+            st.none() | st.integers(0, length + 2),
         )
-        spans.append(
-            DocSpan(f"d{index}", at, at + length, tuple(draw(st.lists(grants, max_size=3 if others else 0))))
-        )
+        spans.append(DocSpan(f"d{index}", at, at + length, tuple(draw(st.lists(grants, max_size=3 if others else 0)))))
         at += length
     return spans
 

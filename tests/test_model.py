@@ -194,9 +194,7 @@ def naive_logits(made: DS2DSModel, ids: list[int], mask: list[list[bool]]) -> li
         if layer >= layers // 2 and pushed:
             skip = weights["backbone.skip_weights"][layer - layers // 2]
             stream = [plus(x, other, skip) for x, other in zip(stream, pushed.pop(), strict=True)]
-        queries, keys, values = (
-            [times(matrix, normed(x)) for x in stream] for matrix in weights[name + "attn.Wqkv"]
-        )
+        queries, keys, values = ([times(matrix, normed(x)) for x in stream] for matrix in weights[name + "attn.Wqkv"])
         read: list[Vector] = [[] for _ in ids]
         for head in range(heads):
             own = slice(head * head_dim, (head + 1) * head_dim)
@@ -209,9 +207,7 @@ def naive_logits(made: DS2DSModel, ids: list[int], mask: list[list[bool]]) -> li
                     sum(e * values[s][i] for e, s in zip(exps, visible, strict=True)) / sum(exps)
                     for i in range(own.start, own.stop)
                 ]
-        stream = [
-            plus(x, times(weights[name + "attn.Wout.weight"], y)) for x, y in zip(stream, read, strict=True)
-        ]
+        stream = [plus(x, times(weights[name + "attn.Wout.weight"], y)) for x, y in zip(stream, read, strict=True)]
         for t, x in enumerate(stream):
             both = times(weights[name + "mlp.Wup_gate.weight"], normed(x))
             up, gate = both[: len(both) // 2], both[len(both) // 2 :]
@@ -296,7 +292,7 @@ def test_no_gradients_and_any_integer_type() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (torch.zeros(8, dtype=torch.int64), r"must have shape \[B, T\] neither 0, got \[8\]"),
+        (torch.zeros(8, dtype=torch.int64), r"must have shape \[B, T\], neither 0, got \[8\]"),
         (torch.zeros(1, 1, 8, dtype=torch.int64), r"got \[1, 1, 8\]"),
         (torch.zeros(1, 0, dtype=torch.int64), r"got \[1, 0\]"),
         (torch.zeros(0, 3, dtype=torch.int64), r"got \[0, 3\]"),

@@ -75,7 +75,9 @@ def test_names_and_sizes_are_tiktokens() -> None:
 
 
 @QUICK
-@given(st.text() | st.lists(st.sampled_from(["'s", " ", "\n", "\t", "a", "Ab", "1", "23", ".", "é", SPLIT])).map("".join))
+@given(
+    st.text() | st.lists(st.sampled_from(["'s", " ", "\n", "\t", "a", "Ab", "1", "23", ".", "é", SPLIT])).map("".join)
+)
 def test_texts_are_split_as_tiktoken_splits_them(text: str) -> None:
     theirs = tiktoken_gpt2()
     assert GPT2.encode(text) == theirs.encode_ordinary(text)

@@ -51,8 +51,6 @@ class KVArena:
         moved = 0
         for source, destination, length in self.allocator.compact():
             # Source and destination may overlap; a copy in between makes the order of elements irrelevant.
-            self.data[..., destination : destination + length, :] = self.data[
-                ..., source : source + length, :
-            ].clone()
+            self.data[..., destination : destination + length, :] = self.data[..., source : source + length, :].clone()
             moved += length
         return moved

@@ -45,8 +45,8 @@ class DocumentCache:
         most = allocator.free + sum(self._extents[held].length for held in spare)
         if need > most:
             raise ArenaFullError(
-                f"document {document.title!r} needs {need} slots of the KV arena; {most} of {allocator.capacity} can be "
-                f"had: give the runtime more arena_tokens, or lower max_tokens_per_document or max_context_length"
+                f"document {document.title!r} needs {need} slots of the KV arena; {most} of {allocator.capacity} can "
+                f"be had: give the runtime more arena_tokens, or lower max_tokens_per_document or max_context_length"
             )
         while allocator.free < need:
             self.free(spare.pop(0))

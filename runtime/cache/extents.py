@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Extent:
-    """Slots [start, start + length). `start` changes when the arena is compacted, so hold the extent, not the number."""
+    """Slots [start, start + length). `start` changes when the arena is compacted, so hold the extent, not a number."""
 
     start: int
     length: int
@@ -84,9 +84,7 @@ class ExtentAllocator:
         at = 0
         for extent in self.extents:
             if extent.start < at or extent.stop > self.capacity or extent.length < 1:
-                raise RuntimeError(
-                    f"extent [{extent.start}, {extent.stop}) overlaps or leaves [0, {self.capacity})"
-                )
+                raise RuntimeError(f"extent [{extent.start}, {extent.stop}) overlaps or leaves [0, {self.capacity})")
             if extent.start % self.block or extent.length % self.block:
                 raise RuntimeError(f"extent [{extent.start}, {extent.stop}) is not aligned to {self.block}")
             at = extent.stop

@@ -42,9 +42,18 @@ def open_corpus(corpus: Any) -> Corpus | None:
 
 
 class CorpusSource:
-    """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none."""
+    """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none.
 
-    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int) -> None:
+    Raises:
+        ConfigError: the corpus says that another tokenizer made it.
+    """
+
+    def __init__(
+        self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom"
+    ) -> None:
+        made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
+        if made_with is not None and tokenizer_name not in (made_with, "custom"):
+            raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")
         self.corpus = corpus
         self.layout = layout
         self.vocab_size = vocab_size

@@ -9,7 +9,7 @@ from typing import Any
 import tiktoken
 
 from ds2ds.errors import ConfigError
-from ds2ds.tokenizer.gpt2 import EOS_TOKEN_ID, gpt2_encoding
+from ds2ds.tokenizer.gpt2 import gpt2_encoding
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,7 @@ def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
 
 def gpt2_tokenizer() -> Tokenizer:
     """The packaged GPT-2 tokenizer (vocabulary 50,257, EOS 50256)."""
-    tokenizer = _from_tiktoken(gpt2_encoding())
-    if tokenizer.eos_token_id != EOS_TOKEN_ID:
-        raise ConfigError(
-            f"the packaged GPT-2 vocabulary has EOS {tokenizer.eos_token_id}, expected {EOS_TOKEN_ID}"
-        )
-    return tokenizer
+    return _from_tiktoken(gpt2_encoding())
 
 
 def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
