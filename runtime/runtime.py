@@ -42,7 +42,9 @@ class Runtime:
         *,
         arena_tokens: int | None = None,
     ) -> None:
-        if device is not None and isinstance(model, DS2DSModel):
+        if not isinstance(model, DS2DSModel):
+            raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
+        if device is not None:
             model = model.to(parse_device(device))
         self.model = model
         self._generator = LinkedDocumentGenerator(

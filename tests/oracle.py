@@ -45,9 +45,7 @@ class Oracle:
     """Log-probabilities of documents under a model (any object with `state_dict()` and `config`)."""
 
     def __init__(self, model: Any) -> None:
-        self.weights = {
-            name: weight.detach().to("cpu", torch.float64) for name, weight in model.state_dict().items()
-        }
+        self.weights = {name: weight.detach().to("cpu", torch.float64) for name, weight in model.state_dict().items()}
         self.layers: int = model.config.num_layers
         self.heads: int = model.config.num_heads
         quarter = model.config.model_dim // self.heads // 4
@@ -86,8 +84,7 @@ class Oracle:
             positions.append(own + delta)
         # The document itself comes last, with a causal mask.
         visible = [
-            mask[:, None].expand(-1, len(g.tokens))
-            for mask, (_, g, _) in zip(seen, document.grants, strict=True)
+            mask[:, None].expand(-1, len(g.tokens)) for mask, (_, g, _) in zip(seen, document.grants, strict=True)
         ]
         visible.append(own[:, None] >= own[None, :])
         positions.append(own)
@@ -103,8 +100,7 @@ class Oracle:
             prefix = f"backbone.layers.{layer}."
             normed = rms_norm(x)
             q, k, v = (
-                (normed @ matrix.T).unflatten(-1, (self.heads, -1))
-                for matrix in self.weights[prefix + "attn.Wqkv"]
+                (normed @ matrix.T).unflatten(-1, (self.heads, -1)) for matrix in self.weights[prefix + "attn.Wqkv"]
             )
             q = rms_norm(q)
             keys.append(self._rotate(rms_norm(k), own))

@@ -167,6 +167,21 @@ def test_titles_and_aliases_of_front_matter_lead_to_the_note(built) -> None:  # 
     )
 
 
+def test_case_decides_where_it_can(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built(
+        {
+            "1.md": "---\ntitle: shell\n---\nx",
+            "2.md": "---\ntitle: SHELL\n---\nx",
+            "a/Tree.md": "x",
+            "b/tree.md": "x",
+            "b/n.md": "[[shell]] [[SHELL]] [[Shell]] [[Tree]] [[tree]] [[TREE]] [x](../a/tree.md)",
+        }
+    )
+    assert bodies["n"] == (
+        "[shell](shell) [SHELL](SHELL) [Shell](shell) [Tree](tree) [tree](tree) [TREE](tree) [x](Tree)"
+    )
+
+
 def test_a_files_name_comes_before_an_alias(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built({"A.md": "---\naliases: [B]\n---\nx", "B.md": "x", "C.md": "[[B]]"})
     assert bodies["C"] == "[B](B)"

@@ -73,9 +73,7 @@ def test_fan_out_equals_the_packed_pass(shape: tuple[int, int, int], document: D
 
 @QUICK
 @given(shapes, st.lists(tokens, min_size=2, max_size=4), st.data())
-def test_chain_equals_the_packed_pass(
-    shape: tuple[int, int, int], parts: list[list[int]], data: st.DataObject
-) -> None:
+def test_chain_equals_the_packed_pass(shape: tuple[int, int, int], parts: list[list[int]], data: st.DataObject) -> None:
     chain: list[Document] = []
     for index, part in enumerate(parts):
         grants = [(data.draw(st.integers(0, len(part))), chain[-1], None)] if chain else []
@@ -120,9 +118,7 @@ def test_any_eviction_in_one_layer_equals_the_pass_over_what_is_in_view(
 
 @QUICK
 @given(shapes, fan_out(), st.integers(0, 16))
-def test_eviction_rewrites_nothing_before_it(
-    shape: tuple[int, int, int], document: Document, end: int
-) -> None:
+def test_eviction_rewrites_nothing_before_it(shape: tuple[int, int, int], document: Document, end: int) -> None:
     oracle = Oracle(double(*shape))
     [before] = oracle.log_probs([document])
     document.grants = [(p, g, max(p, end)) for p, g, _ in document.grants]
@@ -135,9 +131,7 @@ def diamond() -> tuple[Document, Document]:
     leaf = Document("leaf", [1, 2, 3, 4, 5])
     left = Document("left", [6, 7, 8, 9], [(2, leaf, None)])
     right = Document("right", [10, 11, 12], [(1, leaf, None)])
-    root = Document(
-        "root", list(range(1, 15)), [(3, left, 9), (5, right, None), (7, leaf, None), (11, left, None)]
-    )
+    root = Document("root", list(range(1, 15)), [(3, left, 9), (5, right, None), (7, leaf, None), (11, left, None)])
     return root, leaf
 
 

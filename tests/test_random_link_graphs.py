@@ -34,6 +34,7 @@ from ds2ds import GenerationConfig, Runtime
 from ds2ds.documents.link_detector import LinkDetector
 
 MAX_SEQ_LEN = 4096
+CROWDED = 384  # slots
 TOKENIZER = TinyTokenizer()
 MODELS = [(1, 2, 4), (2, 3, 2), (4, 2, 2), (6, 3, 4)]  # seed, layers, heads
 LAYOUTS = ["null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos"]
@@ -62,6 +63,11 @@ def new_runtime(model: tuple[int, int, int], layout: str, arena_tokens: int | No
 
 
 @functools.cache
+def crowded_runtime(model: tuple[int, int, int], layout: str) -> Runtime:
+    return new_runtime(model, layout, CROWDED)
+
+
+@functools.cache
 def oracle(model: tuple[int, int, int]) -> Oracle:
     return Oracle(tiny_model(*model, MAX_SEQ_LEN))
 
@@ -78,7 +84,9 @@ class Request:
     def run(self, on: Runtime | None = None) -> Any:
         on = on or runtime(self.model, self.layout)
         options = {**WIDE, **self.options}
-        return on.generate(prompt_tokens=self.prompt, corpus=self.corpus, title=self.title, **options)
+        result = on.generate(prompt_tokens=self.prompt, corpus=self.corpus, title=self.title, **options)
+        on.engine.check_integrity()  # nothing is lost or left over
+        return result
 
     def option(self, name: str) -> Any:
         return {**DEFAULTS, **WIDE, **self.options}[name]
@@ -138,9 +146,7 @@ def as_oracle_documents(result: Any) -> dict[str, Document]:
     for document in (*result.auxiliary_documents, result.root_document):
         assert document.title not in documents, f"two documents are titled {document.title!r}"
         grants = [(grant.position, documents[grant.title], grant.end) for grant in document.grants]
-        documents[document.title] = Document(
-            document.title, [int(token) for token in document.tokens], grants
-        )
+        documents[document.title] = Document(document.title, [int(token) for token in document.tokens], grants)
     return documents
 
 
@@ -174,11 +180,7 @@ def check_documents(result: Any, request: Request) -> None:
             start = [*request.prefix(request.title), *request.prompt]
             assert request.title in (None, document.title)
         else:
-            assert (
-                document.depth
-                == documents[document.parent_title].depth + 1
-                <= request.option("max_link_depth")
-            )
+            assert document.depth == documents[document.parent_title].depth + 1 <= request.option("max_link_depth")
             start = request.prefix(document.title) or [EOS]
         if document.source == "corpus":
             whole = [
@@ -233,9 +235,7 @@ def expected_grants(document: Any, result: Any, request: Request) -> list[tuple[
     lineage, ancestor = set(), document
     while ancestor is not None:
         lineage.add(fold(ancestor.title))
-        ancestor = (
-            result.get_document_by_title(ancestor.parent_title) if ancestor.parent_title is not None else None
-        )
+        ancestor = result.get_document_by_title(ancestor.parent_title) if ancestor.parent_title is not None else None
     available = set(request.corpus.bodies) if request.corpus else set()
     expected: list[tuple[int, str]] = []
     for index, target in link_sites(document.tokens):
@@ -324,16 +324,16 @@ def assert_rare_ties(seen: Counter[str]) -> None:
 
 def test_wide_requests_agree_with_the_oracle_and_with_their_own_links() -> None:
     seen: Counter[str] = Counter()
-    over_wide_requests(120, seen)()
+    over_wide_requests(150, seen)()
     assert_rare_ties(seen)
     # The graphs must be worth the name, or all of this would say little.
     assert min(seen["generated"], seen["corpus"], seen["grants"], seen["tokens reading others"]) > 100, seen
-    assert seen["depth 3"] > 10, seen
+    assert seen["depth 3"] >= 5, seen
 
 
 def test_tight_requests_agree_with_the_oracle_and_stay_within_their_limits() -> None:
     seen: Counter[str] = Counter()
-    over_tight_requests(120, seen)()
+    over_tight_requests(150, seen)()
     assert_rare_ties(seen)
     assert min(seen["evictions"], seen["ends"], seen["finish context_full"], seen["truncated"]) > 10, seen
     assert seen["granted again"] > 0, seen
@@ -358,29 +358,41 @@ def test_same_seed_same_result_whatever_ran_before(request: Request) -> None:
         np.testing.assert_allclose(document.token_logprobs, other.token_logprobs, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(requests() | tight_requests(), st.lists(texts(), min_size=1, max_size=4))
-def test_a_batch_equals_its_requests_one_by_one(request: Request, more: list[list[int]]) -> None:
-    request = replace(request, title=None)
-    longest = max(len(prompt) for prompt in more)
-    for name in ("max_context_length", "max_tokens_per_document"):
-        request.options[name] = max(request.option(name), longest + 1)
-    prompts = [request.prompt, *more]
+def check_batch(on: Runtime, request: Request, more: list[list[int]]) -> None:
+    """A batch gives, for each prompt, what a request of its own gives."""
+    start = len(request.prefix(None)) + max(len(prompt) for prompt in more)
     options = {**WIDE, **request.options}
-    batch = runtime(request.model, request.layout).generate_batch(prompts, corpus=request.corpus, **options)
+    for name in ("max_context_length", "max_tokens_per_document"):
+        options[name] = max(options[name], start + 1)
+    prompts = [request.prompt, *more]
+    batch = on.generate_batch(prompts, corpus=request.corpus, **options)
+    on.engine.check_integrity()
     for prompt, result in zip(prompts, batch, strict=True):
-        alone = replace(request, prompt=prompt)
+        alone = replace(request, prompt=prompt, options=options, title=None)
         assert snapshot(result) == snapshot(alone.run())
         check_scores(result, alone, Counter())
 
 
+more_prompts = st.lists(texts(), min_size=1, max_size=3)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(requests() | tight_requests(), more_prompts)
+def test_a_batch_equals_its_requests_one_by_one(request: Request, more: list[list[int]]) -> None:
+    check_batch(runtime(request.model, request.layout), request, more)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(tight_requests(), more_prompts)
+def test_a_batch_in_a_crowded_arena_changes_nothing(request: Request, more: list[list[int]]) -> None:
+    # Hardly more slots than one request may need: requests wait for each other, and documents move.
+    check_batch(crowded_runtime(request.model, request.layout), request, more)
+
+
 def test_different_seeds_differ() -> None:
-    request = Request(
-        ids(b"x", b" [", b"x"), options={"max_new_tokens": 30, "temperature": 1.0, "max_link_depth": 0}
-    )
+    request = Request(ids(b"x", b" [", b"x"), options={"max_new_tokens": 30, "temperature": 1.0, "max_link_depth": 0})
     texts_of = {
-        tuple(replace(request, options={**request.options, "seed": s}).run().root_document.tokens)
-        for s in range(5)
+        tuple(replace(request, options={**request.options, "seed": s}).run().root_document.tokens) for s in range(5)
     }
     assert len(texts_of) == 5
 
@@ -421,9 +433,7 @@ def test_a_shared_target_is_one_document() -> None:
 
 def test_two_links_in_one_token_are_granted_in_their_order() -> None:
     corpus = TinyCorpus({"A": ids(b"x", b"x"), "D": ids(b" t")})
-    request = Request(
-        [*ids(b"[t](A)[x](D)"), *ids(b"x")], corpus, options={"max_new_tokens": 3, "temperature": 0.0}
-    )
+    request = Request([*ids(b"[t](A)[x](D)"), *ids(b"x")], corpus, options={"max_new_tokens": 3, "temperature": 0.0})
     result = request.run()
     assert [(g.position, g.title) for g in result.root_document.grants][:2] == [(1, "A"), (1, "D")]
     check_scores(result, request, Counter())
@@ -439,9 +449,7 @@ def test_links_in_the_prompt_can_be_left_alone() -> None:
 @given(st.lists(st.integers(1, len(VOCABULARY) - 1), max_size=30))
 def test_our_own_reading_of_links_is_the_detectors(tokens: list[int]) -> None:
     stream = LinkDetector(TOKENIZER).stream()
-    assert link_sites(tokens) == [
-        (i, link.target) for i, token in enumerate(tokens) for link in stream.feed(token)
-    ]
+    assert link_sites(tokens) == [(i, link.target) for i, token in enumerate(tokens) for link in stream.feed(token)]
 
 
 def test_the_checks_can_fail() -> None:

@@ -8,12 +8,13 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
 from ds2ds.kernels.philox import gumbel_noise
 
+QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 INF = float("inf")
 NAN = float("nan")
 DTYPES = {
@@ -125,7 +126,7 @@ def batches(draw: st.DrawFn, penalised: bool = False) -> tuple[np.ndarray, list[
     return np.array(logits, dtype=np.float32).reshape(count, vocab), rows
 
 
-@settings(max_examples=150, deadline=None)
+@QUICK
 @given(batches(), st.booleans())
 def test_the_token_is_that_of_the_naive_rule(batch: tuple[np.ndarray, list[dict]], same_seed: bool) -> None:
     logits, rows = batch
@@ -140,7 +141,7 @@ def test_the_token_is_that_of_the_naive_rule(batch: tuple[np.ndarray, list[dict]
     assert [s == SampleStatus.EMPTY for s in out.status] == empty
 
 
-@settings(max_examples=75, deadline=None)
+@QUICK
 @given(batches(penalised=True))
 def test_repetition_penalty_comes_first_and_counts_a_token_once(batch: tuple[np.ndarray, list[dict]]) -> None:
     logits, rows = batch
@@ -155,7 +156,7 @@ def test_repetition_penalty_comes_first_and_counts_a_token_once(batch: tuple[np.
                 assert token == naive_token(x, row)
 
 
-@settings(max_examples=75, deadline=None)
+@QUICK
 @given(batches())
 def test_the_log_probability_is_of_the_raw_logits(batch: tuple[np.ndarray, list[dict]]) -> None:
     logits, rows = batch
@@ -175,7 +176,7 @@ def same(a: SampleOutput, b: SampleOutput) -> bool:
     return all(x.numpy().tobytes() == y.numpy().tobytes() for x, y in zip(a, b, strict=True))
 
 
-@settings(max_examples=75, deadline=None)
+@QUICK
 @given(batches(), st.randoms(use_true_random=False), st.booleans())
 def test_a_row_draws_the_same_whatever_the_batch(
     batch: tuple[np.ndarray, list[dict]], random: Random, spoilt: bool

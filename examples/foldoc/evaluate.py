@@ -28,6 +28,7 @@ from ds2ds.model.ds2ds_model import DS2DSModel
 PROMPTS = 50
 PROMPT_TOKENS = 20
 NEW_TOKENS = 100
+WINDOW = 1024
 
 
 @torch.inference_mode()
@@ -42,14 +43,15 @@ def document_losses(model: DS2DSModel, pack: Pack, linked: bool) -> torch.Tensor
 def held_out_loss(model: DS2DSModel, documents: dict[str, LinkedDocument], titles: list[str], known: set[str]) -> dict:
     """Mean loss per token over held-out documents, each with what it links to in view, and alone.
 
-    Targets are taken from `known`, the documents that the model was trained on. Documents that are longer than the
-    model's max_seq_len are cut there. `after_a_link` counts only the tokens that see a target.
+    Targets are taken from `known`, the documents that the model was trained on: first links first, as many as fit
+    whole into WINDOW tokens, the longest that the model saw in training. Longer documents are cut there.
+    `after_a_link` counts only the tokens that see a target.
     """
     sums = dict.fromkeys(("linked", "alone", "linked_after", "alone_after"), 0.0)
     tokens = after = 0
     available = {title: documents[title] for title in known}
     for title in track(titles, description="held-out loss", transient=True):
-        pack = make_pack(documents[title], available, model.config.max_seq_len)
+        pack = make_pack(documents[title], available, WINDOW)
         linked, alone = (document_losses(model, pack, see) for see in (True, False))
         grants = pack.spans[-1].grants
         first = min((grant.position for grant in grants), default=len(linked))
@@ -107,6 +109,19 @@ def link_report(
     }
 
 
+def summary(figures: dict) -> list[tuple[str, str]]:
+    """The figures of the model card, named and formatted."""
+    loss, links = figures["held_out_loss"], figures["links"]
+    return [
+        ("held-out loss, linked documents in view", f"{loss['linked']:.3f}"),
+        ("held-out loss, each document alone", f"{loss['alone']:.3f}"),
+        ("the same after a document's first link, in view", f"{loss['after_a_link_linked']:.3f}"),
+        ("the same after a document's first link, alone", f"{loss['after_a_link_alone']:.3f}"),
+        ("links per 100 generated tokens", f"{links['links_per_100_tokens']:.1f}"),
+        ("share of links whose target exists", f"{links['existing_share']:.1%} of {links['links']}"),
+    ]
+
+
 def main(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or 'demo' for the packaged model.")] = "demo",
     corpus: Annotated[str, typer.Option(help="Corpus folder, or 'demo' for the packaged FOLDOC.")] = "demo",
@@ -125,16 +140,13 @@ def main(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "window": WINDOW,
         "held_out_loss": loss,
         "links": links,
     }
     table = Table("figure", "value", title=f"{checkpoint} on {corpus}")
-    table.add_row("held-out loss, linked documents in view", f"{loss['linked']:.4f}")
-    table.add_row("held-out loss, document alone", f"{loss['alone']:.4f}")
-    table.add_row("the same, tokens after a link only: in view", f"{loss['after_a_link_linked']:.4f}")
-    table.add_row("the same, tokens after a link only: alone", f"{loss['after_a_link_alone']:.4f}")
-    table.add_row("links per 100 generated tokens", f"{links['links_per_100_tokens']:.2f}")
-    table.add_row("share of links whose target exists", f"{links['existing_share']:.1%} of {links['links']}")
+    for name, value in summary(figures):
+        table.add_row(name, value)
     Console().print(table)
     if out is not None:
         atomic_write_text(out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ class Layout:
     """Wraps a document's body.
 
     Args:
-        policy: one of LAYOUT_POLICIES, or None for "null".
+        policy: one of LAYOUT_POLICIES.
         encode: text to ids, for the heading.
         eos_token_id: the mark before and after.
     """

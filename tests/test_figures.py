@@ -1,0 +1,48 @@
+"""Figures that are quoted stand in a file of bench/results, and say there how they were measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def load(path: Path) -> ModuleType:
+    """A script of the repository as a module, its own folder on the path as when it is run."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def test_the_readme_shows_the_decode_benchmark_as_it_was_measured() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert load(ROOT / "bench" / "read_results.py").markdown_table(RESULTS / "decode_cpu.json") in readme
+
+
+def test_the_model_card_shows_the_evaluation_as_it_was_measured() -> None:
+    card = (ROOT / "runtime" / "data" / "demo" / "README.md").read_text(encoding="utf-8")
+    figures = json.loads((RESULTS / "demo_model.json").read_text(encoding="utf-8"))
+    rows = load(ROOT / "examples" / "foldoc" / "evaluate.py").summary(figures)
+    assert len(rows) == 6
+    for name, value in rows:
+        assert f"| {name} | {value} |" in card
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_names_machine_date_and_commit(path: Path) -> None:
+    environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
+    assert environment["date"] and environment["torch"] and environment["cpu"]
+    assert len(environment["commit"]) == 40
