@@ -324,7 +324,7 @@ def assert_rare_ties(seen: Counter[str]) -> None:
 
 def test_wide_requests_agree_with_the_oracle_and_with_their_own_links() -> None:
     seen: Counter[str] = Counter()
-    over_wide_requests(150, seen)()
+    over_wide_requests(120, seen)()
     assert_rare_ties(seen)
     # The graphs must be worth the name, or all of this would say little.
     assert min(seen["generated"], seen["corpus"], seen["grants"], seen["tokens reading others"]) > 100, seen
@@ -333,7 +333,7 @@ def test_wide_requests_agree_with_the_oracle_and_with_their_own_links() -> None:
 
 def test_tight_requests_agree_with_the_oracle_and_stay_within_their_limits() -> None:
     seen: Counter[str] = Counter()
-    over_tight_requests(150, seen)()
+    over_tight_requests(120, seen)()
     assert_rare_ties(seen)
     assert min(seen["evictions"], seen["ends"], seen["finish context_full"], seen["truncated"]) > 10, seen
     assert seen["granted again"] > 0, seen
@@ -347,7 +347,7 @@ def test_soak() -> None:
     assert_rare_ties(seen)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(requests() | tight_requests())
 def test_same_seed_same_result_whatever_ran_before(request: Request) -> None:
     fresh = new_runtime(request.model, request.layout)
@@ -376,13 +376,13 @@ def check_batch(on: Runtime, request: Request, more: list[list[int]]) -> None:
 more_prompts = st.lists(texts(), min_size=1, max_size=3)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(requests() | tight_requests(), more_prompts)
 def test_a_batch_equals_its_requests_one_by_one(request: Request, more: list[list[int]]) -> None:
     check_batch(runtime(request.model, request.layout), request, more)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(tight_requests(), more_prompts)
 def test_a_batch_in_a_crowded_arena_changes_nothing(request: Request, more: list[list[int]]) -> None:
     # Hardly more slots than one request may need: requests wait for each other, and documents move.
@@ -436,6 +436,13 @@ def test_two_links_in_one_token_are_granted_in_their_order() -> None:
     request = Request([*ids(b"[t](A)[x](D)"), *ids(b"x")], corpus, options={"max_new_tokens": 3, "temperature": 0.0})
     result = request.run()
     assert [(g.position, g.title) for g in result.root_document.grants][:2] == [(1, "A"), (1, "D")]
+    check_scores(result, request, Counter())
+
+
+def test_an_empty_prompt_starts_from_eos() -> None:
+    request = Request([], options={"max_new_tokens": 12, "temperature": 1.0, "seed": 3, "max_link_depth": 1})
+    result = request.run()
+    assert result.root_document.tokens[0] == EOS and len(result.root_document.tokens) > 1
     check_scores(result, request, Counter())
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LMHead(nn.Module):
     """The output projection; its weight is the embedding's where the two are tied."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
 

@@ -1,0 +1,48 @@
+"""The YAML block at the head of a note."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import yaml  # type: ignore[import-untyped]
+
+_BLOCK = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class FrontMatter:
+    """What a note says of itself: its title (None if it does not), other names, and what is wrong with the block."""
+
+    title: str | None = None
+    aliases: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def _one_line(value: object) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def read_front_matter(text: str) -> tuple[FrontMatter, str]:
+    """Split a note (line ends ``\\n``) into its front matter and its body.
+
+    A block that is no YAML mapping counts as absent and is reported in ``problem``: such notes are common (templates,
+    unquoted colons), and the editors they come from show them all the same.
+    """
+    match = _BLOCK.match(text)
+    if match is None:
+        return FrontMatter(), text
+    body = text[match.end() :]
+    try:
+        # BaseLoader leaves every scalar a string: a title may look like a number or a date.
+        fields = yaml.load(match[1], Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        return FrontMatter(problem=" ".join(str(error).split())), body
+    if not fields:
+        return FrontMatter(), body
+    if not isinstance(fields, dict):
+        return FrontMatter(problem=f"expected a mapping, got {type(fields).__name__}"), body
+    named = fields.get("aliases", fields.get("alias")) or []
+    aliases = named.split(",") if isinstance(named, str) else named if isinstance(named, list) else []
+    names = tuple(name for name in map(_one_line, aliases) if name)
+    return FrontMatter(title=_one_line(fields.get("title")) or None, aliases=names), body

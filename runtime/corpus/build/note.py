@@ -1,0 +1,87 @@
+"""One markdown file: its title, its other names and its body."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ds2ds.corpus.build.front_matter import read_front_matter
+from ds2ds.documents.title_utils import title_key
+from ds2ds.errors import CorpusError
+
+_HEADING = re.compile(
+    r"\s*^ {0,3}(?:#[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*|(\S.*?)[ \t]*\n {0,3}=+[ \t]*)(?:\n|\Z)", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A markdown file of a folder.
+
+    Attributes:
+        path: relative to the folder, NFC.
+        file: where it lies.
+        title: the document's, distinct within the folder once a Vault has them all.
+        own_title: what the note itself says: of the front matter, else as asked for, else the file's name without
+            its ending.
+        aliases: other names that links may use.
+        problem: what is wrong with its front matter, or None.
+        empty: whether nothing is left below its title.
+    """
+
+    path: PurePosixPath
+    file: Path
+    title: str
+    own_title: str
+    aliases: tuple[str, ...]
+    problem: str | None
+    empty: bool
+
+
+def read_markdown(file: Path) -> str:
+    """A file's text, with ``\\n`` line ends and without a byte order mark.
+
+    Raises:
+        CorpusError: it cannot be read or is not UTF-8.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot read it ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{file}: not UTF-8 (byte {error.start}); convert it, or skip such files"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _split_heading(body: str) -> tuple[str | None, str]:
+    match = _HEADING.match(body)
+    return (None, body) if match is None else (match[1] or match[2], body[match.end() :])
+
+
+def note_body(text: str, titles: set[str]) -> str:
+    """A note's text without front matter, and without a first heading that only repeats one of its `titles` (the
+    layout writes it at run time)."""
+    _, body = read_front_matter(text)
+    heading, rest = _split_heading(body)
+    if heading is not None and title_key(heading) in set(map(title_key, titles)):
+        body = rest
+    return body.rstrip().lstrip("\n")
+
+
+def read_note(file: Path, path: PurePosixPath, title_from: str) -> Note:
+    """Read what a note is called. `title_from`: "name" (of the file) or "heading" (the first one, at its head).
+
+    Raises:
+        CorpusError: it cannot be read.
+    """
+    text = read_markdown(file)
+    matter, body = read_front_matter(text)
+    stem = unicodedata.normalize("NFC", " ".join(path.stem.split()))
+    heading = _split_heading(body)[0] if title_from == "heading" else None
+    title = unicodedata.normalize("NFC", matter.title or heading or stem)
+    empty = not note_body(text, {title, stem}).strip()
+    return Note(path, file, title, title, matter.aliases, matter.problem, empty)

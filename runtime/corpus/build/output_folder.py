@@ -1,0 +1,51 @@
+"""A folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ds2ds.corpus.format import METADATA_NAME
+from ds2ds.errors import CorpusError
+
+
+def check_output(out: Path, force: bool) -> None:
+    """Whether a corpus may be written to `out`: a new or empty folder; with `force`, in place of another corpus.
+
+    Raises:
+        CorpusError: it may not.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / METADATA_NAME).is_file():
+        raise CorpusError(f"{out} exists and is no corpus: not replaced")
+    if not force:
+        raise CorpusError(f"{out} exists: pass --force (force=True) to replace this corpus")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends, and is deleted if it raises."""
+    check_output(out, force)
+    out = out.absolute()
+    name = f".{out.name}.{uuid.uuid4().hex}"
+    temporary, replaced = out.with_name(f"{name}.partial"), out.with_name(f"{name}.replaced")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        check_output(out, force)
+        if out.exists():
+            os.rename(out, replaced)
+        try:
+            os.rename(temporary, out)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, out)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

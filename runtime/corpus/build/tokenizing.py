@@ -1,0 +1,98 @@
+"""The costly part of writing a corpus, in processes: load a document, tokenize its body, find its links."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ds2ds.corpus.statistics import link_targets
+from ds2ds.errors import ConfigError, CorpusError
+from ds2ds.tokenizer import Tokenizer, as_tokenizer
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDocument:
+    """A document to be written: its title (one line) and its body, markdown with ``[text](Title)`` links."""
+
+    title: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedDocument:
+    """A document's title, its body's tokens ([n] uint32) and the targets of its links, in order."""
+
+    title: str
+    tokens: npt.NDArray[np.uint32]
+    targets: tuple[str, ...]
+
+
+class _Worker:
+    def __init__(self, tokenizer: Tokenizer, load: Callable[[Any], SourceDocument] | None) -> None:
+        self.encode = tokenizer.encode
+        self.load = load
+
+    def __call__(self, item: Any) -> TokenizedDocument:
+        document = item if self.load is None else self.load(item)
+        if not document.body:
+            raise CorpusError(f"document {document.title!r} has an empty body")
+        tokens = np.array(self.encode(document.body), dtype=np.uint32)
+        return TokenizedDocument(document.title, tokens, link_targets(document.body))
+
+
+_worker: _Worker | None = None  # of this process, where it is one of a pool
+
+
+def _start(load: Callable[[Any], SourceDocument] | None) -> None:
+    global _worker
+    _worker = _Worker(as_tokenizer(None), load)
+
+
+def _work(items: list[Any]) -> list[TokenizedDocument]:
+    if _worker is None:
+        raise RuntimeError("_work runs in the processes that _start prepared")
+    return [_worker(item) for item in items]
+
+
+def tokenized(
+    items: Iterable[Any],
+    tokenizer_name: str,
+    tokenizer: Any,
+    load: Callable[[Any], SourceDocument] | None,
+    workers: int,
+) -> Iterator[TokenizedDocument]:
+    """The documents of `items` in order, tokenized, by `workers` processes (1: in this one). See ``write_corpus``.
+
+    Raises:
+        ConfigError: an unknown tokenizer, a custom one with several workers, or workers < 1.
+        CorpusError: a document has an empty body.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
+    if tokenizer is None and tokenizer_name != "gpt2":
+        raise ConfigError(f"only 'gpt2' is packaged: pass the tokenizer called {tokenizer_name!r} itself")
+    if workers == 1:
+        yield from map(_Worker(as_tokenizer(tokenizer), load), items)
+        return
+    if tokenizer is not None:
+        raise ConfigError(f"a tokenizer of your own needs workers=1, got workers={workers}")
+    batches = iter(items)
+    # Spawned, not forked: the caller may have threads (torch starts some), which a fork would tear.
+    with multiprocessing.get_context("spawn").Pool(workers, _start, (load,)) as pool:
+        pending: deque[Any] = deque()
+        while True:
+            # Few batches ahead, so that a large source is not read into memory.
+            while len(pending) < 4 * workers and (batch := list(islice(batches, _BATCH))):
+                pending.append(pool.apply_async(_work, (batch,)))
+            if not pending:
+                return
+            yield from pending.popleft().get()

@@ -1,0 +1,155 @@
+"""A folder of notes: which files it has, what each is called, and which of them a link means."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from ds2ds.corpus.build.note import Note, read_note
+from ds2ds.documents.title_utils import title_key
+from ds2ds.errors import CorpusError
+
+ENDINGS = (".md", ".markdown")
+
+
+def _normal(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def without_ending(path: str) -> str:
+    """`path` without ``.md`` or ``.markdown``."""
+    base, ending = posixpath.splitext(path)
+    return base if ending.lower() in ENDINGS else path
+
+
+def is_markdown(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in ENDINGS
+
+
+def list_files(source: Path) -> list[tuple[Path, PurePosixPath]]:
+    """The files under `source` with their paths in it, in order of path; hidden ones and hidden folders are left out.
+
+    Raises:
+        CorpusError: no such folder.
+    """
+    if not source.is_dir():
+        raise CorpusError(f"no folder of markdown at {source}")
+    found = []
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                file = Path(folder) / name
+                path = unicodedata.normalize("NFC", file.relative_to(source).as_posix())
+                found.append((file, PurePosixPath(path)))
+    return sorted(found, key=lambda pair: (str(pair[1]), str(pair[0])))
+
+
+def _distinct(notes: list[Note]) -> list[Note]:
+    """The notes with titles that differ: those that share one get their folder before it, then their path behind it."""
+    shared = Counter(note.title for note in notes)
+    notes = [
+        replace(note, title=str(note.path.parent / note.title)) if shared[note.title] > 1 else note
+        for note in notes
+    ]
+    shared = Counter(note.title for note in notes)
+    return [
+        replace(note, title=f"{note.title} ({note.path})") if shared[note.title] > 1 else note
+        for note in notes
+    ]
+
+
+class Vault:
+    """The notes of a folder, by what links call them.
+
+    Args:
+        notes: in order of path.
+        attachments: the names of the folder's other files.
+
+    Attributes:
+        notes: the same with distinct titles: where several notes share one, each has its folder before it ("a/Todo"),
+            save in the top folder, which has none.
+    """
+
+    def __init__(self, notes: Iterable[Note], attachments: Iterable[str] = ()) -> None:
+        self._attachments = {_normal(name) for name in attachments}
+        self.notes = _distinct(list(notes))
+        self._by_path: dict[str, list[Note]] = defaultdict(list)
+        self._by_suffix: dict[str, list[Note]] = defaultdict(list)
+        self._by_name: dict[str, list[Note]] = defaultdict(list)
+        for note in self.notes:
+            parts = _normal(str(note.path.with_suffix(""))).split("/")
+            self._by_path["/".join(parts)].append(note)
+            for start in range(len(parts)):
+                self._by_suffix["/".join(parts[start:])].append(note)
+            for key in set(map(title_key, _names(note))):
+                self._by_name[key].append(note)
+
+    def resolve(self, target: str, source: Note) -> Note | None:
+        """The note that `target` (a path or a name, decoded, without ``#heading``) means in `source`, or None.
+
+        In turn: the path from the note's folder, the path from the top folder, the end of a path, a title or alias.
+        Case does not count, but of several notes it is the one written just so, else one in the same folder, else the
+        one highest up, else the first in order of path.
+        """
+        path = unicodedata.normalize("NFC", without_ending(target.strip()))
+        folders = ["."] if path.startswith("/") else [str(source.path.parent), "."]
+        path = path.lstrip("/")
+        absolute = [posixpath.normpath(posixpath.join(folder, path)) for folder in folders]
+        end = posixpath.normpath(path)
+        while end.startswith("../"):
+            end = end[3:]
+        for candidates, name in [
+            *((self._by_path.get(place.casefold()), place) for place in absolute),
+            (self._by_suffix.get(end.casefold()), end),
+            (self._by_name.get(title_key(target)), target.strip()),
+        ]:
+            if candidates:
+                return min(candidates, key=lambda note: _rank(note, name, source))
+        return None
+
+    def is_attachment(self, target: str) -> bool:
+        """Whether `target`, a path, has the name of a file that is no note."""
+        return _normal(target.partition("#")[0].strip().rpartition("/")[2]) in self._attachments
+
+
+def _names(note: Note) -> tuple[str, ...]:
+    return (note.title, note.own_title, *note.aliases)
+
+
+def _rank(note: Note, name: str, source: Note) -> tuple[bool, bool, int, str]:
+    path = str(note.path.with_suffix(""))
+    just_so = name in _names(note) or path == name or path.endswith(f"/{name}")
+    return not just_so, note.path.parent != source.path.parent, len(note.path.parts), str(note.path)
+
+
+def read_vault(source: Path, title_from: str, skip_unreadable: bool) -> tuple[Vault, list[str]]:
+    """Read what the notes under `source` are called. Also returns a line for each note that is left out or odd.
+
+    Raises:
+        CorpusError: no such folder; a file that cannot be read or is not UTF-8, unless those are skipped.
+    """
+    files = list_files(source)
+    notes, remarks = [], []
+    for file, path in files:
+        if not is_markdown(path):
+            continue
+        try:
+            note = read_note(file, path, title_from)
+        except CorpusError as error:
+            if not skip_unreadable:
+                raise
+            remarks.append(f"skipped: {error}")
+            continue
+        if note.problem is not None:
+            remarks.append(f"{file}: front matter ignored ({note.problem})")
+        if note.empty:
+            remarks.append(f"{file}: left out, it is empty")
+        else:
+            notes.append(note)
+    return Vault(notes, [path.name for _, path in files if not is_markdown(path)]), remarks
