@@ -29,10 +29,11 @@ setup(
         "safetensors>=0.4",
         "rich>=13",
         "typer>=0.12",
+        "pyyaml>=6",
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "markdown-it-py>=3", "pyyaml>=6"],
+        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "markdown-it-py>=3"],
         "lint": ["ruff", "mypy"],
         "bench": ["transformers>=5", "pytest-benchmark>=4"],
     },

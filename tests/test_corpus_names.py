@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.corpus.names import find_node, title_variants
@@ -73,6 +73,7 @@ def test_an_exact_match_with_single_spaces_comes_before_the_folded_one() -> None
     assert find(["Linked list", "LINKED LIST"], "Linked_list") == "Linked list"
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("aA+# _", min_size=1, max_size=4), unique=True), st.text("aA+# _", max_size=4))
 def test_what_is_found_differs_in_case_and_spacing_only(titles: list[str], title: str) -> None:
     found = find(titles, title)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from foreign_corpus import write_foreign_corpus
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
@@ -85,6 +85,7 @@ def test_the_snippet_is_the_best_passage_on_one_line(index: CorpusSearch) -> Non
     assert hit.snippet.endswith("Étude")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20) | st.text(st.sampled_from("\"'*^:(){}+-AND OR NOT NEAR c\0\ud800"), max_size=20))
 def test_no_input_is_a_syntax_error(index: CorpusSearch, words: str) -> None:
     for hit in index.search(words):

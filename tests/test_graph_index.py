@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from foreign_corpus import write_foreign_corpus
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.corpus.graph_index import GraphIndex
@@ -84,6 +84,7 @@ def test_after_close_look_ups_are_errors(graph: GraphIndex) -> None:
         graph.find("C")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.lists(st.integers(0, 9), max_size=3), min_size=1))
 def test_any_titles_read_back(
     tmp_path_factory: pytest.TempPathFactory, documents: dict[str, list[int]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from ds2ds.documents.spans import DocSpan, SpanGrant
 from ds2ds.model.ds2ds_model import DS2DSModel
 
-EXACT = {"atol": 1e-9, "rtol": 0}
+assert_equal = partial(torch.testing.assert_close, atol=1e-9, rtol=0)
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
 shapes = st.sampled_from([(1, 2, 4), (2, 3, 4), (3, 4, 2)])  # seed, layers, heads
@@ -68,7 +69,7 @@ def test_fan_out_equals_the_packed_pass(shape: tuple[int, int, int], document: D
     model = double(*shape)
     everything = [*(target for _, target, _ in reversed(document.grants)), document]
     for ours, theirs in zip(Oracle(model).log_probs(everything), packed(model, everything), strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
+        assert_equal(ours, theirs)
 
 
 @QUICK
@@ -80,7 +81,7 @@ def test_chain_equals_the_packed_pass(shape: tuple[int, int, int], parts: list[l
         chain.append(Document(f"d{index}", part, grants))
     model = double(*shape)
     for ours, theirs in zip(Oracle(model).log_probs(chain), packed(model, chain), strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
+        assert_equal(ours, theirs)
 
 
 @QUICK
@@ -95,7 +96,7 @@ def test_eviction_of_the_last_grant_equals_the_packed_pass(
         document.grants[-1] = (position, target, end)
     model = double(*shape)
     everything = [*(target for _, target, _ in reversed(document.grants)), document]
-    torch.testing.assert_close(Oracle(model).log_probs([document])[0], packed(model, everything)[-1], **EXACT)
+    assert_equal(Oracle(model).log_probs([document])[0], packed(model, everything)[-1])
 
 
 @QUICK
@@ -113,7 +114,7 @@ def test_any_eviction_in_one_layer_equals_the_pass_over_what_is_in_view(
         now = Document("d", document.tokens[: t + 1])
         now.grants = [(0, g, None) for p, g, e in document.grants if p <= t and (e is None or t < e)]
         theirs = packed(model, [*(g for _, g, _ in reversed(now.grants)), now])[-1]
-        torch.testing.assert_close(ours[t], theirs[t], **EXACT)
+        assert_equal(ours[t], theirs[t])
 
 
 @QUICK
@@ -123,7 +124,7 @@ def test_eviction_rewrites_nothing_before_it(shape: tuple[int, int, int], docume
     [before] = oracle.log_probs([document])
     document.grants = [(p, g, max(p, end)) for p, g, _ in document.grants]
     [after] = oracle.log_probs([document])
-    torch.testing.assert_close(after[:end], before[:end], **EXACT)
+    assert_equal(after[:end], before[:end])
 
 
 def diamond() -> tuple[Document, Document]:

@@ -91,6 +91,10 @@ class Request:
     def option(self, name: str) -> Any:
         return {**DEFAULTS, **WIDE, **self.options}[name]
 
+    @property
+    def bodies(self) -> dict[str, list[int]]:
+        return self.corpus.bodies if self.corpus else {}
+
     def prefix(self, title: str | None) -> list[int]:
         """What the layout puts before a document's body, written anew. A root without title has no heading."""
         has_heading = self.layout.startswith("identifier_prefix") and title is not None
@@ -185,7 +189,7 @@ def check_documents(result: Any, request: Request) -> None:
         if document.source == "corpus":
             whole = [
                 *request.prefix(document.title),
-                *request.corpus.bodies[document.title],
+                *request.bodies[document.title],
                 *request.suffix(),
             ]
             assert tokens == whole[:longest] and document.truncated == (len(whole) > longest)
@@ -236,13 +240,12 @@ def expected_grants(document: Any, result: Any, request: Request) -> list[tuple[
     while ancestor is not None:
         lineage.add(fold(ancestor.title))
         ancestor = result.get_document_by_title(ancestor.parent_title) if ancestor.parent_title is not None else None
-    available = set(request.corpus.bodies) if request.corpus else set()
     expected: list[tuple[int, str]] = []
     for index, target in link_sites(document.tokens):
         key = fold(target)
         if index < ignored or not key or key.startswith("#") or key in lineage:
             continue
-        if target not in available and not request.option("allow_corpus_fallback"):
+        if target not in request.bodies and not request.option("allow_corpus_fallback"):
             continue
         if all(fold(title) != key for _, title in expected):
             expected.append((index + 1, titles[key]))

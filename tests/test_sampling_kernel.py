@@ -255,6 +255,24 @@ def test_top_p_is_of_the_mass_that_top_k_left() -> None:
     assert set(draws(logits, 400, top_p=0.55, top_k=2)) == {0}
 
 
+def test_a_row_with_fewer_tokens_than_its_neighbour_is_not_padded_with_mass() -> None:
+    # Both rows are ranked together, ten wide. 0.73 and 0.27 are left of the second, so the first of them crosses 0.5.
+    logits = torch.stack([torch.zeros(10), torch.full((10,), -INF)])
+    logits[1, 0], logits[1, 5] = 1.0, 0.0
+    rows = [{"top_k": 9, "top_p": 0.5, "position": i // 2} for i in range(200)]
+    assert set(sample(logits.repeat(100, 1), rows).tokens[1::2].tolist()) == {0}
+
+
+@pytest.mark.parametrize("row", [{}, {"top_k": 4}, {"top_p": 0.999}, {"min_p": 1e-3}])
+def test_equal_scores_go_to_the_lower_id(row: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Noise that undoes the logits, whichever tokens it is asked for.
+    noise = np.array([[9.0, 2.0, 0.0, 1.0, 2.0]], dtype=np.float32)
+    monkeypatch.setattr("ds2ds.kernels.sampling.gumbel_noise", lambda seed, position, vocab: noise)
+    monkeypatch.setattr("ds2ds.kernels.sampling.gumbel_noise_at", lambda seed, position, ids: noise[:, ids[0]])
+    logits = torch.tensor([[-INF, 1.0, 3.0, 2.0, 1.0]])
+    assert sample(logits, [row]).tokens.item() == 1
+
+
 def test_min_p_is_relative_to_the_likeliest() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05])).tolist()
     assert set(draws(logits, 400, min_p=0.25)) == {0, 1, 2}

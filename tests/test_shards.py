@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign_corpus import shard_bytes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.corpus.build.shard_writer import ShardWriter
@@ -93,6 +93,7 @@ def test_after_close_reading_is_an_error(tmp_path: Path) -> None:
         shards.read(0, 1024, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=8), st.integers(1, 8))
 def test_what_is_written_reads_back(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], most: int

@@ -80,9 +80,9 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
     if isinstance(tokenizer, tuple) and len(tokenizer) == 2:
         encode, decode = tokenizer
         # Methods of one Encoding, as front ends pass them: their owner knows the bytes and the special tokens.
-        owners = [getattr(method, "__self__", None) for method in (encode, decode)]
-        if isinstance(owners[0], tiktoken.Encoding) and owners[0] is owners[1]:
-            return _from_tiktoken(owners[0])
+        owner, other = (getattr(method, "__self__", None) for method in (encode, decode))
+        if owner is other and isinstance(owner, tiktoken.Encoding):
+            return _from_tiktoken(owner)
     else:
         encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
     if not (callable(encode) and callable(decode)):
