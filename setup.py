@@ -30,10 +30,11 @@ setup(
         "rich>=13",
         "typer>=0.12",
         "pyyaml>=6",
+        "markdown-it-py>=3",
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "markdown-it-py>=3"],
+        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"],
         "lint": ["ruff", "mypy"],
         "bench": ["transformers>=5", "pytest-benchmark>=4"],
     },
