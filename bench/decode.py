@@ -27,10 +27,10 @@ from typing import Annotated, Any
 import baselines
 import torch
 import typer
-from environment import environment
 from rich.console import Console
 from rich.table import Table
 
+from ds2ds.environment import environment
 from ds2ds.files import atomic_write_text
 from ds2ds.generation.events import TokenWritten
 from ds2ds.model.ds2ds_model import DS2DSModel

@@ -163,12 +163,14 @@ def _sample_chunk(x: Floats, rows: _Rows) -> tuple[Ints, NDArray[np.int32]]:
     sound = present & finite
     greedy = sound & (rows.temperature == 0)
     drawn = sound & ~greedy
-    by_rank = drawn & (rows.top_k > 0) & (rows.top_k < vocab)
-    by_mass = drawn & ~by_rank & ((rows.top_p < 1) | (rows.min_p > 0))
-    plain = drawn & ~by_rank & ~by_mass
+    ways = [(greedy, _choose_greedy)]
+    if drawn.any():
+        by_rank = drawn & (rows.top_k > 0) & (rows.top_k < vocab)
+        by_mass = drawn & ~by_rank & ((rows.top_p < 1) | (rows.min_p > 0))
+        plain = drawn & ~by_rank & ~by_mass
+        ways += [(plain, _choose_any), (by_rank, _choose_top_k), (by_mass, _choose_by_mass)]
 
     tokens = np.full(count, -1, dtype=np.int64)
-    ways = ((greedy, _choose_greedy), (plain, _choose_any), (by_rank, _choose_top_k), (by_mass, _choose_by_mass))
     for suits, choose in ways:
         index = np.flatnonzero(suits)
         if index.size == count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "max_link_depth": 2, "seed": 3, 
 
 
 def config(**options: Any) -> GenerationConfig:
-    options = {"max_context_length": 300, "max_tokens_per_document": 100, "eos_token_id": EOS, **options}
+    options = {"max_context_length": 300, "max_tokens_per_document": 100, "eos_token_id": EOS, "seed": 3, **options}
     return GenerationConfig(**options)
 
 
@@ -181,6 +182,7 @@ def test_cancelling_frees_the_arena_and_leaves_the_others_alone() -> None:
     held = runtime.engine.cache.arena.allocator.used
     runtime.engine.cancel(running[1].job)
     assert running[1].job.done and running[1].job.error is None
+    assert inspect.getgeneratorstate(running[1].job.coroutine) == inspect.GEN_CLOSED
     assert 0 < runtime.engine.cache.arena.allocator.used < held
     runtime.engine.check_integrity()
     runtime.engine.cancel(running[1].job)  # no effect
@@ -282,21 +284,25 @@ def test_a_request_too_big_for_the_arena_names_need_and_capacity() -> None:
     with pytest.raises(ArenaFullError, match=message):
         runtime.generate("x" * 100, config=config(max_tokens_per_document=110))
     assert is_clean(runtime)
-    assert runtime.generate("x" * 20, config=config(max_tokens_per_document=40)).root_document
+    assert runtime.generate("x" * 20, config=config(max_tokens_per_document=40, max_link_depth=0)).root_document
 
 
-def test_the_others_go_on_when_one_does_not_fit() -> None:
+def test_a_request_waits_for_room_while_others_go_on() -> None:
     runtime = small_runtime(arena_tokens=128)
-    # Both would start together, as neither says what it needs.
-    big = runtime._generator.start("x" * 120, None, Texts({"Long": "y" * 60}), config(**OPTIONS))
-    small = runtime._generator.start("p", None, None, config(max_tokens_per_document=16, **OPTIONS))
-    big.job.need = small.job.need = 0
-    while not (big.job.done and small.job.done):
+    options = {**OPTIONS, "max_link_depth": 0}
+    large, small = (config(max_tokens_per_document=most, **options) for most in (120, 16))
+    running = [runtime._generator.start(text, None, None, c) for text, c in [("x" * 100, large), ("p", small)]]
+    for one in running:
+        one.job.need = 0  # so that both start, though there is room for one
+    waited = 0
+    while not all(one.job.done for one in running):
         runtime.engine.step()
-    # The big one came first and takes 128; the small one waits for its room and then has it.
-    assert big.job.error is None and small.job.error is None
-    alone = runtime.generate("p", config=config(max_tokens_per_document=16, **OPTIONS))
-    same_documents(small.result().get_all_documents(), alone.get_all_documents())
+        waited += len(runtime.engine.running) == 2 and not running[1].job.touched
+    assert waited > 5
+    for one, text, settings in zip(running, ["x" * 100, "p"], [large, small], strict=True):
+        assert one.job.error is None
+        alone = runtime.generate(text, config=settings)
+        same_documents(one.result().get_all_documents(), alone.get_all_documents())
     assert is_clean(runtime)
 
 

@@ -659,19 +659,18 @@ def test_defaults_fit_the_model_and_the_tokenizer() -> None:
     assert LinkedDocumentGenerator(small_model()).default_config().eos_token_id == 50256
 
 
-@pytest.mark.parametrize(("layout", "wrong"), [("null", 50256), ("identifier_prefix", 2)])
-def test_a_document_that_would_start_outside_the_vocabulary(layout: str, wrong: int) -> None:
-    """Tokenizer and model are not of each other: one request fails, with the reason."""
-    made = LinkedDocumentGenerator(small_model(), layout_policy=layout)  # 264 tokens, GPT-2's tokenizer
-    config = GenerationConfig(max_context_length=200, eos_token_id=50256, max_new_tokens=2)
-    gpt2 = made.tokenizer.encode("[x](")
-    assert gpt2 == [58, 87, 16151]  # the model does not know `](`, so there is no such prompt
-    made.tokenizer = TOKENIZER if layout == "null" else made.tokenizer
-    prompt = encode("[q](Q)") if layout == "null" else None
-    if prompt is None:
-        with pytest.raises(ConfigError, match="prompt tokens must be in"):
-            made.generate(prompt="# Title\n\ntext", config=config)
-    else:
-        with pytest.raises(CorpusError, match=f"document 'Q' would hold token id {wrong}, outside .* of 264"):
-            made.generate(prompt_tokens=prompt, config=config)
+def test_an_eos_outside_the_vocabulary_cannot_start_a_document(writes: Writes) -> None:
+    made = generator()
+    config = GenerationConfig(max_context_length=200)  # EOS is GPT-2's, the model knows 264 tokens
+    with pytest.raises(CorpusError, match=r"document 'Q' would hold token id 50256, outside .* of 264"):
+        made.generate("[q](Q)", config=config)
+    assert not made.engine.running
+
+
+def test_a_heading_outside_the_vocabulary_cannot_start_a_document() -> None:
+    """The tokenizer is GPT-2's; the prompt is spelled in ids that the model knows."""
+    made = LinkedDocumentGenerator(small_model(), layout_policy="identifier_prefix")
+    spelled = [token for letter in "[q](Query)" for token in made.tokenizer.encode(letter)]
+    with pytest.raises(CorpusError, match=r"document 'Query' would hold token id \d+, outside .* of 264"):
+        made.generate(prompt_tokens=spelled)
     assert not made.engine.running

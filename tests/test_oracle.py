@@ -77,7 +77,9 @@ def test_fan_out_equals_the_packed_pass(shape: tuple[int, int, int], document: D
 def test_chain_equals_the_packed_pass(shape: tuple[int, int, int], parts: list[list[int]], data: st.DataObject) -> None:
     chain: list[Document] = []
     for index, part in enumerate(parts):
-        grants = [(data.draw(st.integers(0, len(part))), chain[-1], None)] if chain else []
+        grants: list[tuple[int, Document, int | None]] = (
+            [(data.draw(st.integers(0, len(part))), chain[-1], None)] if chain else []
+        )
         chain.append(Document(f"d{index}", part, grants))
     model = double(*shape)
     for ours, theirs in zip(Oracle(model).log_probs(chain), packed(model, chain), strict=True):

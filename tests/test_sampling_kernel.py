@@ -157,7 +157,7 @@ def test_repetition_penalty_comes_first_and_counts_a_token_once(batch: tuple[np.
 
 
 @QUICK
-@given(batches())
+@given(batches(penalised=True))
 def test_the_log_probability_is_of_the_raw_logits(batch: tuple[np.ndarray, list[dict]]) -> None:
     logits, rows = batch
     logits = np.clip(logits, -np.inf, 1000.0)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from scripted import EOS, TOKENIZER, encode, follow, run, same_documents, small_model, small_runtime
 
-from ds2ds import ConfigError, DocumentContext, GenerationConfig, SingleDocumentGenerator
+from ds2ds import ConfigError, DocumentContext, GenerationConfig, SingleDocumentGenerator, Trace
 from ds2ds.documents.document import Document
-from ds2ds.generation.request import TextStream, fit_config
+from ds2ds.documents.layout import Layout
+from ds2ds.generation.corpus_source import CorpusSource
+from ds2ds.generation.request import Request, TextStream, fit_config
+from ds2ds.kernels import sample_rows
 from ds2ds.tokenizer import as_tokenizer
 
 
@@ -258,6 +261,43 @@ def test_the_seed_that_was_drawn_is_in_the_result() -> None:
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1}])
 def test_settings_that_leave_one_token_are_greedy(options: dict[str, Any]) -> None:
     assert tokens(seed=5, **options).tokens == tokens(seed=6, temperature=0).tokens
+
+
+def request(**options: Any) -> Request:
+    config = GenerationConfig(eos_token_id=EOS, **options)
+    layout = Layout("null", encode, EOS)
+    source = CorpusSource(None, layout, TOKENIZER.vocab_size)
+    return Request(config, DocumentContext(), source, layout, TOKENIZER, Trace(), lambda event: None)
+
+
+def test_noise_depends_on_the_seed_and_the_title_alone() -> None:
+    """So that a document comes out the same whatever was written before it, and two documents differ."""
+
+    def seed(title: str, tokens: list[int], depth: int, seed: int) -> int:
+        return request(seed=seed).sampling(Document(title, tokens, depth=depth)).seed
+
+    assert seed("A", [1], 1, seed=5) == seed("A", [2, 3], 2, seed=5)
+    assert len({seed("A", [1], 1, 5), seed("B", [1], 1, 5), seed("A", [1], 1, 6), seed("", [1], 0, 5)}) == 4
+    # The root's title does not count: with and without one, the same prompt gives the same text.
+    assert seed("A", [1], 0, seed=5) == seed("", [1], 0, seed=5)
+
+
+def test_noise_is_of_the_position_in_the_document() -> None:
+    """Each token is the kernel's draw from the full pass, keyed by where it stands."""
+    document = tokens(seed=5, temperature=1.3)
+    logits = small_model().forward_inference(torch.tensor([document.tokens]))[0]
+    seed = request(seed=5).sampling(Document("", [], depth=0)).seed
+    for index in range(1, len(document.tokens)):
+        drawn = sample_rows(
+            logits[index - 1 : index],
+            temperature=torch.tensor([1.3]),
+            top_k=torch.tensor([0], dtype=torch.int32),
+            top_p=torch.ones(1),
+            min_p=torch.zeros(1),
+            seed=torch.tensor([seed]),
+            position=torch.tensor([index]),
+        )
+        assert int(drawn.tokens) == document.tokens[index]
 
 
 def test_extreme_settings_are_within_reach() -> None:

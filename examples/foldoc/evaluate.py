@@ -6,8 +6,6 @@ python examples/foldoc/evaluate.py [CHECKPOINT] [--out FILE.json]
 from __future__ import annotations
 
 import json
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +19,7 @@ from rich.table import Table
 
 from ds2ds import LinkClosed, Runtime, TokenWritten
 from ds2ds.corpus.document_corpus import DocumentCorpus
+from ds2ds.environment import environment
 from ds2ds.files import atomic_write_text
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -136,9 +135,7 @@ def main(
         runtime = Runtime(model, layout_policy=model.config.layout_policy)
         links = link_report(runtime, opened, documents, held_out)
     figures = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "environment": environment(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "window": WINDOW,
         "held_out_loss": loss,

@@ -184,7 +184,7 @@ class Engine:
         while True:
             stop = min(len(document.tokens), document.computed + PREFILL_CHUNK)
             reads = targets(document, document.computed, stop)
-            # Pinned on the way down: what is read together has to be resident together, or two would drive out each other.
+            # Pinned on the way down: what is read together is resident together, or two would drive each other out.
             pinned.update((document, *reads))
             missing = next((target for target in reads if target.computed < len(target.tokens)), None)
             if missing is None:

@@ -7,6 +7,9 @@ import torch
 from ds2ds.errors import ConfigError
 from ds2ds.kernels import SampleStatus, sample_rows
 
+_ZERO = torch.zeros(1, dtype=torch.int64)
+_MIN_P_OFF = torch.zeros(1, dtype=torch.float32)
+
 
 def sample_token(logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> int:
     """Sample a token id.
@@ -37,15 +40,15 @@ def sample_token(logits: torch.Tensor, temperature: float = 1.0, top_k: int | No
     if row.ndim != 2 or row.shape[0] != 1 or row.shape[1] == 0:
         raise ConfigError(f"logits must be [V] or [1, V] with V >= 1, got shape {tuple(logits.shape)}")
 
-    seed = torch.randint(2**63 - 1, (1,)) if temperature > 0 else torch.zeros(1, dtype=torch.int64)
+    seed = torch.randint(2**63 - 1, (1,)) if temperature > 0 else _ZERO
     out = sample_rows(
         row.float(),
         temperature=torch.full((1,), temperature, dtype=torch.float32),
         top_k=torch.full((1,), min(top_k or 0, row.shape[1]), dtype=torch.int32),
         top_p=torch.full((1,), top_p, dtype=torch.float32),
-        min_p=torch.zeros(1, dtype=torch.float32),
+        min_p=_MIN_P_OFF,
         seed=seed,
-        position=torch.zeros(1, dtype=torch.int64),
+        position=_ZERO,
     )
     token = int(out.tokens)
     if token < 0:

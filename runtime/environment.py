@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Plain JSON types. `load_average` is that of the last minute before this call: a quiet machine has about 0."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.system(),
