@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import sqlite3
 import statistics
@@ -21,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 RESULT = Path(__file__).parent / "results" / "corpus_scale.json"
@@ -106,24 +104,8 @@ def measure(folder: Path) -> dict[str, float]:
     }
 
 
-def commit() -> str:
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULT.parent, capture_output=True, text=True
-    )
-    return run.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--folder", type=Path, help="keep the corpus here, or use the one that is here")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -132,14 +114,14 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure)))
         return
 
+    # It loads torch, which the measured processes must not.
+    from ds2ds.environment import environment
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "corpus"
         build_seconds = build(folder, arguments.documents)
         command = [sys.executable, __file__, "--measure", str(folder)]
-        runs = [
-            json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            for _ in range(PROCESSES)
-        ]
+        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(PROCESSES)]
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         lines = (folder / "tokenized_graph.jsonl").read_bytes().count(b"\n")
     medians = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
@@ -152,11 +134,8 @@ def main() -> None:
         "bytes": sizes,
         "processes": PROCESSES,
         "look_ups": LOOK_UPS,
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        "environment": environment(),
     }
     if lines >= DOCUMENTS:
         RESULT.parent.mkdir(exist_ok=True)

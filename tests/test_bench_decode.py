@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from ds2ds import DS2DSModel, Runtime
+from ds2ds.environment import environment
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -21,7 +22,6 @@ sys.path.insert(0, str(ROOT / "bench"))
 import baselines  # noqa: E402
 import decode  # noqa: E402
 import typer  # noqa: E402
-from environment import environment  # noqa: E402
 from read_results import markdown_table  # noqa: E402
 
 Baseline = Callable[[DS2DSModel, list[int]], Iterator[int]]

@@ -36,9 +36,7 @@ def corpus(notes: Path) -> str:
     return str(out)
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     """What the command `ds2ds` does: exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["ds2ds", *arguments])
     with pytest.raises(SystemExit) as caught:
@@ -100,9 +98,7 @@ def test_search(corpus: str, capsys, monkeypatch) -> None:  # type: ignore[no-un
         (["show", "Tree", "-c", "NOTES"], "metadata.json is missing"),
     ],
 )
-def test_errors_are_one_line(
-    notes: Path, corpus: str, arguments: list[str], message: str, capsys, monkeypatch
-) -> None:  # type: ignore[no-untyped-def]
+def test_errors_are_one_line(notes: Path, corpus: str, arguments: list[str], message: str, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     paths = {
         "NOTES": str(notes),
         "CORPUS": corpus,

@@ -309,19 +309,13 @@ def test_a_corpus_is_not_written_over_its_source(tmp_path: Path) -> None:
 
 
 def test_the_same_notes_give_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
-    notes = {
-        f"{'abc'[i % 3]}/n{i // 2}.md": f"# n{i // 2}\n[[n{i % 9}]] [x](../b/n{i % 7}.md) {i}"
-        for i in range(80)
-    }
+    notes = {f"{'abc'[i % 3]}/n{i // 2}.md": f"# n{i // 2}\n[[n{i % 9}]] [x](../b/n{i % 7}.md) {i}" for i in range(80)}
     write_notes(tmp_path / "notes", notes)
     progress: list[tuple[int, int]] = []
     for name, workers in (("one", 1), ("again", 1), ("two", 2)):
-        build_corpus(
-            tmp_path / "notes", tmp_path / name, workers=workers, progress=lambda *done: progress.append(done)
-        )
+        build_corpus(tmp_path / "notes", tmp_path / name, workers=workers, progress=lambda *done: progress.append(done))
     contents = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("one", "again", "two")
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "again", "two")
     ]
     assert contents[0] == contents[1] == contents[2]
     assert progress == [(i, 80) for i in range(1, 81)] * 3

@@ -98,9 +98,7 @@ def test_for_a_read_only_corpus_it_goes_to_the_cache(
     unwritable(monkeypatch, folder, cache)
     assert titles(folder) == ["A", "B"]  # found there, not built again
     cached.unlink()
-    with pytest.raises(
-        CorpusError, match=r"cannot write the index index\.sqlite there or to .*Permission denied"
-    ):
+    with pytest.raises(CorpusError, match=r"cannot write the index index\.sqlite there or to .*Permission denied"):
         titles(folder)
 
 

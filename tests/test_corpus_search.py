@@ -21,9 +21,7 @@ DOCUMENTS = [
     SourceDocument("Pointer", "An address. " + "Nothing else is said. " * 30 + "Pointing is not polite."),
     SourceDocument("Garbage collection", "Frees memory; see [Pointer](Pointer) and [Heap](Heap).\n\nÉtude"),
     SourceDocument("Forest", "Trees, trees and more trees: a tree beside a tree."),
-    SourceDocument(
-        "Tree", "Has leaves, and a name that no other word of this text repeats, however long it gets."
-    ),
+    SourceDocument("Tree", "Has leaves, and a name that no other word of this text repeats, however long it gets."),
 ]
 
 

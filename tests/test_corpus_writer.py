@@ -155,9 +155,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         ([SourceDocument("A\nB", "x")], "a title must be one line"),
     ],
 )
-def test_documents_that_cannot_be_written(
-    tmp_path: Path, documents: list[SourceDocument], reason: str
-) -> None:
+def test_documents_that_cannot_be_written(tmp_path: Path, documents: list[SourceDocument], reason: str) -> None:
     with pytest.raises(CorpusError, match=reason):
         write_corpus(tmp_path / "corpus", documents)
     assert list(tmp_path.iterdir()) == []

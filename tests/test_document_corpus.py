@@ -107,9 +107,7 @@ def test_a_wrong_field_of_the_metadata_is_named(folder: Path, fields: dict[str, 
         DocumentCorpus(folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [("{", "not valid JSON"), ("[]", "expected a JSON object, got list")]
-)
+@pytest.mark.parametrize(("content", "reason"), [("{", "not valid JSON"), ("[]", "expected a JSON object, got list")])
 def test_metadata_that_is_no_object(folder: Path, content: str, reason: str) -> None:
     (folder / "metadata.json").write_text(content)
     with pytest.raises(CorpusError, match=reason):
@@ -121,9 +119,7 @@ def test_a_damaged_shard_is_named_with_the_document_and_leaves_the_others(folder
     shard.write_bytes(shard.read_bytes()[:-2])
     with DocumentCorpus(folder) as corpus:
         assert corpus.get_document("C").tolist() == [1, 2]  # type: ignore[union-attr]
-        with pytest.raises(
-            CorpusError, match=r"document 'Tree': .*tokens-1\.bin: 1028 bytes, but its header"
-        ):
+        with pytest.raises(CorpusError, match=r"document 'Tree': .*tokens-1\.bin: 1028 bytes, but its header"):
             corpus.get_document("Tree")
 
 

@@ -147,9 +147,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_references_resolve(reference: str, title: str | None) -> None:
-    titles = (
-        "Alpha ALPHA library matrix box PC method Methods compile-time website Intel Hurd ASSET C quantum"
-    )
+    titles = "Alpha ALPHA library matrix box PC method Methods compile-time website Intel Hurd ASSET C quantum"
     names = [(title, title) for title in [*titles.split(), "clas", "operating system", "Novell, Inc."]]
     assert NameIndex([*names, ("GNU Hurd", "Hurd")]).resolve(reference) == title
 
@@ -224,10 +222,7 @@ def test_lines_broken_by_packaging_are_mended() -> None:
 
 def test_indented_text_keeps_its_lines() -> None:
     text = "   In C:\n\n    if (a) {\n      b[i](c);\n    }\n   as in\n    0\tx\n   12\ty\n"
-    assert (
-        body_of(text, "a")
-        == "In C:\n\n    if (a) {\n      b[i\\](c);\n    }\n\nas in\n\n    0      x\n\n12 y"
-    )
+    assert body_of(text, "a") == "In C:\n\n    if (a) {\n      b[i\\](c);\n    }\n\nas in\n\n    0      x\n\n12 y"
 
 
 def test_indented_references_become_a_list() -> None:

@@ -86,9 +86,7 @@ def test_after_close_look_ups_are_errors(graph: GraphIndex) -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.lists(st.integers(0, 9), max_size=3), min_size=1))
-def test_any_titles_read_back(
-    tmp_path_factory: pytest.TempPathFactory, documents: dict[str, list[int]]
-) -> None:
+def test_any_titles_read_back(tmp_path_factory: pytest.TempPathFactory, documents: dict[str, list[int]]) -> None:
     graph = GraphIndex(write_foreign_corpus(tmp_path_factory.mktemp("graph"), documents))
     assert list(graph) == list(documents)
     for number, (title, tokens) in enumerate(documents.items()):

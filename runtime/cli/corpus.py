@@ -42,9 +42,7 @@ def _workers(source: Path) -> int:
 def build(
     source: Annotated[Path, typer.Argument(help="Folder of markdown files, such as an Obsidian vault.")],
     out: Annotated[Path, typer.Argument(help="Folder for the corpus.")],
-    title_from: Annotated[
-        str, typer.Option(help=f"Title without front matter: {' or '.join(TITLES_FROM)}.")
-    ] = "name",
+    title_from: Annotated[str, typer.Option(help=f"Title without front matter: {' or '.join(TITLES_FROM)}.")] = "name",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: as many as help.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a corpus that is already there.")] = False,
     skip_unreadable: Annotated[
@@ -77,9 +75,7 @@ def build(
 
 @app.command()
 def info(
-    corpus_path: Annotated[
-        str | None, typer.Argument(metavar="[CORPUS]", help="Folder of the corpus.")
-    ] = None,
+    corpus_path: Annotated[str | None, typer.Argument(metavar="[CORPUS]", help="Folder of the corpus.")] = None,
     corpus: CorpusOption = DEMO,
     sample: Annotated[
         int, typer.Option(min=0, help="Documents to read for the share of links that resolve; 0: all.")
@@ -136,9 +132,7 @@ def show(
         console.print()
     for name, titles in links.items():
         if titles:
-            console.print(
-                Text(f"{name}: ", style="bold") + Text(", ".join(titles), style="cyan"), soft_wrap=True
-            )
+            console.print(Text(f"{name}: ", style="bold") + Text(", ".join(titles), style="cyan"), soft_wrap=True)
 
 
 def _unknown(title: str, documents: DocumentCorpus) -> str:

@@ -126,9 +126,7 @@ def build_index(graph: Path, out: Path) -> None:
     build_database(out, graph, _SCHEMA_VERSION, fill)
 
 
-def build_database(
-    out: Path, graph: Path, schema_version: str, fill: Callable[[sqlite3.Connection], None]
-) -> None:
+def build_database(out: Path, graph: Path, schema_version: str, fill: Callable[[sqlite3.Connection], None]) -> None:
     """Build the SQLite file `out` for the graph file `graph`: filled elsewhere, marked, then moved into place."""
     fingerprint = graph_fingerprint(graph)
 
@@ -247,6 +245,4 @@ def open_database(
 
 def open_index(folder: Path) -> Database:
     """The node index of the corpus in `folder`, built on first use."""
-    return open_database(
-        folder, INDEX_NAME, _SCHEMA_VERSION, lambda out: build_index(folder / GRAPH_NAME, out)
-    )
+    return open_database(folder, INDEX_NAME, _SCHEMA_VERSION, lambda out: build_index(folder / GRAPH_NAME, out))

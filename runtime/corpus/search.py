@@ -38,9 +38,7 @@ def corpus_tokenizer(corpus: DocumentCorpus, tokenizer: Any = None) -> Tokenizer
     """
     name = corpus.metadata.tokenizer
     if tokenizer is None and name != "gpt2":
-        raise ConfigError(
-            f"the corpus at {corpus.path} is of tokenizer {name!r}, only 'gpt2' is packaged: pass it"
-        )
+        raise ConfigError(f"the corpus at {corpus.path} is of tokenizer {name!r}, only 'gpt2' is packaged: pass it")
     return as_tokenizer(tokenizer)
 
 
@@ -102,9 +100,7 @@ class CorpusSearch:
             lambda out: build_search_index(corpus, out, self.tokenizer, progress),
         )
 
-    def search(
-        self, words: str, limit: int = 10, mark_start: str = "", mark_end: str = ""
-    ) -> list[SearchHit]:
+    def search(self, words: str, limit: int = 10, mark_start: str = "", mark_end: str = "") -> list[SearchHit]:
         """The documents that hold all of the words (if none does, any of them), best first.
 
         Words are matched by stem, whatever case they have; the document that `words` is the title of comes first.
@@ -141,9 +137,7 @@ class CorpusSearch:
         self._database.close()
 
 
-def _snippets(
-    expression: str, texts: dict[int, tuple[str, str]], mark_start: str, mark_end: str
-) -> dict[int, str]:
+def _snippets(expression: str, texts: dict[int, tuple[str, str]], mark_start: str, mark_end: str) -> dict[int, str]:
     """The best passage of each text. The index holds no texts, so these few are indexed once more, in memory."""
     snippets = {number: body[:160] for number, (_, body) in texts.items()}
     if not expression:

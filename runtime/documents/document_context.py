@@ -58,9 +58,7 @@ class DocumentContext:
     def current(self) -> Document:
         """Raises RuntimeError when no document is being written."""
         if self._current is None:
-            raise RuntimeError(
-                "no document is being written: call initialize_root or switch_to_document first"
-            )
+            raise RuntimeError("no document is being written: call initialize_root or switch_to_document first")
         return self._current
 
     @property

@@ -119,11 +119,7 @@ class Engine:
             decode = document.in_progress and not math.isnan(document.logprobs[chunk.start])
             job.trace.count_forward(len(chunk), watch.seconds, decode)
             work = job.waiting
-            if (
-                work is not None
-                and work.document is chunk.document
-                and chunk.stop == len(chunk.document.tokens)
-            ):
+            if work is not None and work.document is chunk.document and chunk.stop == len(chunk.document.tokens):
                 drawing.append((row, job, work))
         if drawing:
             with Stopwatch() as watch:

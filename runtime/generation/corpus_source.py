@@ -48,9 +48,7 @@ class CorpusSource:
         ConfigError: the corpus says that another tokenizer made it.
     """
 
-    def __init__(
-        self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom"
-    ) -> None:
+    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom") -> None:
         made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
         if made_with is not None and tokenizer_name not in (made_with, "custom"):
             raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")

@@ -85,9 +85,7 @@ class GenerationConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.eviction_policy not in EVICTION_POLICIES:
-            raise ConfigError(
-                f"eviction_policy must be one of {EVICTION_POLICIES}, got {self.eviction_policy!r}"
-            )
+            raise ConfigError(f"eviction_policy must be one of {EVICTION_POLICIES}, got {self.eviction_policy!r}")
         self._check_stop()
         if self.device is not None:
             parse_device(self.device)
@@ -95,9 +93,7 @@ class GenerationConfig:
     def _check_stop(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-            raise ConfigError(
-                f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}"
-            )
+            raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
 
     def _integer(self, name: str) -> int:
@@ -125,9 +121,7 @@ class GenerationConfig:
         """
         unknown = sorted(set(overrides) - set(self.__dataclass_fields__))
         if unknown:
-            raise ConfigError(
-                f"unknown generation settings {unknown}; known are {sorted(self.__dataclass_fields__)}"
-            )
+            raise ConfigError(f"unknown generation settings {unknown}; known are {sorted(self.__dataclass_fields__)}")
         return replace(self, **overrides)
 
 
@@ -144,7 +138,5 @@ def parse_device(device: str | torch.device) -> torch.device:
     if parsed.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be 'cpu' or 'cuda' (or 'cuda:N'), got {device!r}")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+        raise ConfigError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
     return parsed

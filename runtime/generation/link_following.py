@@ -78,9 +78,7 @@ class LinkFollower:
         found = self._locate(parent, link.target)
         self._count(found)
         self.request.emit(
-            LinkClosed(
-                self.request.title(parent), link.text, link.target, position, found.outcome, found.reason
-            )
+            LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
         )
         target = found.document
         if found.outcome == "not_followed":
@@ -114,9 +112,7 @@ class LinkFollower:
         known = request.corpus.same(context.find(title), canonical)
         if known is not None:
             if known.in_progress:
-                return _nowhere(
-                    "a document still being written" if known is not parent else "a link to itself"
-                )
+                return _nowhere("a document still being written" if known is not parent else "a link to itself")
             return Target("in_view", title, known)
         evicted = request.corpus.same(context.find_evicted(title), canonical)
         if evicted is not None:
@@ -128,11 +124,7 @@ class LinkFollower:
                 return _nowhere("an empty document")
             cut = tokens[: config.max_tokens_per_document]
             fits, reason = context.make_room(len(cut))
-            return (
-                Target("corpus", title, None, tuple(cut), len(cut) < len(tokens))
-                if fits
-                else _nowhere(reason)
-            )
+            return Target("corpus", title, None, tuple(cut), len(cut) < len(tokens)) if fits else _nowhere(reason)
         if not config.allow_corpus_fallback:
             return _nowhere("not in the corpus")
         tokens = request.layout.prefix(title) or [config.eos_token_id]
@@ -164,15 +156,11 @@ class LinkFollower:
         request = self.request
         parent = None if document.parent is None else request.title(document.parent)
         request.emit(
-            DocumentOpened(
-                request.title(document), document.source, document.depth, parent, request.text(document)
-            )
+            DocumentOpened(request.title(document), document.source, document.depth, parent, request.text(document))
         )
 
     def _close(self, document: Document) -> None:
         request = self.request
         if self.context.complete_current_document() is not document:
             raise RuntimeError(f"document {document.title!r} was closed while another was being written")
-        request.emit(
-            DocumentClosed(request.title(document), document.finish_reason, request.record(document))
-        )
+        request.emit(DocumentClosed(request.title(document), document.finish_reason, request.record(document)))

@@ -195,18 +195,14 @@ class LinkedDocumentGenerator:
 
     def _need(self, config: GenerationConfig) -> int:
         """Slots that a request may fill: its window, what documents in progress reserve, and rounding."""
-        reserved = min(config.max_tokens_per_document, config.max_context_length) * (
-            config.max_link_depth + 1
-        )
+        reserved = min(config.max_tokens_per_document, config.max_context_length) * (config.max_link_depth + 1)
         rounding = self.engine.cache.arena.allocator.block * (config.max_auxiliary_documents + 1)
         return config.max_context_length + reserved + rounding
 
 
 def _token_ids(tokens: Any) -> list[int]:
     """A flat list of ints from a list, an array or a tensor ([T] or [1, T])."""
-    values = (
-        tokens.tolist() if isinstance(tokens, torch.Tensor) or hasattr(tokens, "tolist") else list(tokens)
-    )
+    values = tokens.tolist() if isinstance(tokens, torch.Tensor) or hasattr(tokens, "tolist") else list(tokens)
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):

@@ -38,9 +38,7 @@ class PromptLinkProcessor:
         vocab_size: of the model that will read the documents; None: the tokenizer's.
     """
 
-    def __init__(
-        self, tokenizer: Any = None, layout_policy: str = "null", vocab_size: int | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any = None, layout_policy: str = "null", vocab_size: int | None = None) -> None:
         self.tokenizer = as_tokenizer(tokenizer)
         self.detector = LinkDetector(self.tokenizer)
         self.layout_policy = layout_policy

@@ -55,9 +55,7 @@ def format_link(text: str, title: str) -> str:
 def _split_code(body: str) -> Iterator[tuple[bool, str]]:
     """`body` in pieces: (whether it is a block of code, its text)."""
     blocks = MarkdownIt("commonmark").disable("inline").parse(body)
-    spans = sorted(
-        tuple(block.map) for block in blocks if block.type in ("fence", "code_block") and block.map
-    )
+    spans = sorted(tuple(block.map) for block in blocks if block.type in ("fence", "code_block") and block.map)
     lines = body.split("\n")
     lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
     done = 0
@@ -136,6 +134,4 @@ def rewrite_links(body: str, note: Note, vault: Vault) -> str:
     A link to a place in the note itself becomes its text. Code, images, embeds (``![[...]]``), addresses, links to
     other files and reference links (``[text][label]``) are left alone.
     """
-    return "".join(
-        piece if is_code else _rewrite_text(piece, note, vault) for is_code, piece in _split_code(body)
-    )
+    return "".join(piece if is_code else _rewrite_text(piece, note, vault) for is_code, piece in _split_code(body))

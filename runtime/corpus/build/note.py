@@ -51,9 +51,7 @@ def read_markdown(file: Path) -> str:
     except OSError as error:
         raise CorpusError(f"{file}: cannot read it ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{file}: not UTF-8 (byte {error.start}); convert it, or skip such files"
-        ) from error
+        raise CorpusError(f"{file}: not UTF-8 (byte {error.start}); convert it, or skip such files") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -54,14 +54,10 @@ def _distinct(notes: list[Note]) -> list[Note]:
     """The notes with titles that differ: those that share one get their folder before it, then their path behind it."""
     shared = Counter(note.title for note in notes)
     notes = [
-        replace(note, title=str(note.path.parent / note.title)) if shared[note.title] > 1 else note
-        for note in notes
+        replace(note, title=str(note.path.parent / note.title)) if shared[note.title] > 1 else note for note in notes
     ]
     shared = Counter(note.title for note in notes)
-    return [
-        replace(note, title=f"{note.title} ({note.path})") if shared[note.title] > 1 else note
-        for note in notes
-    ]
+    return [replace(note, title=f"{note.title} ({note.path})") if shared[note.title] > 1 else note for note in notes]
 
 
 class Vault:

@@ -92,9 +92,7 @@ def _edges(nodes: _Nodes, targets_of: list[tuple[str, ...]]) -> tuple[list[list[
     return outgoing, unresolved
 
 
-def _write_graph(
-    path: Path, nodes: _Nodes, outgoing: list[list[int]], places: list[tuple[int, int, int]]
-) -> None:
+def _write_graph(path: Path, nodes: _Nodes, outgoing: list[list[int]], places: list[tuple[int, int, int]]) -> None:
     incoming: list[list[int]] = [[] for _ in outgoing]
     for number, targets in enumerate(outgoing):
         for target in targets:
