@@ -10,11 +10,11 @@ import torch
 
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
-from ds2ds.errors import ConfigError
+from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
-from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, resolve_config
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
 
@@ -133,20 +133,29 @@ class Runtime:
     ) -> list[Any]:
         """Write a document for each prompt (text or token ids), all in one batch.
 
-        Each result is what `generate` would give for that prompt alone; a seed, if given, is everyone's.
+        Each result is what `generate` would give for that prompt alone; a seed, if given, is everyone's. Prompts are
+        all checked before the first one starts.
 
         Args:
-            return_errors: put a request's error in its place in the list; else, once all are done, the first is raised.
+            return_errors: put a request's error in its place in the list; else the first one is raised, that of a
+                prompt at once, any other once all are done.
         """
         settings = self._config(config, overrides)
         opened = open_corpus(corpus)
         if isinstance(prompts, str):
             raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
-        running = []
+        running: list[Running] = []
+        outcomes: list[Running | Exception] = []
         try:
             for prompt in prompts:
                 text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-                running.append(self._generator.start(text, tokens, opened, settings))
+                try:
+                    running.append(self._generator.start(text, tokens, opened, settings))
+                    outcomes.append(running[-1])
+                except Ds2dsError as error:
+                    if not return_errors:
+                        raise
+                    outcomes.append(error)
             while not all(one.job.done for one in running):
                 self.engine.step()
         finally:
@@ -155,7 +164,7 @@ class Runtime:
         errors = [one.job.error for one in running if one.job.error is not None]
         if errors and not return_errors:
             raise errors[0]
-        return [one.job.error or one.result() for one in running]
+        return [one if isinstance(one, Exception) else one.job.error or one.result() for one in outcomes]
 
     def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
         return resolve_config(config, self._generator.default_config(), overrides)

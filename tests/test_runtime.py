@@ -402,3 +402,13 @@ def test_the_models_generate_delegates(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(by_tokens.root_document.tokens) <= 3
     with pytest.raises(ConfigError, match="unknown generation settings"):
         model.generate(prompt="p", tokenizer=TOKENIZER, beams=2)
+
+
+def test_a_batch_can_return_the_error_of_a_prompt_that_cannot_start() -> None:
+    made = Runtime(small_model(), tokenizer=TOKENIZER)
+    good, bad = made.generate_batch([[70, 71], [10_000]], max_new_tokens=3, seed=1, return_errors=True)
+    assert len(good.root_document.tokens) == 5
+    assert isinstance(bad, ConfigError) and "10000" in str(bad)
+    with pytest.raises(ConfigError, match="10000"):
+        made.generate_batch([[70, 71], [10_000]], max_new_tokens=3, seed=1)
+    made.engine.check_integrity()
