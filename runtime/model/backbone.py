@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds2ds.model.config import ModelConfig
+from ds2ds.model.linear import linear
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, qk, v) -> what the rows read, [rows, heads, head_dim] like v.
@@ -32,8 +33,8 @@ class Attention(nn.Module):
         self.Wout = nn.Linear(config.model_dim, config.model_dim, bias=False)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        qkv = F.linear(x, self.Wqkv.flatten(0, 1)).view(x.shape[0], 3, self.heads, self.head_dim)
-        return self.Wout(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(x.shape))
+        qkv = linear(x, self.Wqkv.flatten(0, 1)).view(x.shape[0], 3, self.heads, self.head_dim)
+        return linear(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(x.shape), self.Wout.weight)
 
 
 class GLU(nn.Module):
@@ -45,8 +46,8 @@ class GLU(nn.Module):
         self.Wdown = nn.Linear(config.mlp_dim, config.model_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        up, gate = self.Wup_gate(x).chunk(2, dim=-1)
-        return self.Wdown(up * F.silu(gate))
+        up, gate = linear(x, self.Wup_gate.weight).chunk(2, dim=-1)
+        return linear(up * F.silu(gate), self.Wdown.weight)
 
 
 class Layer(nn.Module):

@@ -14,6 +14,7 @@ from ds2ds.attention.rotary import Rotary, rotate
 from ds2ds.documents.spans import DocSpan
 from ds2ds.model.backbone import Attend, Backbone
 from ds2ds.model.config import ModelConfig
+from ds2ds.model.linear import linear
 
 if TYPE_CHECKING:
     from ds2ds.documents.generation_result import GenerationResult
@@ -80,7 +81,7 @@ class DS2DSModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., model_dim] to logits [..., vocab_size]."""
-        return F.linear(hidden, self.loss_fn.weight)
+        return linear(hidden.flatten(0, -2), self.loss_fn.weight).view(*hidden.shape[:-1], -1)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The full pass up to the lm head.
