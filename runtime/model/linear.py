@@ -24,8 +24,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return torch.bmm(weight.unsqueeze(0), x.t().unsqueeze(0))[0].t()
     # One row: a batch of one would be a gemv again, so each thread gets a part of the weights.
     parts = max(2, torch.get_num_threads())
-    size = weight.shape[0] // parts
-    split = weight[: parts * size].view(parts, size, -1)
-    out = torch.bmm(split, x.t().expand(parts, -1, 1)).view(1, -1)
+    outputs, inputs = weight.shape
+    size = outputs // parts
+    split = weight[: parts * size].view(parts, size, inputs)
+    out = torch.bmm(split, x.t().expand(parts, inputs, 1)).view(1, parts * size)
     rest = weight[parts * size :]
     return torch.cat([out, F.linear(x, rest)], dim=1) if len(rest) else out
