@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test lint typecheck test-slow bench setup clean FORCE
 
 demo: setup
-	$(BIN)/ds2ds generate "# Compiler" --seed 1 --temperature 0.7 --top-k 50 --max-new-tokens 80
+	$(BIN)/ds2ds generate "# Incremental linker" --seed 2 --temperature 0.7 --top-k 50
 
 test: setup lint typecheck
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
