@@ -42,7 +42,7 @@ TABLE = (
 )
 
 FLOORS = [
-    {"kernels", "errors", "files", "data"},
+    {"kernels", "errors", "files", "environment", "data"},
     {"tokenizer"},
     {"documents"},
     {"corpus"},

@@ -62,7 +62,7 @@ def test_the_python_runs(newcomer: Path) -> None:
     (example,) = blocks("python")
     done = run([sys.executable, "-c", example], newcomer)
     assert "Done" in done.stdout
-    assert "Compiler generated" in done.stdout
+    assert "Incremental linker generated" in done.stdout and "software corpus" in done.stdout
 
 
 def test_the_make_targets_are_there() -> None:
