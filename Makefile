@@ -32,7 +32,8 @@ setup: $(VENV)/.installed
 # added later, so it is made anew whenever the list of files changes.
 $(VENV)/.installed: setup.py constraints.txt $(VENV)/files.txt
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
+	rm -rf build
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
 		--editable ".[test,lint]" --config-settings editable_mode=strict
 	touch $@
 
