@@ -30,15 +30,11 @@ import torch
 from numpy.typing import NDArray
 
 from .philox import gumbel_noise, gumbel_noise_at
+from .row_settings import MAX_VOCAB, Bools, Floats, Ints, Rows, check_penalty, check_shapes, check_values, host
 
-MAX_VOCAB = 2**18
 _MASS_ONE = np.float32(2.0**44)
 _CHUNK = 2**16  # logits worked on at once: what the loops touch stays in the L2 cache
 _PAD = np.uint64(2**64 - 1)
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 class SampleStatus(IntEnum):
@@ -99,7 +95,7 @@ def sample_rows(
         raise NotImplementedError("backend 'triton' is not built yet; use backend='torch'")
     if backend not in ("auto", "torch"):
         raise ValueError(f"backend must be 'auto', 'triton' or 'torch', got {backend!r}")
-    _check_shapes(
+    check_shapes(
         logits,
         temperature=(temperature, torch.float32),
         top_k=(top_k, torch.int32),
@@ -108,11 +104,11 @@ def sample_rows(
         seed=(seed, torch.int64),
         position=(position, torch.int64),
     )
-    rows = _Rows._make(_host(t) for t in (temperature, top_k, top_p, min_p, seed, position))
-    _check_values(rows)
-    penalty = _check_penalty(logits, repetition_penalty, penalty_tokens)
+    rows = Rows._make(host(t) for t in (temperature, top_k, top_p, min_p, seed, position))
+    check_values(rows)
+    penalty = check_penalty(logits, repetition_penalty, penalty_tokens)
 
-    raw = _host(logits.float())
+    raw = host(logits.float())
     batch, vocab = raw.shape
     tokens = np.empty(batch, dtype=np.int64)
     logprobs = np.empty(batch, dtype=np.float32)
@@ -131,20 +127,6 @@ def sample_rows(
     return SampleOutput(*(torch.from_numpy(a).to(device) for a in (tokens, logprobs, status)))
 
 
-class _Rows(NamedTuple):
-    """The settings of some rows, on the host."""
-
-    temperature: Floats
-    top_k: NDArray[np.int32]
-    top_p: Floats
-    min_p: Floats
-    seed: Ints
-    position: Ints
-
-    def take(self, index: slice | Ints) -> _Rows:
-        return _Rows._make(column[index] for column in self)
-
-
 def _penalised(raw: Floats, penalty: Floats, listed: Ints) -> Floats:
     x = raw.copy()
     row, slot = np.nonzero(listed >= 0)
@@ -155,7 +137,7 @@ def _penalised(raw: Floats, penalty: Floats, listed: Ints) -> Floats:
     return x
 
 
-def _sample_chunk(x: Floats, rows: _Rows) -> tuple[Ints, NDArray[np.int32]]:
+def _sample_chunk(x: Floats, rows: Rows) -> tuple[Ints, NDArray[np.int32]]:
     """Tokens and statuses of contiguous rows x [b, V]; each way of choosing runs once for all rows it suits."""
     count, vocab = x.shape
     top = x.max(axis=1)
@@ -183,23 +165,23 @@ def _sample_chunk(x: Floats, rows: _Rows) -> tuple[Ints, NDArray[np.int32]]:
     return tokens, status
 
 
-def _choose_greedy(x: Floats, top: Floats, rows: _Rows) -> Ints:
+def _choose_greedy(x: Floats, top: Floats, rows: Rows) -> Ints:
     return x.argmax(axis=1)
 
 
-def _choose_any(x: Floats, top: Floats, rows: _Rows) -> Ints:
+def _choose_any(x: Floats, top: Floats, rows: Rows) -> Ints:
     score = _scaled(x, top, rows)
     score += gumbel_noise(rows.seed, rows.position, x.shape[1])
     return score.argmax(axis=1)
 
 
-def _choose_top_k(x: Floats, top: Floats, rows: _Rows) -> Ints:
+def _choose_top_k(x: Floats, top: Floats, rows: Rows) -> Ints:
     ids, present = _ranked(x, x >= _top_k_bound(x, int(rows.top_k.max()))[:, None])
     present &= np.arange(ids.shape[1]) < rows.top_k[:, None]
     return _choose_ranked(x, top, rows, ids, present, None)
 
 
-def _choose_by_mass(x: Floats, top: Floats, rows: _Rows) -> Ints:
+def _choose_by_mass(x: Floats, top: Floats, rows: Rows) -> Ints:
     y = _scaled(x, top, rows)
     total = _mass(np.exp(y)).sum(axis=1)
     # Tokens of at most `spare` mass sum to no more than what top-p may drop, so only the others need ranking.
@@ -210,7 +192,7 @@ def _choose_by_mass(x: Floats, top: Floats, rows: _Rows) -> Ints:
     return _choose_ranked(x, top, rows, ids, present, total)
 
 
-def _choose_ranked(x: Floats, top: Floats, rows: _Rows, ids: Ints, present: Bools, total: Ints | None) -> Ints:
+def _choose_ranked(x: Floats, top: Floats, rows: Rows, ids: Ints, present: Bools, total: Ints | None) -> Ints:
     """Top-p, min-p and the draw over tokens in rank order (ids [b, N], those that count marked in ``present``).
 
     ``total`` [b] is the mass of all survivors of top-k; None if the tokens present are all of them.
@@ -277,7 +259,7 @@ def _rank_keys(values: Floats, ids: Ints) -> NDArray[np.uint64]:
     return keys
 
 
-def _scaled(x: Floats, top: Floats, rows: _Rows) -> Floats:
+def _scaled(x: Floats, top: Floats, rows: Rows) -> Floats:
     y = x - top[:, None]
     y /= rows.temperature[:, None]
     return y
@@ -305,63 +287,3 @@ def _logprob(raw: Floats, tokens: Ints) -> Floats:
     total = _total_mass(raw - top[:, None]) / float(_MASS_ONE)
     chosen = raw[np.arange(raw.shape[0]), tokens].astype(np.float64)
     return (chosen - top - np.log(total)).astype(np.float32)
-
-
-def _host(tensor: torch.Tensor) -> NDArray:
-    return tensor.numpy(force=True)
-
-
-def _check_shapes(logits: torch.Tensor, **settings: tuple[torch.Tensor, torch.dtype]) -> None:
-    if logits.ndim != 2 or not 1 <= logits.shape[1] <= MAX_VOCAB:
-        raise ValueError(f"logits must be [B, V] with 1 <= V <= {MAX_VOCAB}, got shape {tuple(logits.shape)}")
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"logits must be float32, bfloat16 or float16, got {logits.dtype}")
-    for name, (tensor, dtype) in settings.items():
-        if tensor.shape != logits.shape[:1]:
-            raise ValueError(f"{name} must have shape [{logits.shape[0]}], got {list(tensor.shape)}")
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
-
-
-def _check_values(rows: _Rows) -> None:
-    t, k, p, m, _, position = rows
-    checks = (
-        ("temperature", "must be >= 0 and finite", t, (t >= 0) & (t < np.inf)),
-        ("top_k", "must be >= 0", k, k >= 0),
-        ("top_p", "must be in (0, 1]", p, (p > 0) & (p <= 1)),
-        ("min_p", "must be in [0, 1]", m, (m >= 0) & (m <= 1)),
-        ("position", "must be >= 0", position, position >= 0),
-    )
-    # One test for the good case, which every token pays for.
-    if not (checks[0][3] & checks[1][3] & checks[2][3] & checks[3][3] & checks[4][3]).all():
-        for check in checks:
-            _require(*check)
-
-
-def _check_penalty(
-    logits: torch.Tensor, penalty: torch.Tensor | None, listed: torch.Tensor | None
-) -> tuple[Floats, Ints] | None:
-    if penalty is None and listed is None:
-        return None
-    if penalty is None or listed is None:
-        missing = "repetition_penalty" if penalty is None else "penalty_tokens"
-        raise ValueError(f"repetition_penalty and penalty_tokens go together: {missing} is missing")
-    batch, vocab = logits.shape
-    _check_shapes(logits, repetition_penalty=(penalty, torch.float32))
-    if listed.ndim != 2 or listed.shape[0] != batch or listed.dtype != torch.int64:
-        got = f"{listed.dtype} {list(listed.shape)}"
-        raise ValueError(f"penalty_tokens must be torch.int64 [{batch}, N], padded with -1, got {got}")
-    by, tokens = _host(penalty), _host(listed)
-    _require("repetition_penalty", "must be > 0 and finite", by, (by > 0) & (by < np.inf))
-    in_range = ((tokens >= -1) & (tokens < vocab)).all(axis=1)
-    if not in_range.all():
-        row = int(np.argmin(in_range))
-        worst = next(int(t) for t in tokens[row] if not -1 <= t < vocab)
-        raise ValueError(f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}")
-    return by, tokens
-
-
-def _require(name: str, rule: str, values: NDArray, good: Bools) -> None:
-    if not good.all():
-        row = int(np.argmin(good))
-        raise ValueError(f"{name} {rule}, got {values[row]} in row {row}")
