@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from importlib.resources import files
 
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+from ds2ds.errors import ConfigError
 
 EOS_TOKEN = "<|endoftext|>"
 EOS_TOKEN_ID = 50256
@@ -21,23 +24,32 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2 writes bytes as characters: printable ones of Latin-1 as themselves, the rest from U+0100 on."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(rest)}
+
+
 @functools.cache
 def gpt2_encoding() -> tiktoken.Encoding:
     """The GPT-2 encoding (50,257 ids), equal to ``tiktoken.get_encoding("gpt2")``.
 
-    The files' SHA-256 are checked by tiktoken on load; a damaged one raises ValueError.
+    ``encoder.json`` alone is read: ids are the ranks of the merges in ``vocab.bpe`` (a test holds the two together).
+
+    Raises:
+        ConfigError: the packaged file is damaged.
     """
-    data = files("ds2ds") / "data" / "gpt2"
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(data / "vocab.bpe"),
-        encoder_json_file=str(data / "encoder.json"),
-        vocab_bpe_hash=VOCAB_BPE_SHA256,
-        encoder_json_hash=ENCODER_JSON_SHA256,
-    )
+    data = (files("ds2ds") / "data" / "gpt2" / "encoder.json").read_bytes()
+    if hashlib.sha256(data).hexdigest() != ENCODER_JSON_SHA256:
+        raise ConfigError("ds2ds/data/gpt2/encoder.json is not GPT-2's (its SHA-256 differs): install ds2ds again")
+    table = _byte_of_character()
+    ids = json.loads(data)
+    special = {EOS_TOKEN: ids.pop(EOS_TOKEN)}
     return tiktoken.Encoding(
         name="gpt2",
         explicit_n_vocab=VOCAB_SIZE,
         pat_str=SPLIT_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={EOS_TOKEN: EOS_TOKEN_ID},
+        mergeable_ranks={bytes(table[character] for character in token): rank for token, rank in ids.items()},
+        special_tokens=special,
     )
