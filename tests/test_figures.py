@@ -46,3 +46,15 @@ def test_every_result_names_machine_date_and_commit(path: Path) -> None:
     environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
     assert environment["date"] and environment["torch"] and environment["cpu"]
     assert len(environment["commit"]) == 40
+
+
+def test_the_readme_quotes_the_corpus_and_link_figures_as_they_were_measured() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    scale = json.loads((RESULTS / "corpus_scale.json").read_text(encoding="utf-8"))
+    assert (
+        f"A corpus of {scale['documents']:,} documents opens in {scale['open_ms']:.0f} ms "
+        f"with {scale['memory_mb']:.0f} MB above the interpreter; a title is found in {scale['look_up_us']:.0f} µs"
+    ) in readme
+    links = json.loads((RESULTS / "links_cpu.json").read_text(encoding="utf-8"))["results"]
+    costs = [result["us_per_token"] for result in links]
+    assert f"Finding links costs {min(costs):.1f} to {max(costs):.1f} µs a token" in readme

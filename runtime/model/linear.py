@@ -2,8 +2,8 @@
 
 Decoding reads every weight once per token, so the floor is bytes over bandwidth. For one to sixteen rows of float32 on
 a CPU, torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 16 GB/s of the 43 that a plain sum reads, where batched products of the same weights reach 43.
-``bench/linear.py`` measures both.
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46 and batched products of the same weights 33 to 40.
+``bench/linear.py`` measures all three (``bench/results/linear_cpu.json``).
 """
 
 from __future__ import annotations
