@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ds2ds.generation.sampling import greedy_sample as greedy_sample
     from ds2ds.generation.sampling import sample_token as sample_token
     from ds2ds.generation.single_doc_generator import SingleDocumentGenerator as SingleDocumentGenerator
+    from ds2ds.generation.warming import Warmed as Warmed
     from ds2ds.model.config import ModelConfig as ModelConfig
     from ds2ds.model.ds2ds_model import DS2DSModel as DS2DSModel
     from ds2ds.runtime import Runtime as Runtime
@@ -59,6 +60,7 @@ _MODULES = {
     ),
     "errors": (
         "ArenaFullError",
+        "CacheError",
         "CheckpointError",
         "ConfigError",
         "CorpusError",
@@ -71,6 +73,7 @@ _MODULES = {
     "generation.prompt_processor": ("PromptLinkProcessor",),
     "generation.sampling": ("greedy_sample", "sample_token"),
     "generation.single_doc_generator": ("SingleDocumentGenerator",),
+    "generation.warming": ("Warmed",),
     "model.config": ("ModelConfig",),
     "model.ds2ds_model": ("DS2DSModel",),
     "runtime": ("Runtime",),

@@ -17,6 +17,10 @@ class CheckpointError(Ds2dsError):
     """A checkpoint is missing, damaged or does not fit its configuration."""
 
 
+class CacheError(Ds2dsError):
+    """A file of prefilled documents is missing, damaged, or was made with other weights."""
+
+
 class ArenaFullError(Ds2dsError):
     """The KV arena has no room for a document, even after everything that may go has gone."""
 

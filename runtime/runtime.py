@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
-from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
 from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config
+from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.weights_identity import digest, fingerprint
 
 
 class Runtime:
@@ -27,7 +31,11 @@ class Runtime:
         tokenizer: None for the packaged GPT-2, or whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
-        arena_tokens: tokens that the KV arena holds; None: a default for the device.
+        arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
+        document_store: compute a document once for all requests that bring it in, and keep it while there is room.
+            Results are the same without; every request then computes all it reads.
+        retention: which of the documents that no request reads goes first when room is needed: "gdsf" weighs how
+            often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -41,6 +49,8 @@ class Runtime:
         device: str | torch.device | None = None,
         *,
         arena_tokens: int | None = None,
+        document_store: bool = True,
+        retention: str = "gdsf",
     ) -> None:
         if not isinstance(model, DS2DSModel):
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
@@ -51,7 +61,7 @@ class Runtime:
             model,
             tokenizer=tokenizer,
             layout_policy=layout_policy or "null",
-            engine=Engine(model, arena_tokens),
+            engine=Engine(model, arena_tokens, document_store=document_store, retention=retention),
         )
         self.tokenizer = self._generator.tokenizer
         self.engine = self._generator.engine
@@ -65,8 +75,10 @@ class Runtime:
         *,
         tokenizer: Any = None,
         arena_tokens: int | None = None,
+        document_store: bool = True,
+        retention: str = "gdsf",
     ) -> Runtime:
-        """Load a checkpoint folder, or "demo": the packaged model.
+        """Load a checkpoint folder, or "demo": the packaged model. Arguments that are not named here: see Runtime.
 
         Args:
             device: None: a CUDA device if there is one, else the CPU.
@@ -77,7 +89,14 @@ class Runtime:
         """
         where = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_checkpoint(path, where, _parse_dtype(dtype, where))
-        return cls(model, tokenizer, model.config.layout_policy, arena_tokens=arena_tokens)
+        return cls(
+            model,
+            tokenizer,
+            model.config.layout_policy,
+            arena_tokens=arena_tokens,
+            document_store=document_store,
+            retention=retention,
+        )
 
     def generate(
         self,
@@ -165,6 +184,75 @@ class Runtime:
         if errors and not return_errors:
             raise errors[0]
         return [one if isinstance(one, Exception) else one.job.error or one.result() for one in outcomes]
+
+    def warm(
+        self,
+        titles: Iterable[str],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **overrides: Any,
+    ) -> Warmed:
+        """Prefill documents of a corpus, so that requests find them computed.
+
+        They are what a request with the same settings would bring in by links of its root: cut at
+        max_tokens_per_document, their own links followed up to max_link_depth. They stay like any other document,
+        until their room is needed. Where the arena is full of them, the rest is left out.
+
+        Args:
+            titles: the most wanted first.
+            progress: told (documents done, of how many).
+
+        Raises:
+            ConfigError: the document store is off, or a setting is wrong; CorpusError: a title is not in the corpus.
+        """
+        self._require_store("warm")
+        opened = open_corpus(corpus)
+        if opened is None:
+            raise ConfigError("warm needs a corpus that has the titles, got None")
+        if isinstance(titles, str):
+            raise ConfigError("titles must be a sequence of titles, got one string")
+        wanted = list(dict.fromkeys(titles))
+        missing = [title for title in wanted if not opened.has_document(title)]
+        if missing:
+            more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise CorpusError(f"the corpus has no documents titled {missing[:5]}{more}")
+        settings = self._config(config, overrides).with_overrides(allow_corpus_fallback=False, seed=0)
+        if settings.max_link_depth == 0:
+            raise ConfigError("max_link_depth must be at least 1 for documents to be brought in, got 0")
+        new_request = partial(self._generator.new_request, None, (), opened, settings)
+        return warm(self.engine, wanted, new_request, progress or (lambda done, total: None))
+
+    def save_cache(self, path: str | Path) -> int:
+        """Write all documents that are computed and shared to a safetensors file, for `load_cache`; returns how many.
+
+        Raises:
+            ConfigError: the document store is off; CacheError: the file cannot be written.
+        """
+        self._require_store("save_cache")
+        self.engine.store.use_weights(fingerprint(self.model))
+        return save_store(self.engine.store, Path(path), digest(self.model))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Bring in documents that `save_cache` wrote, the most valuable first, as far as room is free.
+
+        Returns:
+            How many documents of the file are in the arena now.
+
+        Raises:
+            ConfigError: the document store is off; CacheError: the file is missing or damaged, or other weights
+                computed it. Nothing is brought in then.
+        """
+        self._require_store("load_cache")
+        self.engine.store.use_weights(fingerprint(self.model))
+        return load_store(self.engine.store, Path(path), digest(self.model), self.model.config.vocab_size)
+
+    def _require_store(self, what: str) -> None:
+        if not self.engine.store.share:
+            raise ConfigError(
+                f"{what} needs the document store, which is off: make the Runtime with document_store=True"
+            )
 
     def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
         return resolve_config(config, self._generator.default_config(), overrides)

@@ -60,7 +60,7 @@ def test_ending_a_grant_keeps_what_computed_tokens_have_read() -> None:
     reader, target, other = Document("R", [1] * 9, capacity=20), Document("A", [1]), Document("B", [1])
     reader.add_grant(2, target)
     reader.add_grant(3, other)
-    reader.computed = 8
+    reader.settled = 8
     reader.end_grants(target)
     assert grants(reader) == [(2, "A", 8), (3, "B", None)]
 
@@ -69,7 +69,7 @@ def test_ending_a_grant_keeps_what_computed_tokens_have_read() -> None:
 def test_ending_a_grant_that_no_token_has_read_removes_it(computed: int) -> None:
     reader, target = Document("R", [1] * 9, capacity=20), Document("A", [1])
     reader.add_grant(8, target)
-    reader.computed = computed
+    reader.settled = computed
     reader.end_grants(target)
     assert grants(reader) == []
 
@@ -77,9 +77,9 @@ def test_ending_a_grant_that_no_token_has_read_removes_it(computed: int) -> None
 def test_an_ended_grant_stays_as_it_is_and_a_new_one_may_follow() -> None:
     reader, target = Document("R", [1] * 9, capacity=20), Document("A", [1])
     reader.add_grant(2, target)
-    reader.computed = 5
+    reader.settled = 5
     reader.end_grants(target)
-    reader.computed = 8
+    reader.settled = 8
     reader.end_grants(target)
     reader.add_grant(9, target)
     assert grants(reader) == [(2, "A", 5), (9, "A", None)]

@@ -263,9 +263,9 @@ def test_eviction_ends_the_grants_of_documents_in_progress_at_their_next_token_t
     child = context.start_auxiliary_generation("C", [1] * 6)
     root.add_grant(2, a)
     root.add_grant(4, b)
-    root.computed = 9  # the link in token 9 is what opened C
+    root.settled = 9  # the link in token 9 is what opened C
     child.add_grant(3, a)
-    child.computed = 5
+    child.settled = 5
     context.evict(a)
     assert grants(root) == [(2, "A", 9), (4, "B", None)]
     assert grants(child) == [(3, "A", 5)]
@@ -276,7 +276,7 @@ def test_eviction_leaves_the_grants_of_complete_documents_alone() -> None:
     reader = context.open_corpus_document("B", [1] * 10)
     reader.add_grant(3, context.window[1])
     context.complete_current_document()
-    reader.computed = 5
+    reader.settled = 5
     context.evict(context.window[1])
     assert grants(reader) == [(3, "A", None)]
 
@@ -292,7 +292,7 @@ def test_linked_again_after_its_return_is_a_new_grant() -> None:
     context = context_with({"A": 10})
     document, root = context.window[1], context.root
     root.add_grant(2, document)
-    root.computed = 7
+    root.settled = 7
     context.evict(document)
     context.readmit(document)
     root.add_grant(9, document)
@@ -336,7 +336,7 @@ def test_grants_of_evicted_documents_are_not_in_the_spans() -> None:
     context = context_with({"A": 2, "B": 2}, root=5)
     for position, document in zip((1, 3), context.window[1:], strict=True):
         context.root.add_grant(position, document)
-    context.root.computed = 4
+    context.root.settled = 4
     context.evict(context.window[1])
     spans = context.get_doc_spans()
     assert [span.title for span in spans] == ["B", "Root"]

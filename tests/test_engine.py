@@ -18,14 +18,16 @@ from scripted import (
     encode,
     follow,
     grants,
+    is_clean,
     same_documents,
     small_model,
     small_runtime,
 )
 
 from ds2ds import ArenaFullError, DS2DSModel, GenerationConfig, GenerationError, GenerationResult, Runtime
-from ds2ds.engine import engine as engine_module
-from ds2ds.engine.engine import Engine, default_arena_tokens
+from ds2ds.engine import arena_size, planning
+from ds2ds.engine.arena_size import default_arena_tokens
+from ds2ds.engine.engine import Engine
 
 TEXTS = {
     "A": "about A, with [b](B) and more",
@@ -47,12 +49,6 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "max_link_depth": 2, "seed": 3, 
 def config(**options: Any) -> GenerationConfig:
     options = {"max_context_length": 300, "max_tokens_per_document": 100, "eos_token_id": EOS, "seed": 3, **options}
     return GenerationConfig(**options)
-
-
-def is_clean(runtime: Runtime) -> bool:
-    engine = runtime.engine
-    engine.check_integrity()
-    return not engine.running and not engine.queue and engine.cache.arena.allocator.used == 0
 
 
 @contextmanager
@@ -111,11 +107,11 @@ def test_what_is_never_read_is_never_computed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_prefill_in_chunks_equals_one_go(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = small_runtime()
+    runtime = small_runtime(document_store=False)
     prompt, corpus = "see [a](A) and [l](Long) " + "x" * 70, Texts(TEXTS)
     with counting(runtime.model, monkeypatch) as whole_rows:
         whole = runtime.generate(prompt, corpus=corpus, **OPTIONS)
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(planning, "PREFILL_CHUNK", chunk)
     with counting(runtime.model, monkeypatch) as rows:
         chunked = runtime.generate(prompt, corpus=corpus, **OPTIONS)
     assert max(whole_rows) > 100 and max(rows) == chunk and sum(rows) == sum(whole_rows)
@@ -136,7 +132,7 @@ def test_one_token_of_prompt_is_prefill_too() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_of_a_batch_gets_what_it_gets_alone(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**OPTIONS, "temperature": temperature}
-    runtime = small_runtime(arena_tokens=20_000)
+    runtime = small_runtime(arena_tokens=20_000, document_store=False)
     with counting(runtime.model, monkeypatch) as rows:
         together = runtime.generate_batch(PROMPTS, corpus=Texts(TEXTS), **options)
         passes = len(rows)
@@ -179,11 +175,11 @@ def test_cancelling_frees_the_arena_and_leaves_the_others_alone() -> None:
     running = [start(prompt, None, Texts(TEXTS), config(**OPTIONS)) for prompt in PROMPTS[:3]]
     for _ in range(4):
         runtime.engine.step()
-    held = runtime.engine.cache.arena.allocator.used
+    held = runtime.engine.store.arena.allocator.used
     runtime.engine.cancel(running[1].job)
     assert running[1].job.done and running[1].job.error is None
     assert inspect.getgeneratorstate(running[1].job.coroutine) == inspect.GEN_CLOSED
-    assert 0 < runtime.engine.cache.arena.allocator.used < held
+    assert 0 < runtime.engine.store.arena.allocator.used < held
     runtime.engine.check_integrity()
     runtime.engine.cancel(running[1].job)  # no effect
     for index in (0, 2):
@@ -207,18 +203,18 @@ def test_leaving_a_run_early_cancels_it() -> None:
     running = runtime._generator.start("p", None, None, config())
     steps = runtime.engine.run(running.job)
     next(steps)
-    assert runtime.engine.running and runtime.engine.cache.arena.allocator.used
+    assert runtime.engine.running and runtime.engine.store.arena.allocator.used
     steps.close()
     assert running.job.done and is_clean(runtime)
 
 
-def test_integrity_sees_slots_that_are_held_for_nobody() -> None:
+def test_integrity_sees_documents_that_are_held_for_nobody() -> None:
     runtime = small_runtime()
-    running = runtime._generator.start("p", None, None, config())
+    running = runtime._generator.start("p", None, None, config(), "Title")
     runtime.engine.step()
     runtime.engine.check_integrity()
     runtime.engine.running.clear()
-    with pytest.raises(RuntimeError, match="slots of the arena are held, but no request runs"):
+    with pytest.raises(RuntimeError, match=r"documents \['Title'\] are in use, but no request runs that has them"):
         runtime.engine.check_integrity()
     runtime.engine.running.append(running.job)
     runtime.engine.cancel(running.job)
@@ -306,19 +302,51 @@ def test_a_request_waits_for_room_while_others_go_on() -> None:
     assert is_clean(runtime)
 
 
-def test_of_requests_that_wait_for_each_others_room_the_newest_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_requests_that_wait_for_each_others_room_the_newest_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": " [l](Long) x"})
     runtime = small_runtime(arena_tokens=128)
-    corpus, settings = Texts({"Long": "y" * 40}), config(max_tokens_per_document=48)
-    running = [runtime._generator.start("p", None, corpus, settings) for _ in range(2)]
+    corpora = [Texts({"Long": text * 40}) for text in "yz"]
+    settings = config(max_tokens_per_document=48, logprobs=True)
+    running = [runtime._generator.start("p", None, corpus, settings) for corpus in corpora]
     for one in running:
         one.job.need = 0
+    suspended = 0
     while not all(one.job.done for one in running):
         runtime.engine.step()
+        runtime.engine.check_integrity()
+        suspended += running[1].job in runtime.engine.queue
     # 48 + 48 for the roots leave 32, and each wants 48 for its target.
-    assert isinstance(running[1].job.error, ArenaFullError)
-    assert running[0].job.error is None and running[0].result().root_document.finish_reason == "eos"
+    assert suspended
+    for one, corpus in zip(running, corpora, strict=True):
+        assert one.job.error is None
+        alone = small_runtime().generate("p", corpus=corpus, config=settings)
+        same_documents(one.result().get_all_documents(), alone.get_all_documents())
+        agrees_with_oracle(one.result())
     assert is_clean(runtime)
+
+
+def test_a_suspended_request_keeps_what_its_tokens_have_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A is evicted from the view after the request was suspended and computed anew in part: its grant must not go."""
+    follow(monkeypatch, {"": " [a](A) one [b](B) two"})
+    corpus = Texts({"A": "about A", "B": "about B"})
+    settings = config(max_auxiliary_documents=1, logprobs=True)
+    runtime = small_runtime()
+    running = runtime._generator.start("p", None, corpus, settings)
+    steps = 0
+    while not running.job.done:
+        runtime.engine.step()
+        steps += 1
+        if not running.job.done and running.job in runtime.engine.running:
+            runtime.engine._suspend(running.job)
+            assert not runtime.engine.store.documents()
+    assert steps > len(encode(" [a](A) one [b](B) two"))
+    root = running.result().root_document
+    assert [(title, end is None) for _, title, end in grants(root)] == [("A", False), ("B", True)]
+    agrees_with_oracle(running.result())
+    same_documents(
+        running.result().get_all_documents(),
+        small_runtime().generate("p", corpus=corpus, config=settings).get_all_documents(),
+    )
 
 
 def test_what_is_read_together_and_does_not_fit_is_an_error_and_no_endless_exchange() -> None:
@@ -362,7 +390,7 @@ def test_requests_wait_until_there_is_room_for_all_they_may_need() -> None:
     settings = config(**OPTIONS, max_context_length=100, max_tokens_per_document=40, max_auxiliary_documents=1)
     need = 100 + 40 * 3 + 16 * 2
     runtime = small_runtime(arena_tokens=2 * need)
-    assert runtime.engine.cache.arena.slots == 2 * need // 16 * 16 + (16 if 2 * need % 16 else 0)
+    assert runtime.engine.store.arena.slots == 2 * need // 16 * 16 + (16 if 2 * need % 16 else 0)
     running = [runtime._generator.start(f"prompt {index}", None, None, settings) for index in range(5)]
     assert [one.job.need for one in running] == [need] * 5
     most, started = 0, []
@@ -392,7 +420,7 @@ def test_a_written_document_gives_back_what_it_reserved_and_did_not_use(monkeypa
     runtime = small_runtime()
     used = []
     for _ in runtime.stream("p", config=config(max_tokens_per_document=100)):
-        used.append(runtime.engine.cache.arena.allocator.used)
+        used.append(runtime.engine.store.arena.allocator.used)
     assert max(used) == 112 + 112  # two documents in progress, 100 tokens each in blocks of 16
     assert 112 + 16 in used  # then Q has one block
     assert is_clean(runtime)
@@ -406,7 +434,7 @@ def test_default_arena() -> None:
     per_token = 2 * 2 * 32 * 4
     assert default_arena_tokens(model) == 2**30 // per_token
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(engine_module, "CPU_ARENA_BYTES", 1000)
+    monkey.setattr(arena_size, "CPU_ARENA_BYTES", 1000)
     assert default_arena_tokens(model) == 4 * 512
     monkey.undo()
 
@@ -431,7 +459,7 @@ def test_float64_and_bfloat16_models_can_be_run() -> None:
             model = DS2DSModel(small_model().config).eval()
         model.load_state_dict(small_model().state_dict())
         runtime = Runtime(model.to(dtype), TOKENIZER, arena_tokens=4096)
-        assert runtime.engine.cache.arena.data.dtype == dtype
+        assert runtime.engine.store.arena.data.dtype == dtype
         result = runtime.generate("some prompt", max_new_tokens=8, temperature=0, logprobs=True)
         first = len(encode("some prompt"))
         scores = [r.root_document.token_logprobs[first] for r in (result, expected)]

@@ -108,7 +108,8 @@ def test_ranges(name: str, rule: str, wrong: list[float], right: list[float]) ->
 def test_messages_of_the_design() -> None:
     assert error(max_new_tokens=-1) == "max_new_tokens must be positive, got -1"
     assert error(top_p=1.5) == "top_p must be in (0, 1], got 1.5"
-    message = "eviction_policy must be one of ('drop_oldest', 'stop_new'), got 'drop_newest'"
+    known = "('drop_oldest', 'stop_new', 'least_recently_linked', 'largest_first')"
+    message = f"eviction_policy must be one of {known}, got 'drop_newest'"
     assert error(eviction_policy="drop_newest") == message
 
 

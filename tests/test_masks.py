@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds2ds.attention.masks import MASKS, document_ids
+from ds2ds.attention.masks import MASKS, check_spans, document_ids
 from ds2ds.documents.spans import DocSpan, SpanGrant
 
 Rule = Callable[[Sequence[DocSpan], int, int], bool]
@@ -90,7 +91,10 @@ def test_document_ids() -> None:
     assert (ids.tolist(), ids.dtype) == ([0, 0, 2], torch.int64)
 
 
-@pytest.mark.parametrize("name", ["doc_bidirectional", "doc_causal", "cross_doc_link"])
+# Spans that cannot be are refused by every mask, whether it reads them or not.
+
+
+@pytest.mark.parametrize("name", sorted(MASKS))
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
@@ -108,12 +112,25 @@ def test_spans_must_cover_the_sequence_once(name: str, bounds: list[tuple[int, i
         MASKS[name](6, [DocSpan("d", *bound) for bound in bounds])
 
 
+@pytest.mark.parametrize("name", sorted(MASKS))
 @pytest.mark.parametrize(
     "grant",
     [SpanGrant(0, 2), SpanGrant(0, -1), SpanGrant(0, 1), SpanGrant(-1, 0), SpanGrant(0, 0, -1)],
     ids=["no such span", "negative span", "itself", "negative position", "negative end"],
 )
-def test_a_grant_that_cannot_be_is_refused(grant: SpanGrant) -> None:
+def test_a_grant_that_cannot_be_is_refused(name: str, grant: SpanGrant) -> None:
     spans = [DocSpan("t", 0, 3), DocSpan("d", 3, 6, (grant,))]
     with pytest.raises(ValueError, match=r"doc_spans\[1\] \('d'\) has a grant"):
-        MASKS["cross_doc_link"](6, spans)
+        MASKS[name](6, spans)
+
+
+@pytest.mark.parametrize("bad", [None, "d", (0, 6), DocSpan("d", 0, 6, [])], ids=repr)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", sorted(MASKS))
+def test_what_is_no_span_is_refused(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"doc_spans\[0\] must be a DocSpan with a tuple of grants, got"):
+        MASKS[name](6, [bad])
+
+
+def test_errors_name_the_spans_as_they_are_told_to() -> None:
+    with pytest.raises(ValueError, match=r"^doc_spans\[3\] end at 0, but there are 6 tokens$"):
+        check_spans(6, [], "doc_spans[3]")

@@ -313,12 +313,16 @@ def test_tokens_that_do_not_fit_are_refused(bad: Tensor, message: str) -> None:
         ([DocSpan("a", 1, 8)], r"expected it to start at 0"),
         ([SPANS] * 3, r"doc_spans has 3 rows, but tokens has 2"),
         ([], r"doc_spans has 0 rows, but tokens has 2"),
-        ([SPANS, []], r"end at 0, but there are 8 tokens"),
+        ([SPANS, []], r"doc_spans\[1\] end at 0, but there are 8 tokens"),
+        ([SPANS, 8], r"must be DocSpans, or a list of them for each row, got 8"),
+        ([SPANS, [None]], r"doc_spans\[1\]\[0\] must be a DocSpan with a tuple of grants, got None"),
+        ([SPANS, [DocSpan("a", 0, 8, (SpanGrant(1, 0),))]], r"doc_spans\[1\]\[0\] \('a'\) has a grant that cannot be"),
     ],
 )
-def test_spans_that_do_not_fit_are_refused(spans: Any, message: str) -> None:
+@pytest.mark.parametrize("mask_type", sorted(MASKS))
+def test_spans_that_do_not_fit_are_refused(mask_type: str, spans: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        model().forward_inference(tokens(2), spans)
+        model(mask_type=mask_type).forward_inference(tokens(2), spans)
 
 
 def test_the_longest_sequence_fits() -> None:

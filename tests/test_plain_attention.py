@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ds2ds.attention.plain import Chunk, PlainAttention
+from ds2ds.attention import plain
+from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
-from ds2ds.cache.arena import KVArena
-from ds2ds.cache.document_cache import DocumentCache
+from ds2ds.attention.view import Chunk
+from ds2ds.store.arena import KVArena
+from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 8
@@ -26,7 +29,10 @@ SOME = settings(max_examples=25, deadline=None, derandomize=True)
 
 @dataclass(frozen=True)
 class World:
-    """Documents, each granted only earlier ones, and for each the unrotated q, k and v [layers, n, heads, head_dim]."""
+    """Documents, each granted only earlier ones, and for each the unrotated q, k and v [layers, n, heads, head_dim].
+
+    As in the model, queries and keys have unit mean square.
+    """
 
     documents: list[Document]
     q: dict[Document, Tensor]
@@ -43,13 +49,16 @@ def world(documents: list[Document], seed: int) -> World:
             for d in documents
         }
 
-    return World(documents, draw(), draw(), draw())
+    def normed(rows: dict[Document, Tensor]) -> dict[Document, Tensor]:
+        return {d: x / x.square().mean(-1, keepdim=True).sqrt() for d, x in rows.items()}
+
+    return World(documents, normed(draw()), normed(draw()), draw())
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def worlds(draw: st.DrawFn, most: int = 4) -> World:
     documents: list[Document] = []
-    for index in range(draw(st.integers(1, 4))):
+    for index in range(draw(st.integers(1, most))):
         document = Document(f"d{index}", [0] * draw(st.integers(1, 9)))
         length = len(document.tokens)
         for position in sorted(draw(st.lists(st.integers(0, length), max_size=4 if documents else 0))):
@@ -93,22 +102,21 @@ def expected(made: World) -> dict[Document, Tensor]:
     }
 
 
-def cache_for(made: World, dtype: torch.dtype = torch.float64) -> DocumentCache:
+def store_for(made: World, dtype: torch.dtype = torch.float64) -> DocumentStore:
     """All documents resident, each behind one that is soon gone, so that there is something to compact."""
-    cache = DocumentCache(KVArena(LAYERS, HEADS, HEAD_DIM, 256, 4, dtype))
-    cache.arena.data.fill_(torch.nan)  # whatever is read without having been written shows
+    store = DocumentStore(KVArena(LAYERS, HEADS, HEAD_DIM, 256, 4, dtype), share=False)
+    store.arena.data.fill_(torch.nan)  # whatever is read without having been written shows
     for document in made.documents:
         gone = Document("gone", [0])
-        cache.reserve(gone, set())
-        cache.reserve(document, set())
-        document.computed = 0
-        cache.free(gone)
-    return cache
+        store.reserve(gone, set)
+        store.reserve(document, set)
+        store.release(gone)
+    return store
 
 
-def run(cache: DocumentCache, made: World, chunks: Sequence[Chunk], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def run(store: DocumentStore, made: World, chunks: Sequence[Chunk], dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """One flat batch: for each chunk what its rows read, [layers, rows, heads, head_dim]."""
-    attend = PlainAttention(cache, Rotary(HEAD_DIM, 256), chunks)
+    attend = PlainAttention(store, Rotary(HEAD_DIM, 256), chunks)
     layers = []
     for layer in range(LAYERS):
 
@@ -120,27 +128,35 @@ def run(cache: DocumentCache, made: World, chunks: Sequence[Chunk], dtype: torch
         assert (read.shape, read.dtype) == (v.shape, v.dtype)
         layers.append(read)
     for chunk in chunks:
-        chunk.document.computed = chunk.stop
+        store.advance(chunk.document, chunk.stop)
     return list(torch.stack(layers).split([len(chunk) for chunk in chunks], dim=1))
+
+
+@contextmanager
+def limits(key_block: int, slab_rows: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "KEY_BLOCK", key_block)
+        patch.setattr(plain, "SLAB_ROWS", slab_rows)
+        yield
 
 
 Pick = Callable[[list[Chunk]], list[Chunk]]
 
 
-def compute(made: World, pick: Pick, between: Callable[[DocumentCache], None] = lambda cache: None) -> dict:
+def compute(made: World, pick: Pick, between: Callable[[DocumentStore], object] = lambda store: None) -> dict:
     """Compute all documents in batches: `pick` chooses from the chunks that could be computed next, one a document."""
-    cache = cache_for(made)
+    store = store_for(made)
     done: dict[Document, list[Tensor]] = {d: [] for d in made.documents}
-    while unfinished := [d for d in made.documents if d.computed < len(d.tokens)]:
+    while unfinished := [d for d in made.documents if store.computed(d) < len(d.tokens)]:
         ready = [
-            Chunk(d, d.computed, len(d.tokens))
+            Chunk(d, store.computed(d), len(d.tokens))
             for d in unfinished
-            if all(grant.target.computed == len(grant.target.tokens) for grant in d.grants)
+            if all(store.computed(grant.target) == len(grant.target.tokens) for grant in d.grants)
         ]
         batch = pick(ready)
-        for chunk, read in zip(batch, run(cache, made, batch), strict=True):
+        for chunk, read in zip(batch, run(store, made, batch), strict=True):
             done[chunk.document].append(read)
-        between(cache)
+        between(store)
     return {d: torch.cat(parts, dim=1) for d, parts in done.items()}
 
 
@@ -193,7 +209,7 @@ def test_chunks_and_batches_do_not_change_results(made: World, data: st.DataObje
 @given(worlds(), st.data())
 def test_compaction_between_batches_does_not_change_results(made: World, data: st.DataObject) -> None:
     reference = compute(made, whole)
-    assert_equal(compute(made, drawn(data), lambda cache: cache.arena.compact()), reference, 1e-12)
+    assert_equal(compute(made, drawn(data), lambda store: store.arena.compact()), reference, 1e-12)
 
 
 def chain() -> World:
@@ -213,18 +229,18 @@ def test_a_chain_with_an_eviction(pick: Pick) -> None:
 def test_a_target_in_the_same_batch_is_read() -> None:
     """Each layer's keys are all written before any row of it reads."""
     made = chain()
-    reads = run(cache_for(made), made, [Chunk(d, 0, len(d.tokens)) for d in reversed(made.documents)])
+    reads = run(store_for(made), made, [Chunk(d, 0, len(d.tokens)) for d in reversed(made.documents)])
     assert_equal(dict(zip(reversed(made.documents), reads, strict=True)), expected(made), TABLES)
 
 
 def test_keys_are_stored_rotated_at_local_positions_and_values_as_they_are() -> None:
     made = chain()
-    cache = cache_for(made)
+    store = store_for(made)
     c = made.documents[2]
     for document in made.documents:
-        run(cache, made, [Chunk(document, 0, len(document.tokens))])
+        run(store, made, [Chunk(document, 0, len(document.tokens))])
     for layer in range(LAYERS):
-        keys, values = cache.arena.read(layer, cache.start(c), cache.start(c) + 8)
+        keys, values = store.arena.read(layer, store.start(c), store.start(c) + 8)
         assert torch.equal(values, made.v[c][layer].transpose(0, 1))
         for token in range(8):
             x = made.k[c][layer, token]
@@ -235,36 +251,36 @@ def test_keys_are_stored_rotated_at_local_positions_and_values_as_they_are() -> 
 
 def test_only_the_chunks_own_slots_are_written() -> None:
     made = chain()
-    cache = cache_for(made)
+    store = store_for(made)
     a = made.documents[0]
-    run(cache, made, [Chunk(a, 0, 3)])
-    start = cache.start(a)
-    assert cache.arena.data[:, :, :, start : start + 3].isfinite().all()
-    assert cache.arena.data.isfinite().sum() == LAYERS * 2 * HEADS * 3 * HEAD_DIM
+    run(store, made, [Chunk(a, 0, 3)])
+    start = store.start(a)
+    assert store.arena.data[:, :, :, start : start + 3].isfinite().all()
+    assert store.arena.data.isfinite().sum() == LAYERS * 2 * HEADS * 3 * HEAD_DIM
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
 def test_lower_precisions_stay_close(dtype: torch.dtype, atol: float) -> None:
     made = chain()
-    cache = cache_for(made, dtype)
-    reads = [run(cache, made, [Chunk(d, 0, len(d.tokens))], dtype)[0].double() for d in made.documents]
+    store = store_for(made, dtype)
+    reads = [run(store, made, [Chunk(d, 0, len(d.tokens))], dtype)[0].double() for d in made.documents]
     assert_equal(dict(zip(made.documents, reads, strict=True)), expected(made), atol)
 
 
 def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
     made = chain()
-    cache = cache_for(made)
+    store = store_for(made)
     c = made.documents[2]
     # Token 7 reads a and b, 11 tokens, at distances of up to 7 + 5.
-    PlainAttention(cache, Rotary(HEAD_DIM, 13), [Chunk(c, 7, 8)])
+    PlainAttention(store, Rotary(HEAD_DIM, 13), [Chunk(c, 7, 8)])
     with pytest.raises(ValueError, match="positions 12 to 13 exceed the table's 12"):
-        PlainAttention(cache, Rotary(HEAD_DIM, 12), [Chunk(c, 7, 8)])
+        PlainAttention(store, Rotary(HEAD_DIM, 12), [Chunk(c, 7, 8)])
 
 
 def test_a_document_that_is_not_resident_cannot_be_read() -> None:
     made = chain()
-    cache = cache_for(made)
+    store = store_for(made)
     a, b, _ = made.documents
-    cache.free(a)
+    store.release(a)
     with pytest.raises(KeyError):
-        PlainAttention(cache, Rotary(HEAD_DIM, 64), [Chunk(b, 0, 5)])
+        PlainAttention(store, Rotary(HEAD_DIM, 64), [Chunk(b, 0, 5)])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripted import EOS, TOKENIZER, Texts, encode, follow, grants, same_documents, small_model, small_runtime
+from scripted import EOS, TOKENIZER, Texts, encode, follow, grants, is_clean, same_documents, small_model, small_runtime
 
 from ds2ds import (
     CheckpointError,
@@ -46,12 +46,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def is_clean(runtime: Runtime) -> bool:
-    engine = runtime.engine
-    engine.check_integrity()
-    return not engine.running and not engine.queue and engine.cache.arena.allocator.used == 0
-
-
 # The calls of the issue
 
 
@@ -79,7 +73,7 @@ def test_the_front_door_exactly() -> None:
 
 
 def test_the_default_arena_is_not_paid_for_before_it_is_used() -> None:
-    assert Runtime(small_model(), TOKENIZER).engine.cache.arena.slots * 512 == 2**30
+    assert Runtime(small_model(), TOKENIZER).engine.store.arena.slots * 512 == 2**30
 
 
 def test_text_or_tokens() -> None:
@@ -349,7 +343,7 @@ def test_from_pretrained(checkpoint: Path) -> None:
 )
 def test_dtypes(dtype: Any, expected: torch.dtype, checkpoint: Path) -> None:
     runtime = Runtime.from_pretrained(str(checkpoint), "cpu", dtype, tokenizer=TOKENIZER, arena_tokens=4096)
-    assert runtime.model.dtype == runtime.engine.cache.arena.data.dtype == expected
+    assert runtime.model.dtype == runtime.engine.store.arena.data.dtype == expected
     assert len(runtime.generate("p", max_new_tokens=3, eos_token_id=263).root_document.tokens) > 1
 
 

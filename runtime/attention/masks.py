@@ -1,7 +1,8 @@
 """Dense masks of the full pass: which token of a packed sequence may read which.
 
 Each function returns bool [T, T], True where the row's token reads the column's. They are the plain
-definitions; ``MASKS`` names them as a checkpoint's ``mask_type`` does.
+definitions, and what the full pass runs where it does not run FlexAttention; ``MASKS`` names them as a checkpoint's
+``mask_type`` does. ``token_masks`` and ``block_masks`` say the same for FlexAttention, and are held to these.
 """
 
 from __future__ import annotations
@@ -14,31 +15,41 @@ from torch import Tensor
 from ds2ds.documents.spans import DocSpan
 
 
-def document_ids(length: int, spans: Sequence[DocSpan]) -> Tensor:
-    """int64 [T]: the index of each token's document.
+def check_spans(length: int, spans: Sequence[DocSpan], name: str = "doc_spans") -> None:
+    """Whether spans describe a packed sequence of `length` tokens; `name` is what errors call them.
 
     Raises:
-        ValueError: the spans do not cover [0, length) in order, without gap or overlap.
+        ValueError: they do not cover [0, length) in order, without gap or overlap, or a grant cannot be.
     """
-    ids = torch.empty(length, dtype=torch.int64)
     at = 0
     for index, span in enumerate(spans):
+        if not isinstance(span, DocSpan) or not isinstance(span.grants, tuple):
+            raise ValueError(f"{name}[{index}] must be a DocSpan with a tuple of grants, got {span!r}")
         if span.start != at or span.end < span.start:
-            raise ValueError(f"doc_spans[{index}] is [{span.start}, {span.end}), expected it to start at {at}")
-        ids[span.start : span.end] = index
+            raise ValueError(f"{name}[{index}] is [{span.start}, {span.end}), expected it to start at {at}")
+        for grant in span.grants:
+            before = grant.position < 0 or (grant.end is not None and grant.end < 0)
+            if before or not 0 <= grant.target < len(spans) or grant.target == index:
+                raise ValueError(f"{name}[{index}] ({span.title!r}) has a grant that cannot be: {grant}")
         at = span.end
     if at != length:
-        raise ValueError(f"doc_spans end at {at}, but there are {length} tokens")
-    return ids
+        raise ValueError(f"{name} end at {at}, but there are {length} tokens")
+
+
+def document_ids(length: int, spans: Sequence[DocSpan]) -> Tensor:
+    """int64 [T]: the index of each token's document."""
+    check_spans(length, spans)
+    return torch.repeat_interleave(torch.tensor([len(span) for span in spans]))
 
 
 def causal(length: int, spans: Sequence[DocSpan]) -> Tensor:
     """Every token reads all tokens up to itself, across documents."""
-    return torch.ones(length, length, dtype=torch.bool).tril()
+    return full(length, spans).tril_()
 
 
 def full(length: int, spans: Sequence[DocSpan]) -> Tensor:
     """Every token reads every token."""
+    check_spans(length, spans)
     return torch.ones(length, length, dtype=torch.bool)
 
 
@@ -50,17 +61,15 @@ def doc_bidirectional(length: int, spans: Sequence[DocSpan]) -> Tensor:
 
 def doc_causal(length: int, spans: Sequence[DocSpan]) -> Tensor:
     """A token reads its own document up to itself."""
-    return doc_bidirectional(length, spans) & causal(length, spans)
+    return doc_bidirectional(length, spans).tril_()
 
 
 def cross_doc_link(length: int, spans: Sequence[DocSpan]) -> Tensor:
     """`doc_causal`, and from each grant's position up to its end all of the granted document (S2)."""
     mask = doc_causal(length, spans)
-    for index, span in enumerate(spans):
+    for span in spans:
         for grant in span.grants:
             end = len(span) if grant.end is None else min(grant.end, len(span))
-            if not 0 <= grant.target < len(spans) or grant.target == index or grant.position < 0 or end < 0:
-                raise ValueError(f"doc_spans[{index}] ({span.title!r}) has a grant that cannot be: {grant}")
             target = spans[grant.target]
             mask[span.start + grant.position : span.start + end, target.start : target.end] = True
     return mask
@@ -73,3 +82,4 @@ MASKS: dict[str, Callable[[int, Sequence[DocSpan]], Tensor]] = {
     "doc_bidirectional": doc_bidirectional,
     "cross_doc_link": cross_doc_link,
 }
+"""The definitions. Each raises ValueError where `check_spans` does."""

@@ -9,47 +9,63 @@ from ds2ds.documents.document import Document
 
 
 @dataclass(frozen=True)
-class Read:
-    """A query at local position t reads `target` as a query at t + delta would."""
+class Chunk:
+    """Tokens [start, stop) of a document, to be computed now; all before are computed."""
 
-    target: Document
-    delta: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Tokens [start, stop) of a document, all with the same view besides their own document."""
-
+    document: Document
     start: int
     stop: int
-    reads: tuple[Read, ...]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
-def view_at(document: Document, token: int) -> tuple[Read, ...]:
-    """What the token at this index reads besides its own document, nearest document first.
+@dataclass
+class Read:
+    """Tokens [start, stop) of a document read all of `target`, the one at t as a query at t + delta would."""
 
-    The first grant's target ends where the document starts, the next one's where that one starts: delta is the
-    total length of the targets in view up to and including this one.
+    target: Document
+    start: int
+    stop: int
+    delta: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def reads(document: Document, start: int, stop: int) -> list[Read]:
+    """What tokens [start, stop) read besides their own document.
+
+    The target of the first grant in view ends where the document starts, the next one's where that one starts: delta
+    is the total length of the targets in view up to and including this one. A grant gives one Read, or several where
+    a nearer document leaves the view (S4) and it moves closer.
     """
-    reads = []
-    delta = 0
-    for grant in document.grants:
-        if grant.covers(token):
-            delta += len(grant.target.tokens)
-            reads.append(Read(grant.target, delta))
-    return tuple(reads)
-
-
-def segments(document: Document, start: int, stop: int) -> list[Segment]:
-    """Cut tokens [start, stop) wherever the view changes."""
     bounds = {start, stop}
-    for grant in document.grants:
-        bounds.update(at for at in (grant.position, grant.end) if at is not None and start < at < stop)
-    edges = sorted(bounds)
-    return [Segment(lo, hi, view_at(document, lo)) for lo, hi in pairwise(edges)]
+    if stop - start > 1:
+        for grant in document.grants:
+            bounds.update(at for at in (grant.position, grant.end) if at is not None and start < at < stop)
+    found: list[Read] = []
+    latest: dict[int, Read] = {}
+    for low, high in pairwise(sorted(bounds)):
+        delta = 0
+        for index, grant in enumerate(document.grants):
+            if not grant.covers(low):
+                continue
+            delta += len(grant.target.tokens)
+            read = latest.get(index)
+            if read is not None and (read.stop, read.delta) == (low, delta):
+                read.stop = high
+            else:
+                latest[index] = read = Read(grant.target, low, high, delta)
+                found.append(read)
+    return found
 
 
 def targets(document: Document, start: int, stop: int) -> list[Document]:
     """The documents that tokens [start, stop) read besides their own, each once."""
-    found = {read.target: None for segment in segments(document, start, stop) for read in segment.reads}
+    found: dict[Document, None] = {}
+    for grant in document.grants:
+        last = stop if grant.end is None else min(stop, grant.end)
+        if max(start, grant.position) < last:
+            found[grant.target] = None
     return list(found)

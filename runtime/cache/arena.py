@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ds2ds.cache.extents import ExtentAllocator
+from ds2ds.kernels import compact_arena
 
 
 class KVArena:
@@ -48,9 +49,6 @@ class KVArena:
 
     def compact(self) -> int:
         """Slide all extents down, in place; returns the number of slots moved."""
-        moved = 0
-        for source, destination, length in self.allocator.compact():
-            # Source and destination may overlap; a copy in between makes the order of elements irrelevant.
-            self.data[..., destination : destination + length, :] = self.data[..., source : source + length, :].clone()
-            moved += length
-        return moved
+        moves = self.allocator.compact()
+        compact_arena(self.data, moves)
+        return sum(move.length for move in moves)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(eq=False)
@@ -17,12 +19,24 @@ class Extent:
         return self.start + self.length
 
 
+class Move(NamedTuple):
+    """Slots [source, source + length) are to become [destination, destination + length)."""
+
+    source: int
+    destination: int
+    length: int
+
+
 class ExtentAllocator:
     """Hands out extents of [0, capacity).
 
     Args:
         capacity: number of slots, a multiple of block.
         block: starts and lengths are multiples of this (the block mask's KV block).
+
+    Attributes:
+        extents: in order of start.
+        used: slots that are handed out.
     """
 
     def __init__(self, capacity: int, block: int) -> None:
@@ -31,10 +45,7 @@ class ExtentAllocator:
         self.capacity = capacity
         self.block = block
         self.extents: list[Extent] = []
-
-    @property
-    def used(self) -> int:
-        return sum(extent.length for extent in self.extents)
+        self.used = 0
 
     @property
     def free(self) -> int:
@@ -59,28 +70,35 @@ class ExtentAllocator:
     def trim(self, extent: Extent, length: int) -> None:
         """Give back what lies beyond the first `length` tokens."""
         self._index(extent)
-        extent.length = min(extent.length, self.rounded(length))
+        kept = min(extent.length, self.rounded(length))
+        self.used -= extent.length - kept
+        extent.length = kept
 
     def release(self, extent: Extent) -> None:
         del self.extents[self._index(extent)]
+        self.used -= extent.length
 
-    def compact(self) -> list[tuple[int, int, int]]:
-        """Slide all extents down over the gaps. Returns the moves (source, destination, length), ascending.
+    def compact(self) -> list[Move]:
+        """Slide all extents down over the gaps. Returns the moves, ascending; extents that stay side by side are one.
 
-        Every destination is at or below its source and below all later ones, so that moving in this order in
-        place loses nothing.
+        Every destination is below its source and at or above the end of the destination before it, so that moving in
+        this order in place loses nothing.
         """
-        moves = []
+        moves: list[Move] = []
         at = 0
         for extent in self.extents:
             if extent.start != at:
-                moves.append((extent.start, at, extent.length))
+                last = moves[-1] if moves else None
+                if last is not None and last.source + last.length == extent.start:
+                    moves[-1] = last._replace(length=last.length + extent.length)
+                else:
+                    moves.append(Move(extent.start, at, extent.length))
                 extent.start = at
             at = extent.stop
         return moves
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless extents are aligned, ascending, disjoint and inside the arena."""
+        """Raise RuntimeError unless extents are aligned, ascending, disjoint, inside the arena, and add up."""
         at = 0
         for extent in self.extents:
             if extent.start < at or extent.stop > self.capacity or extent.length < 1:
@@ -88,13 +106,17 @@ class ExtentAllocator:
             if extent.start % self.block or extent.length % self.block:
                 raise RuntimeError(f"extent [{extent.start}, {extent.stop}) is not aligned to {self.block}")
             at = extent.stop
+        total = sum(extent.length for extent in self.extents)
+        if total != self.used:
+            raise RuntimeError(f"extents add up to {total} slots, but {self.used} count as used")
 
     def _insert(self, index: int, extent: Extent) -> Extent:
         self.extents.insert(index, extent)
+        self.used += extent.length
         return extent
 
     def _index(self, extent: Extent) -> int:
-        for index, held in enumerate(self.extents):
-            if held is extent:
-                return index
+        index = bisect_left(self.extents, extent.start, key=lambda held: held.start)
+        if index < len(self.extents) and self.extents[index] is extent:
+            return index
         raise ValueError(f"extent [{extent.start}, {extent.stop}) is not held by this allocator")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ds2ds.documents.content import Content
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Document:
         tokens: layout prefix, body and, once complete, layout suffix.
         logprobs: natural-log probability of each token under the model, NaN where none was predicted.
         grants: in order of position.
-        computed: how many of the tokens have their keys and values in the cache.
+        settled: how many of the tokens were computed at some time, so that what they read can no longer change (S4).
         capacity: how many tokens the document may come to hold; None: it is complete.
         text_end: how many characters of its text count; None: all. A stop string cuts it.
+        content: see `content_of`; None until it is asked for.
     """
 
     title: str
@@ -38,11 +43,12 @@ class Document:
     parent: Document | None = None
     logprobs: list[float] = field(default_factory=list)
     grants: list[DocumentGrant] = field(default_factory=list)
-    computed: int = 0
+    settled: int = 0
     capacity: int | None = None
     finish_reason: str | None = None
     truncated: bool = False
     text_end: int | None = None
+    content: Content | None = None
 
     def __post_init__(self) -> None:
         self.logprobs = [float("nan")] * len(self.tokens)
@@ -65,12 +71,12 @@ class Document:
             self.grants.sort(key=lambda grant: grant.position)
 
     def end_grants(self, target: Document) -> None:
-        """Take `target` out of the view of all tokens that are not computed yet (S4)."""
+        """Take `target` out of the view of all tokens that were not computed yet (S4)."""
         kept = []
         for grant in self.grants:
             if grant.target is target and grant.end is None:
-                if grant.position >= self.computed:
+                if grant.position >= self.settled:
                     continue  # no token has read it and none will
-                grant = DocumentGrant(grant.position, target, self.computed)
+                grant = DocumentGrant(grant.position, target, self.settled)
             kept.append(grant)
         self.grants = kept

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ds2ds.documents.document import Document
+from ds2ds.documents.eviction import EVICTION_POLICIES, Candidate
 from ds2ds.documents.spans import DocSpan, SpanGrant
 from ds2ds.documents.title_utils import title_key
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-EVICTION_POLICIES = ("drop_oldest", "stop_new")
 
 
 class DocumentContext:
@@ -25,8 +24,10 @@ class DocumentContext:
     Args:
         max_context_length: most tokens in the window.
         max_auxiliary_documents: most documents in the window besides the root.
-        eviction_policy: "drop_oldest" makes room for a new document by evicting the one that came first,
-            "stop_new" refuses the new one. Room for the next token of a document in progress is made either way.
+        eviction_policy: whom to evict to make room for a new document, a name in EVICTION_POLICIES: "drop_oldest" the
+            one that came first, "least_recently_linked" the one whose last link is the longest ago, "largest_first"
+            the longest one; "stop_new" refuses the new one. Room for the next token of a document in progress is made
+            under any of them.
         max_tokens_per_document: most tokens a document started here may come to hold.
 
     Attributes:
@@ -44,7 +45,7 @@ class DocumentContext:
         max_tokens_per_document: int = 512,
     ) -> None:
         if eviction_policy not in EVICTION_POLICIES:
-            raise ValueError(f"eviction_policy must be one of {EVICTION_POLICIES}, got {eviction_policy!r}")
+            raise ValueError(f"eviction_policy must be one of {tuple(EVICTION_POLICIES)}, got {eviction_policy!r}")
         self.max_context_length = max_context_length
         self.max_auxiliary_documents = max_auxiliary_documents
         self.eviction_policy = eviction_policy
@@ -52,6 +53,8 @@ class DocumentContext:
         self.window: list[Document] = []
         self.completed: list[Document] = []
         self.evictions = 0
+        self._links = 0
+        self._last_link: dict[Document, int] = {}
         self._current: Document | None = None
 
     @property
@@ -127,6 +130,11 @@ class DocumentContext:
         """Bring an evicted document back into the window. Call `make_room` first."""
         self.window.append(document)
 
+    def note_link(self, document: Document) -> None:
+        """Tell that a link has named this document."""
+        self._links += 1
+        self._last_link[document] = self._links
+
     def switch_to_document(self, title: str) -> Document:
         """Make a document in progress the current one.
 
@@ -147,6 +155,7 @@ class DocumentContext:
 
     def _open(self, document: Document, capacity: int) -> Document:
         document.capacity = capacity
+        self.note_link(document)
         self.window.append(document)
         self._current = document
         return document
@@ -180,7 +189,7 @@ class DocumentContext:
     def make_room(self, num_tokens: int) -> tuple[bool, str]:
         """Like `can_add_document`, after evicting what the policy lets go. Evicts nothing if that would not do."""
         fits, reason = self.can_add_document(num_tokens)
-        if fits or self.eviction_policy == "stop_new":
+        if fits or not EVICTION_POLICIES[self.eviction_policy].admits:
             return fits, reason
         evictable = self._evictable()
         kept = [document for document in self.window if document not in evictable]
@@ -195,16 +204,18 @@ class DocumentContext:
         return True, ""
 
     def evict_if_needed(self, num_tokens: int = 0) -> list[Document]:
-        """Evict auxiliary documents, oldest first, until the window and num_tokens more fit; returns them.
+        """Evict auxiliary documents, as the policy orders them, until the window and num_tokens more fit; returns them.
 
         Where none is left to evict, the window may still be too full: compare `total_tokens`.
         """
-        evicted = []
+        evicted: list[Document] = []
+        if self.total_tokens + num_tokens <= self.max_context_length:
+            return evicted
         for document in self._evictable():
-            if self.total_tokens + num_tokens <= self.max_context_length:
-                break
             self.evict(document)
             evicted.append(document)
+            if self.total_tokens + num_tokens <= self.max_context_length:
+                break
         return evicted
 
     def evict(self, document: Document) -> None:
@@ -216,7 +227,14 @@ class DocumentContext:
                 reader.end_grants(document)
 
     def _evictable(self) -> list[Document]:
-        return [document for document in self.window[1:] if not document.in_progress]
+        """Complete auxiliary documents, the one to leave first in front."""
+        candidates = [
+            Candidate(document, arrived, self._last_link[document])
+            for arrived, document in enumerate(self.window)
+            if arrived and not document.in_progress
+        ]
+        candidates.sort(key=EVICTION_POLICIES[self.eviction_policy].order)
+        return [candidate.document for candidate in candidates]
 
     # The window as one packed sequence
 

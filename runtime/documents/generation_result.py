@@ -77,11 +77,17 @@ class GeneratedDocument:
 
 @dataclass
 class Trace:
-    """What a run did. Seconds are wall time; a step shared by several requests counts in full for each."""
+    """What a run did. Seconds are wall time; a step shared by several requests counts in full for each.
+
+    `tokens_reused` of `documents_reused` documents were computed for other requests, or earlier, and were found in the
+    document store.
+    """
 
     forward_passes: int = 0
     tokens_prefilled: int = 0
+    tokens_reused: int = 0
     tokens_decoded: int = 0
+    documents_reused: int = 0
     links_found: int = 0
     links_from_corpus: int = 0
     links_generated: int = 0

@@ -5,53 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from ds2ds.attention.plain import Chunk
-from ds2ds.attention.view import targets
-from ds2ds.cache.arena import KVArena
-from ds2ds.cache.document_cache import DocumentCache
+from ds2ds.cache.document_store import DocumentStore
+from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
-from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import Trace
+from ds2ds.engine.arena_size import make_arena
+from ds2ds.engine.job import Job
+from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.step import Stopwatch, forward, sample
-from ds2ds.engine.work import Compute, Sampled, Work
-from ds2ds.errors import ArenaFullError
+from ds2ds.engine.work import Compute, Prefill, Sampled, Work
+from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
-
-PREFILL_CHUNK = 512
-"""Most tokens of one document in one step: bounds the memory that scores take."""
-
-CPU_ARENA_BYTES = 2**30
-"""Default size of the arena on a CPU, unless the model's max_seq_len needs more."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One request: its coroutine, its window, and what it waits for.
-
-    Attributes:
-        need: slots of the arena that the request may come to fill; it starts when they are free.
-        waiting: the work it asked for last; None before it starts and once it is done.
-        error: what ended the request early; None while it runs and after it ended well.
-        touched: the documents computed for it, whose slots are free again when it is done.
-    """
-
-    coroutine: Work
-    context: DocumentContext
-    trace: Trace
-    need: int
-    waiting: Compute | None = None
-    done: bool = False
-    error: Exception | None = None
-    touched: dict[Document, None] = field(default_factory=dict)
-
-
-def default_arena_tokens(model: DS2DSModel) -> int:
-    """Room for four windows of the model's length, or for CPU_ARENA_BYTES, whichever is more."""
-    config = model.config
-    per_token = config.num_layers * 2 * config.model_dim * model.dtype.itemsize
-    return max(4 * config.max_seq_len, CPU_ARENA_BYTES // per_token)
+from ds2ds.model.weights_identity import fingerprint
 
 
 class Engine:
@@ -59,27 +25,33 @@ class Engine:
 
     Args:
         arena_tokens: slots of the arena; None: see `default_arena_tokens`.
+        document_store: share complete documents between requests, and keep them while there is room.
+        retention: which of those that no request reads go first, a name in `RETENTIONS`.
+
+    Raises:
+        ConfigError: an argument is out of range.
     """
 
-    def __init__(self, model: DS2DSModel, arena_tokens: int | None = None) -> None:
-        config = model.config
+    def __init__(
+        self,
+        model: DS2DSModel,
+        arena_tokens: int | None = None,
+        *,
+        document_store: bool = True,
+        retention: str = "gdsf",
+    ) -> None:
+        if retention not in RETENTIONS:
+            raise ConfigError(f"retention must be one of {tuple(RETENTIONS)}, got {retention!r}")
+        if not isinstance(document_store, bool):
+            raise ConfigError(f"document_store must be True or False, got {document_store!r}")
         self.model = model
-        slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
-        arena = KVArena(
-            config.num_layers,
-            config.num_heads,
-            config.head_dim,
-            slots,
-            dtype=model.dtype,
-            device=model.device,
-        )
-        self.cache = DocumentCache(arena)
+        self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.queue: deque[Job] = deque()
         self.running: list[Job] = []
 
-    def submit(self, coroutine: Work, context: DocumentContext, trace: Trace, need: int = 0) -> Job:
-        """Queue a request; it runs as `step` is called. For `need` see Job."""
-        job = Job(coroutine, context, trace, need)
+    def submit(self, coroutine: Work, window: list[Document], trace: Trace, need: int = 0) -> Job:
+        """Queue a request; it runs as `step` is called. For `window` and `need` see Job."""
+        job = Job(coroutine, window, trace, need)
         self.queue.append(job)
         return job
 
@@ -106,21 +78,22 @@ class Engine:
     def step(self) -> None:
         """Compute one chunk of every running job in one batch, and hand each drawn token to its coroutine."""
         self._admit()
-        batch = self._next_batch()
+        self._pass_prefilled()
+        batch = self._plan()
         if not batch:
             return
         with Stopwatch() as watch:
-            hidden = forward(self.model, self.cache, [chunk for _, chunk in batch])
+            hidden = forward(self.model, self.store, [one.chunk for one in batch])
+        rows = sum(len(one.chunk) for one in batch)
         drawing: list[tuple[int, Job, Compute]] = []
         row = -1
-        for job, chunk in batch:
-            row += len(chunk)
-            document = chunk.document
-            decode = document.in_progress and not math.isnan(document.logprobs[chunk.start])
-            job.trace.count_forward(len(chunk), watch.seconds, decode)
-            work = job.waiting
-            if work is not None and work.document is chunk.document and chunk.stop == len(chunk.document.tokens):
-                drawing.append((row, job, work))
+        for one in batch:
+            row += len(one.chunk)
+            self._account(one, watch.seconds, rows)
+            work = one.job.waiting
+            document = one.chunk.document
+            if isinstance(work, Compute) and work.document is document and one.chunk.stop == len(document.tokens):
+                drawing.append((row, one.job, work))
         if drawing:
             with Stopwatch() as watch:
                 drawn = sample(
@@ -137,63 +110,66 @@ class Engine:
                     self._finish(job, result)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the arena's books do not balance, or slots are held though nothing runs."""
-        self.cache.check_integrity()
-        held = self.cache.arena.allocator.used
-        if held and not self.running:
-            raise RuntimeError(f"{held} slots of the arena are held, but no request runs")
+        """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
+        self.store.check_integrity()
+        loose = set(self.store.documents()).difference(*(job.touched for job in self.running))
+        if loose:
+            raise RuntimeError(
+                f"documents {sorted(d.title for d in loose)} are in use, but no request runs that has them"
+            )
 
     def _admit(self) -> None:
         """Start queued jobs, first come first served, while what all of them may need fits the arena."""
         while self.queue:
             needed = sum(job.need for job in self.running) + self.queue[0].need
-            if self.running and needed > self.cache.arena.slots:
+            if self.running and needed > self.store.arena.slots:
                 break
+            self.store.use_weights(fingerprint(self.model))
             job = self.queue.popleft()
             self.running.append(job)
-            self._send(job, None)
+            if job.waiting is None:  # it is not one that was suspended
+                self._send(job, None)
 
-    def _next_batch(self) -> list[tuple[Job, Chunk]]:
+    def _pass_prefilled(self) -> None:
+        """Let coroutines go on whose document is computed."""
+        for job in list(self.running):
+            while isinstance(job.waiting, Prefill) and self._is_computed(job, job.waiting):
+                self._send(job, None)
+
+    def _plan(self) -> list[Planned]:
         """A chunk for each running job that room can be made for.
 
-        A job that finds the arena full waits while others go on. Where none can, the newest one fails.
+        A job that finds the arena full waits while others go on. Where none can, the newest one gives up all it has
+        and starts anew once it can have the arena to itself; if it had, it fails.
         """
         while self.running:
-            pinned = {document for job in self.running for document in job.context.window}
-            batch: list[tuple[Job, Chunk]] = []
-            full: ArenaFullError | None = None
-            for job in self.running:
-                try:
-                    batch.append((job, self._next_chunk(job, pinned)))
-                except ArenaFullError as error:
-                    full = error
-            if batch:
-                return batch
-            self._finish(self.running[-1], full)
+            planned = plan(self.store, self.running)
+            if planned.batch:
+                return planned.batch
+            newest = self.running[-1]
+            if len(self.running) > 1:
+                self._suspend(newest)
+            else:
+                self._finish(newest, planned.full)
         return []
 
-    def _next_chunk(self, job: Job, pinned: set[Document]) -> Chunk:
-        """What to compute next for a job: first of all what its document reads. Room is reserved, reads are pinned."""
-        if job.waiting is None:
-            raise RuntimeError("a running job waits for nothing")
-        document = job.waiting.document
-        while True:
-            stop = min(len(document.tokens), document.computed + PREFILL_CHUNK)
-            reads = targets(document, document.computed, stop)
-            # Pinned on the way down: what is read together is resident together, or two would drive each other out.
-            pinned.update((document, *reads))
-            missing = next((target for target in reads if target.computed < len(target.tokens)), None)
-            if missing is None:
-                break
-            document = missing
-        self.cache.reserve(document, pinned)
-        job.touched[document] = None
-        return Chunk(document, document.computed, stop)
+    def _is_computed(self, job: Job, work: Prefill) -> bool:
+        attach(self.store, job, work.document)
+        return self.store.computed(work.document) == len(work.document.tokens)
+
+    def _account(self, one: Planned, seconds: float, rows: int) -> None:
+        """Note that a chunk was computed in a batch of so many rows, and who had it computed for it."""
+        document = one.chunk.document
+        decode = document.in_progress and not math.isnan(document.logprobs[one.chunk.start])
+        self.store.advance(document, one.chunk.stop, None if decode else seconds * len(one.chunk) / rows)
+        one.job.trace.count_forward(len(one.chunk), seconds, decode)
+        for job in one.sharing:
+            job.trace.tokens_reused += len(one.chunk)
 
     def _send(self, job: Job, drawn: Sampled | None) -> None:
         before = job.waiting
         try:
-            job.waiting = next(job.coroutine) if drawn is None else job.coroutine.send(drawn)
+            job.waiting = job.coroutine.send(drawn)
         except StopIteration:
             self._finish(job, None)
         except Exception as error:
@@ -201,8 +177,14 @@ class Engine:
             self._finish(job, error)
         else:
             if before is not None and job.waiting.document is not before.document:
-                for document in job.touched:
-                    self.cache.trim(document)
+                self._share_completed(job)
+
+    def _suspend(self, job: Job) -> None:
+        """Take what a job holds; it is computed anew when all others that run now are done."""
+        self._release(job)
+        self.running.remove(job)
+        self.queue.appendleft(job)
+        job.need = self.store.arena.slots
 
     def _finish(self, job: Job, error: Exception | None) -> None:
         job.waiting, job.done, job.error = None, True, error
@@ -211,5 +193,16 @@ class Engine:
             self.running.remove(job)
         else:
             self.queue.remove(job)
+        self._share_completed(job)
+        self._release(job)
+
+    def _share_completed(self, job: Job) -> None:
+        """Documents that were written are others' to use. The root is nobody's target."""
         for document in job.touched:
-            self.cache.free(document)
+            if document.depth:
+                self.store.complete(document)
+
+    def _release(self, job: Job) -> None:
+        for document in job.touched:
+            self.store.release(document)
+        job.touched.clear()

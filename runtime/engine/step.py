@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds2ds.attention.plain import Chunk, PlainAttention
-from ds2ds.cache.document_cache import DocumentCache
+from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.view import Chunk
+from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -18,13 +19,10 @@ from ds2ds.model.ds2ds_model import DS2DSModel
 
 
 @torch.inference_mode()
-def forward(model: DS2DSModel, cache: DocumentCache, chunks: Sequence[Chunk]) -> Tensor:
+def forward(model: DS2DSModel, store: DocumentStore, chunks: Sequence[Chunk]) -> Tensor:
     """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out."""
     ids = [token for chunk in chunks for token in chunk.document.tokens[chunk.start : chunk.stop]]
-    hidden = model.hidden(torch.tensor(ids, device=model.device), PlainAttention(cache, model.rotary, chunks))
-    for chunk in chunks:
-        chunk.document.computed = chunk.stop
-    return hidden
+    return model.hidden(torch.tensor(ids, device=model.device), PlainAttention(store, model.rotary, chunks))
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ds2ds.documents.document import Document
 
@@ -33,6 +33,13 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Prefill:
+    """Compute the tokens of a complete document, and first all that they read. The coroutine is sent None."""
+
+    document: Document
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A drawn token and its natural-log probability under the model's raw distribution."""
 
@@ -40,4 +47,5 @@ class Sampled:
     logprob: float
 
 
-Work: TypeAlias = Generator[Compute, Sampled, None]
+Work: TypeAlias = Generator[Compute | Prefill, Any, None]
+"""A coroutine of generation; after Compute it is sent a Sampled, after Prefill None."""

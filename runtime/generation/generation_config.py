@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ds2ds.documents.document_context import EVICTION_POLICIES
+from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
 
 
@@ -29,7 +29,8 @@ class GenerationConfig:
         max_auxiliary_documents: most documents in view besides the root.
         max_link_depth: how far links are followed; the root is at depth 0. 0: no links.
         allow_corpus_fallback: write what the corpus lacks.
-        eviction_policy: "drop_oldest" or "stop_new", when a new document finds no room.
+        eviction_policy: which document leaves when a new one finds no room: "drop_oldest", "least_recently_linked",
+            "largest_first", or "stop_new": none, the new one is refused.
         process_prompt_links: follow links in the prompt.
         allow_recursive_links: follow links of documents other than the root.
         eos_token_id: ends a document.
@@ -84,8 +85,9 @@ class GenerationConfig:
         for name in ("allow_corpus_fallback", "process_prompt_links", "allow_recursive_links", "logprobs"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.eviction_policy not in EVICTION_POLICIES:
-            raise ConfigError(f"eviction_policy must be one of {EVICTION_POLICIES}, got {self.eviction_policy!r}")
+        if not isinstance(self.eviction_policy, str) or self.eviction_policy not in EVICTION_POLICIES:
+            names = tuple(EVICTION_POLICIES)
+            raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
         self._check_stop()
         if self.device is not None:
             parse_device(self.device)

@@ -11,12 +11,15 @@ These are coroutines: they yield what they need computed, and are sent the token
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
-from ds2ds.engine.work import Work
+from ds2ds.engine.work import Compute, Prefill, Work
+from ds2ds.errors import CorpusError
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
 from ds2ds.generation.prompt_processor import find_links
 from ds2ds.generation.request import Request
@@ -80,9 +83,29 @@ class LinkFollower:
         self.request.emit(
             LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
         )
-        target = found.document
         if found.outcome == "not_followed":
             return
+        target = yield from self._bring_in(found)
+        if target in self.context.window:
+            self.context.note_link(target)
+            parent.add_grant(position, target)
+
+    def prefill(self, title: str) -> Generator[Compute | Prefill, Any, Document]:
+        """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
+
+        Raises:
+            CorpusError: no link to it would be followed.
+        """
+        found = self._locate(self.context.root, title)
+        if found.outcome != "corpus":
+            raise CorpusError(f"document {title!r} cannot be brought in: {found.reason or 'not in the corpus'}")
+        document = yield from self._bring_in(found)
+        yield Prefill(document)
+        return document
+
+    def _bring_in(self, found: Target) -> Generator[Compute | Prefill, Any, Document]:
+        """The document that a followed link leads to, complete. What it reads may have driven it out of the window."""
+        target = found.document
         if target is None and found.outcome == "corpus":
             target = self.context.open_corpus_document(found.title, found.tokens)
             target.truncated = found.truncated
@@ -96,8 +119,7 @@ class LinkFollower:
             yield from self._write(target)
         elif target not in self.context.window:
             self.context.readmit(target)
-        if target in self.context.window:
-            parent.add_grant(position, target)
+        return target
 
     def _locate(self, parent: Document, title: str) -> Target:
         """Where a link leads; room is made for what has to be brought in."""

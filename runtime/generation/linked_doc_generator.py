@@ -13,7 +13,8 @@ import torch
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
-from ds2ds.engine.engine import Engine, Job
+from ds2ds.engine.engine import Engine
+from ds2ds.engine.job import Job
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
@@ -103,7 +104,7 @@ class LinkedDocumentGenerator:
         """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
         events: list[Event] = []
         config = config or self.default_config()
-        request = self._request(prompt, prompt_tokens, corpus, config, title, events.append)
+        request = self.new_request(prompt, prompt_tokens, corpus, config, title, events.append)
         return self._stream(request, events)
 
     def _stream(self, request: Request, events: list[Event]) -> Iterator[Event]:
@@ -136,22 +137,27 @@ class LinkedDocumentGenerator:
         Raises:
             ConfigError, ValueError, CorpusError: an argument does not fit.
         """
-        return self._submit(self._request(prompt, prompt_tokens, corpus, config, title))
+        return self._submit(self.new_request(prompt, prompt_tokens, corpus, config, title))
 
     def _submit(self, request: Request) -> Running:
         work = LinkFollower(request).write_root()
-        job = self.engine.submit(work, request.context, request.trace, self._need(request.config))
+        job = self.engine.submit(work, request.context.window, request.trace, self._need(request.config))
         return Running(request, job, time.perf_counter())
 
-    def _request(
+    def new_request(
         self,
         prompt: str | None,
         prompt_tokens: Iterable[int] | None,
         corpus: Any,
         config: GenerationConfig,
-        title: str | None,
+        title: str | None = None,
         emit: Callable[[Event], None] = lambda event: None,
     ) -> Request:
+        """Check a request's arguments, and open its root.
+
+        Raises:
+            ConfigError, ValueError, CorpusError: an argument does not fit.
+        """
         config = fit_config(config, self.model)
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
@@ -196,7 +202,7 @@ class LinkedDocumentGenerator:
     def _need(self, config: GenerationConfig) -> int:
         """Slots that a request may fill: its window, what documents in progress reserve, and rounding."""
         reserved = min(config.max_tokens_per_document, config.max_context_length) * (config.max_link_depth + 1)
-        rounding = self.engine.cache.arena.allocator.block * (config.max_auxiliary_documents + 1)
+        rounding = self.engine.store.arena.allocator.block * (config.max_auxiliary_documents + 1)
         return config.max_context_length + reserved + rounding
 
 

@@ -77,5 +77,6 @@ class PromptLinkProcessor:
             elif target is None and config.allow_corpus_fallback and title not in missing:
                 missing.append(title)
             if target is not None and not target.in_progress:
+                context.note_link(target)
                 reader.add_grant(known.position, target)
         return missing

@@ -104,7 +104,7 @@ class SingleDocumentGenerator:
         request = Request(config, context, source, layout, self.tokenizer, Trace(), lambda event: None)
         before = len(document.tokens)
         engine = Engine(model)
-        for _ in engine.run(engine.submit(write_document(request, document), context, request.trace)):
+        for _ in engine.run(engine.submit(write_document(request, document), context.window, request.trace)):
             pass
         context.complete_current_document()
         return len(document.tokens) - before

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds2ds.attention.masks import MASKS
+from ds2ds.attention import full_pass
 from ds2ds.attention.rotary import Rotary, rotate
 from ds2ds.documents.spans import DocSpan
 from ds2ds.model.backbone import Attend, Backbone
@@ -83,33 +82,40 @@ class DS2DSModel(nn.Module):
         """Hidden states [..., model_dim] to logits [..., vocab_size]."""
         return linear(hidden.flatten(0, -2), self.loss_fn.weight).view(*hidden.shape[:-1], -1)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: full_pass.Mask) -> Tensor:
         """The full pass up to the lm head.
 
         Args:
-            tokens: int64 [B, T], T up to max_seq_len; mask: bool, broadcastable to [B, heads, T, T].
+            tokens: int64 [B, T], T up to max_seq_len.
+            mask: bool, broadcastable to [B, heads, T, T], or a BlockMask as ``full_pass.full_mask`` makes it, through
+                which no gradients pass.
 
         Returns:
             Hidden states [B, T, model_dim]; positions are 0..T-1 over the packed sequence.
         """
         batch, length = tokens.shape
-        if length > self.config.max_seq_len:
-            raise ValueError(f"{length} tokens exceed the model's max_seq_len {self.config.max_seq_len}")
+        self._check_length(length)
         cos, sin = (table.unsqueeze(1) for table in self.rotary.at(slice(0, length)))
 
         def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
             q, k = rotate(qk.view(batch, length, *qk.shape[1:]), cos, sin).permute(2, 0, 3, 1, 4)
             v = v.view(batch, length, *v.shape[1:]).transpose(1, 2)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return out.transpose(1, 2).flatten(0, 1)
+            return full_pass.attend(q, k, v, mask).transpose(1, 2).flatten(0, 1)
 
         return self.hidden(tokens.flatten(), attend).view(batch, length, -1)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_seq_len:
+            raise ValueError(f"{length} tokens exceed the model's max_seq_len {self.config.max_seq_len}")
 
     @torch.inference_mode()
     def forward_inference(
         self, tokens: Tensor, doc_spans: Sequence[DocSpan] | Sequence[Sequence[DocSpan]] | None = None
     ) -> Tensor:
         """The full pass over packed documents with the mask of the model's ``mask_type``; no gradients, no cache.
+
+        On a GPU FlexAttention runs with a block mask, and is compiled at the first pass of each length (to a power of
+        two). The mask is kept for passes with equal spans.
 
         Args:
             tokens: int64 [B, T].
@@ -128,17 +134,12 @@ class DS2DSModel(nn.Module):
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"token ids must be in [0, {self.config.vocab_size}), got {low if low < 0 else high}")
-        rows: list[Sequence[DocSpan]]
-        if doc_spans is None:
-            rows = [[DocSpan("", 0, length)]]
-        elif doc_spans and isinstance(doc_spans[0], DocSpan):
-            rows = [doc_spans]  # type: ignore[list-item]
-        else:
-            rows = list(doc_spans)  # type: ignore[arg-type]
+        self._check_length(length)  # before a mask of that length is made
+        rows = _rows(doc_spans, length)
         if len(rows) not in (1, batch):
             raise ValueError(f"doc_spans has {len(rows)} rows, but tokens has {batch}")
-        make = MASKS[self.config.mask_type]
-        mask = torch.stack([make(length, spans) for spans in rows]).unsqueeze(1).to(self.device)
+        blocks = full_pass.takes_blocks(self.device, self.dtype, self.config.head_dim)
+        mask = full_pass.full_mask(self.config.mask_type, length, rows, self.device, blocks=blocks)
         return self.logits(self(tokens.to(self.device), mask))
 
     def generate(
@@ -153,3 +154,17 @@ class DS2DSModel(nn.Module):
 
         runtime = Runtime(self, settings.pop("tokenizer", None), self.config.layout_policy)
         return runtime.generate(prompt=prompt, prompt_tokens=prompt_tokens, corpus=corpus, **settings)
+
+
+def _rows(
+    doc_spans: Sequence[DocSpan] | Sequence[Sequence[DocSpan]] | None, length: int
+) -> Sequence[Sequence[DocSpan]]:
+    """The spans of each row, or of one that serves all; the spans themselves are yet to be checked."""
+    if doc_spans is None:
+        return [[DocSpan("", 0, length)]]
+    if doc_spans and isinstance(doc_spans[0], DocSpan):
+        return [doc_spans]  # type: ignore[list-item]
+    for row in doc_spans:
+        if not isinstance(row, Sequence):
+            raise ValueError(f"doc_spans must be DocSpans, or a list of them for each row, got {row!r}")
+    return doc_spans  # type: ignore[return-value]

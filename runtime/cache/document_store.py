@@ -1,0 +1,282 @@
+"""Which documents are in the arena: shared by content, kept until their room is needed, never more than there is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import closing
+
+from ds2ds.cache.arena import KVArena
+from ds2ds.cache.entry import Entry
+from ds2ds.cache.retention import GreedyDualSizeFrequency, Retention
+from ds2ds.documents.content import DIGEST_BYTES, Content, content_of
+from ds2ds.documents.document import Document
+from ds2ds.errors import ArenaFullError
+
+SLACK = 16
+"""Before a compaction, documents are dropped until one slot in so many is free, as far as they may be."""
+
+
+class DocumentStore:
+    """Every resident document's Entry.
+
+    A document in progress has an entry of its own: it reserves room for its capacity, and gives the rest back when it
+    completes. From then on its keys and values are a function of the weights and its content (S5), and it shares one
+    entry with every other document of that content, in whichever request. Entries that no document uses stay until
+    their room is needed; then the one worth least goes, and is computed anew if it is asked for again.
+
+    Args:
+        retention: decides which entries go first.
+        share: off, every document has its own entry, which goes with the document.
+
+    Attributes:
+        weights: identity of the weights that compute; part of every key.
+    """
+
+    def __init__(self, arena: KVArena, retention: Retention | None = None, share: bool = True) -> None:
+        self.arena = arena
+        self.retention = retention or GreedyDualSizeFrequency()
+        self.share = share
+        self.weights = b""
+        self._entries: dict[Document, Entry] = {}
+        self._by_key: dict[bytes, Entry] = {}
+        self._prefilled = 0
+        self._prefill_seconds = 0.0
+
+    # Looking up
+
+    def start(self, document: Document) -> int:
+        """The slot of the document's first token.
+
+        Raises:
+            KeyError: the document is not resident.
+        """
+        return self._entries[document].extent.start
+
+    def computed(self, document: Document) -> int:
+        """How many of the document's tokens have their keys and values in the arena."""
+        entry = self._entries.get(document)
+        return 0 if entry is None else entry.computed
+
+    def entry(self, document: Document) -> Entry | None:
+        """None: it is not resident."""
+        return self._entries.get(document)
+
+    def documents(self) -> list[Document]:
+        """All that use an entry."""
+        return list(self._entries)
+
+    def shared(self) -> list[Entry]:
+        """All entries that can be found by their content: complete documents under the present weights."""
+        return list(self._by_key.values())
+
+    def holds(self, content: Content) -> bool:
+        """Whether a document of this content is in the arena."""
+        return self.key(content) in self._by_key
+
+    def key(self, content: Content) -> bytes:
+        """The cache key: a hash over the weights' identity and the content's digest."""
+        return hashlib.blake2b(self.weights + content.digest, digest_size=DIGEST_BYTES).digest()
+
+    # A document's life
+
+    def attach(self, document: Document) -> int | None:
+        """Let a complete document use the entry of its content, if there is one.
+
+        Returns:
+            How many of its tokens are computed there; None if there is none, or it has an entry already.
+        """
+        if document in self._entries or not self.share or document.in_progress:
+            return None
+        entry = self._by_key.get(self.key(content_of(document)))
+        if entry is None:
+            return None
+        self._use(entry, document)
+        return entry.computed
+
+    def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> None:
+        """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
+
+        Args:
+            pinned: called if room must be made.
+
+        Raises:
+            ArenaFullError: even without all that may go there is no room; nothing has gone then.
+        """
+        if document in self._entries:
+            return
+        allocator = self.arena.allocator
+        tokens = len(document.tokens) if document.capacity is None else document.capacity
+        need = allocator.rounded(tokens)
+        extent = allocator.allocate(tokens)
+        if extent is None and allocator.free < need:
+            self._make_room(document, need, pinned())
+            extent = allocator.allocate(tokens)
+        if extent is None:
+            # A compaction moves up to the whole arena: the gap it leaves is to serve more than this document.
+            self._drop_all(self._cheapest(need + allocator.capacity // SLACK, pinned()))
+            self.arena.compact()
+            extent = allocator.allocate(tokens)
+        if extent is None:
+            raise RuntimeError(f"no gap of {need} slots in a compacted arena with {allocator.free} free")
+        entry = Entry(extent)
+        self._use(entry, document)
+        if not document.in_progress:
+            self._publish(entry, document)
+
+    def advance(self, document: Document, stop: int, prefill_seconds: float | None = None) -> None:
+        """Note that the document's tokens up to `stop` are computed now.
+
+        Args:
+            prefill_seconds: what it took; None: they were decoded, which says nothing of what a prefill would take.
+        """
+        entry = self._entries[document]
+        if prefill_seconds is not None:
+            self._prefilled += stop - entry.computed
+            self._prefill_seconds += prefill_seconds
+            entry.cost += prefill_seconds
+        entry.computed = stop
+        document.settled = max(document.settled, stop)
+        if entry in self.retention:
+            self.retention.note(entry)
+
+    def complete(self, document: Document) -> None:
+        """A document that was in progress takes no more tokens: give back what it did not use, and share the rest.
+
+        No effect on one that is not resident, or was complete when it came.
+        """
+        entry = self._entries.get(document)
+        if entry is None or document.in_progress or entry in self.retention:
+            return
+        self.arena.allocator.trim(entry.extent, len(document.tokens))
+        if self._prefilled:
+            entry.cost = self._prefill_seconds / self._prefilled * len(document.tokens)
+        known = self._by_key.get(self.key(content_of(document))) if self.share else None
+        if known is not None and known.computed >= entry.computed:
+            self._drop(entry)
+            self._use(known, document)
+        else:
+            self._publish(entry, document)
+
+    def release(self, document: Document) -> None:
+        """The document is no longer used. Its entry stays if it is complete and shared."""
+        entry = self._entries.pop(document, None)
+        if entry is None:
+            return
+        entry.documents.remove(document)
+        if not entry.documents and (entry.key is None or not entry.computed):
+            self._drop(entry)
+
+    def use_weights(self, identity: bytes) -> None:
+        """From now on, these weights compute. If they are others than before, nothing resident is found any more."""
+        if identity == self.weights:
+            return
+        self.weights = identity
+        for entry in self.shared():
+            del self._by_key[entry.key or b""]
+            entry.key = None
+            if not entry.documents:
+                self._drop(entry)
+
+    def clear(self) -> None:
+        """Drop every entry that no document uses."""
+        for entry in self.shared():
+            if not entry.documents:
+                self._drop(entry)
+
+    def insert(self, content: Content, cost: float, uses: int) -> Entry | None:
+        """Room for a document that was computed elsewhere, to be filled by the caller; None if none is free.
+
+        Nothing is dropped for it. Where its content is there already, None too.
+        """
+        key = self.key(content)
+        if key in self._by_key:
+            return None
+        extent = self.arena.allocator.allocate(len(content))
+        if extent is None and self.arena.allocator.free >= self.arena.allocator.rounded(len(content)):
+            self.arena.compact()
+            extent = self.arena.allocator.allocate(len(content))
+        if extent is None:
+            return None
+        entry = Entry(extent, len(content), content=content, key=key, uses=uses, cost=cost)
+        self._by_key[key] = entry
+        self.retention.note(entry)
+        return entry
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless entries, extents, documents and keys match and every document fits its extent."""
+        self.arena.allocator.check_integrity()
+        entries = {*self._entries.values(), *self._by_key.values()}
+        extents = self.arena.allocator.extents
+        if sorted(id(entry.extent) for entry in entries) != sorted(map(id, extents)):
+            raise RuntimeError(f"{len(extents)} extents for {len(entries)} entries, not one for each")
+        for document, entry in self._entries.items():
+            if document not in entry.documents:
+                raise RuntimeError(f"document {document.title!r} has an entry that does not know it")
+            if document.in_progress and len(entry.documents) > 1:
+                raise RuntimeError(f"document {document.title!r} is in progress, and shared")
+        for entry in entries:
+            titles = sorted(document.title for document in entry.documents)
+            if any(self._entries.get(document) is not entry for document in entry.documents):
+                raise RuntimeError(f"an entry names documents {titles} that do not use it")
+            if entry.computed > entry.extent.length:
+                raise RuntimeError(f"document {titles} has {entry.computed} tokens in {entry.extent.length} slots")
+            if not entry.documents and entry.key is None:
+                raise RuntimeError(f"an entry of {entry.extent.length} slots can never be found again")
+            if entry.key is not None and self._by_key.get(entry.key) is not entry:
+                raise RuntimeError(f"document {titles} is not found by its key")
+            if any(document.in_progress for document in entry.documents) == (entry in self.retention):
+                raise RuntimeError(f"document {titles} is in progress and may be dropped, or neither")
+
+    def _use(self, entry: Entry, document: Document) -> None:
+        self._entries[document] = entry
+        entry.documents.add(document)
+        entry.uses += 1
+        if entry in self.retention:
+            self.retention.note(entry)
+
+    def _publish(self, entry: Entry, document: Document) -> None:
+        """Make a complete document's entry one that may be found, and dropped."""
+        if self.share:
+            content = content_of(document)
+            key = self.key(content)
+            if key not in self._by_key:
+                entry.content, entry.key = content, key
+                self._by_key[key] = entry
+        self.retention.note(entry)
+
+    def _make_room(self, document: Document, need: int, pinned: set[Document]) -> None:
+        going = self._cheapest(need, pinned)
+        allocator = self.arena.allocator
+        most = allocator.free + sum(entry.extent.length for entry in going)
+        if most < need:
+            raise ArenaFullError(
+                f"document {document.title!r} needs {need} slots of the KV arena; {most} of {allocator.capacity} can "
+                f"be had: give the runtime more arena_tokens, or lower max_tokens_per_document or max_context_length"
+            )
+        self._drop_all(going)
+
+    def _cheapest(self, need: int, pinned: set[Document]) -> list[Entry]:
+        """The entries to drop so that `need` slots are free, or all that may go if they do not suffice."""
+        free = self.arena.allocator.free
+        going: list[Entry] = []
+        with closing(self.retention.cheapest_first()) as entries:
+            while free < need and (entry := next(entries, None)) is not None:
+                if entry.documents.isdisjoint(pinned):
+                    going.append(entry)
+                    free += entry.extent.length
+        return going
+
+    def _drop_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.retention.drop(entry)
+            self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        for document in entry.documents:
+            del self._entries[document]
+        if entry.key is not None:
+            del self._by_key[entry.key]
+        entry.documents = set()
+        self.retention.forget(entry)
+        self.arena.allocator.release(entry.extent)

@@ -1,0 +1,68 @@
+"""What a document's keys and values are a function of, besides the weights (S5), as one hash: a Merkle DAG."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ds2ds.documents.document import Document
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ContentGrant:
+    """As DocumentGrant, of contents."""
+
+    position: int
+    target: Content
+    end: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """A complete document without name and origin.
+
+    Attributes:
+        tokens: int32 [n].
+        digest: over the tokens and, recursively, the grants with their positions and ends.
+    """
+
+    tokens: NDArray[np.int32]
+    grants: tuple[ContentGrant, ...]
+    digest: bytes
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def make_content(tokens: NDArray[np.int32], grants: tuple[ContentGrant, ...]) -> Content:
+    """A content with its digest."""
+    # Fixed-width parts with their counts in front: no two contents give the same bytes.
+    table = np.array([(g.position, -1 if g.end is None else g.end) for g in grants], dtype="<i8").reshape(-1, 2)
+    hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    hashed.update(np.array([len(tokens), len(grants)], dtype="<i8").tobytes())
+    hashed.update(tokens.astype("<i4", copy=False).tobytes())
+    hashed.update(table.tobytes())
+    for grant in grants:
+        hashed.update(grant.target.digest)
+    return Content(tokens, grants, hashed.digest())
+
+
+def content_of(document: Document) -> Content:
+    """The content of a complete document, which no longer changes; computed once.
+
+    Raises:
+        ValueError: the document, or one that it reads, is still being written.
+    """
+    if document.content is None:
+        if document.in_progress:
+            raise ValueError(f"document {document.title!r} is still being written: its content may change")
+        grants = tuple(ContentGrant(g.position, content_of(g.target), g.end) for g in document.grants)
+        document.content = make_content(np.array(document.tokens, dtype=np.int32), grants)
+    return document.content

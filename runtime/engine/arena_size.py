@@ -1,0 +1,51 @@
+"""How large the arena is where the user does not say."""
+
+from __future__ import annotations
+
+import torch
+
+from ds2ds.cache.arena import KVArena
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+CPU_ARENA_BYTES = 2**30
+"""On a CPU, unless the model's max_seq_len needs more. Memory that is never written to is never taken."""
+
+GPU_FREE_SHARE = 0.5
+"""Of the memory that is free on a GPU once the weights are there; the rest is for activations and other users."""
+
+WINDOWS = 4
+"""At least so many windows of the model's max_seq_len."""
+
+KV_BLOCK = {"cpu": 16, "cuda": 128}
+"""Alignment of extents, in slots: on a GPU a block of the block mask, on a CPU a line or more of cache."""
+
+
+def default_arena_tokens(model: DS2DSModel) -> int:
+    """Slots that fill the memory meant for the arena, and room for WINDOWS windows if that is more."""
+    memory = CPU_ARENA_BYTES
+    if model.device.type == "cuda":
+        memory = int(GPU_FREE_SHARE * torch.cuda.mem_get_info(model.device)[0])
+    return max(WINDOWS * model.config.max_seq_len, memory // bytes_per_token(model))
+
+
+def bytes_per_token(model: DS2DSModel) -> int:
+    """Keys and values of one token in all layers."""
+    return model.config.num_layers * 2 * model.config.model_dim * model.dtype.itemsize
+
+
+def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
+    """An arena for this model, beside its weights.
+
+    Raises:
+        ValueError: arena_tokens is not positive.
+    """
+    config = model.config
+    return KVArena(
+        config.num_layers,
+        config.num_heads,
+        config.head_dim,
+        default_arena_tokens(model) if arena_tokens is None else arena_tokens,
+        KV_BLOCK[model.device.type],
+        model.dtype,
+        model.device,
+    )

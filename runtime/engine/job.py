@@ -1,0 +1,29 @@
+"""One request in the engine: its coroutine, its window, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ds2ds.documents.document import Document
+from ds2ds.documents.generation_result import Trace
+from ds2ds.engine.work import Compute, Prefill, Work
+
+
+@dataclass(eq=False)
+class Job:
+    """Attributes:
+    window: the documents that it needs in the arena; it may change at any time.
+    need: slots of the arena that the request may come to fill; it starts when they are free.
+    waiting: the work it asked for last; None before it starts and once it is done.
+    error: what ended the request early; None while it runs and after it ended well.
+    touched: the documents that use entries of the store for it; they are released when it is done.
+    """
+
+    coroutine: Work
+    window: list[Document]
+    trace: Trace
+    need: int
+    waiting: Compute | Prefill | None = None
+    done: bool = False
+    error: Exception | None = None
+    touched: dict[Document, None] = field(default_factory=dict)
