@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from ds2ds.attention.rotary import rotate
-from ds2ds.documents.spans import DocSpan
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.ds2ds_model import DS2DSModel
 
@@ -30,9 +29,14 @@ def no_cache_flex(model: DS2DSModel, prompt: list[int]) -> Iterator[int]:
 
 def no_cache_sdpa(model: DS2DSModel, prompt: list[int]) -> Iterator[int]:
     """The same with scaled dot-product attention under a dense mask: the fastest full pass at hand."""
-    return _recompute(
-        prompt, model.device, lambda tokens: model.forward_inference(tokens, [DocSpan("", 0, tokens.shape[1])])
-    )
+    return _recompute(prompt, model.device, lambda tokens: sdpa_forward(model, tokens))
+
+
+@torch.inference_mode()
+def sdpa_forward(model: DS2DSModel, tokens: Tensor) -> Tensor:
+    """As `flex_forward`, with a dense mask. (`forward_inference` would take a block mask on a GPU.)"""
+    length = tokens.shape[1]
+    return model.logits(model(tokens, torch.ones(length, length, dtype=torch.bool, device=model.device).tril()))
 
 
 @torch.inference_mode()

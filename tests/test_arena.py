@@ -85,6 +85,23 @@ def test_an_extent_that_slides_onto_itself_keeps_its_content() -> None:
     assert made.compact() == 0
 
 
+def test_neighbours_that_move_together_and_one_behind_a_gap_keep_their_content() -> None:
+    made = arena(80)
+    extents = [made.allocator.allocate(16) for _ in range(5)]
+    for seed, extent in enumerate(extents):
+        assert extent is not None
+        made.write(1, extent.start, rows(16, seed), rows(16, seed + 10))
+    for gone in (0, 3):
+        extent = extents[gone]
+        assert extent is not None
+        made.allocator.release(extent)
+    assert made.compact() == 48
+    for start, seed in ((0, 1), (16, 2), (32, 4)):
+        keys, values = made.read(1, start, start + 16)
+        assert torch.equal(keys, rows(16, seed).transpose(0, 1))
+        assert torch.equal(values, rows(16, seed + 10).transpose(0, 1))
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=12))
 def test_compaction_keeps_every_extent(layout: list[tuple[int, bool]]) -> None:

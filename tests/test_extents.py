@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ds2ds.cache.extents import Extent, ExtentAllocator
+from ds2ds.cache.extents import Extent, ExtentAllocator, Move
 
 
 class Allocator(RuleBasedStateMachine):
@@ -65,13 +65,17 @@ class Allocator(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         owners = [owner for owner in self.slots if owner is not None]
+        stays = next((at for at, owner in enumerate(self.slots) if owner is None), len(self.slots))
         moves = self.allocator.compact()
-        below = 0
+        source_end = destination_end = stays
         for source, destination, length in moves:
-            assert below <= destination < source  # ascending, and never up
+            assert destination == destination_end < source
+            # A gap lies below each: what is side by side moves at once.
+            assert source > source_end and self.slots[source - 1] is None
             # In place: what lies at the destination is gone afterwards.
             self.slots[destination : destination + length] = self.slots[source : source + length]
-            below = destination + length
+            source_end, destination_end = source + length, destination + length
+        assert destination_end == len(owners)
         assert self.slots[: len(owners)] == owners
         self.slots[len(owners) :] = [None] * (len(self.slots) - len(owners))
         assert self.allocator.compact() == []
@@ -88,12 +92,13 @@ class Allocator(RuleBasedStateMachine):
         assert seen == self.slots
         assert self.allocator.free + self.allocator.used == self.allocator.capacity == len(self.slots)
         assert self.allocator.free == self.slots.count(None)
-        assert {id(extent) for extent in self.allocator.extents} == {id(extent) for extent in self.held.values()}
+        in_order = sorted(self.held.values(), key=lambda extent: extent.start)
+        assert list(map(id, self.allocator.extents)) == list(map(id, in_order))
         self.allocator.check_integrity()
 
 
 TestAllocator = Allocator.TestCase
-TestAllocator.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, derandomize=True)
+TestAllocator.settings = settings(max_examples=120, stateful_step_count=50, deadline=None, derandomize=True)
 
 
 def test_neighbours_merge_when_freed() -> None:
@@ -106,6 +111,26 @@ def test_neighbours_merge_when_freed() -> None:
     merged = allocator.allocate(32)
     assert merged is not None
     assert (merged.start, merged.length) == (16, 32)
+
+
+def test_extents_side_by_side_move_at_once_and_those_behind_a_gap_apart() -> None:
+    allocator = ExtentAllocator(112, 16)
+    a, b, c, d, e, f = (allocator.allocate(16) for _ in range(6))
+    for gone in (a, d):
+        assert gone is not None
+        allocator.release(gone)
+    assert allocator.compact() == [Move(16, 0, 32), Move(64, 32, 32)]
+    assert [extent and extent.start for extent in (b, c, e, f)] == [0, 16, 32, 48]
+
+
+def test_trimming_gives_whole_blocks_back_and_never_takes_any() -> None:
+    allocator = ExtentAllocator(64, 16)
+    extent = allocator.allocate(40)
+    assert extent is not None
+    for length, kept in ((100, 48), (33, 48), (32, 32), (48, 32), (0, 16)):
+        allocator.trim(extent, length)
+        assert (extent.length, allocator.used, allocator.free) == (kept, kept, 64 - kept)
+        allocator.check_integrity()
 
 
 def test_extents_are_told_apart_by_identity() -> None:
@@ -151,4 +176,14 @@ def test_planted_damage_is_found(planted: list[tuple[int, int]], message: str) -
     allocator.check_integrity()
     allocator.extents = [Extent(*extent) for extent in planted]
     with pytest.raises(RuntimeError, match=message):
+        allocator.check_integrity()
+
+
+@pytest.mark.parametrize("wrong", [-16, 16])
+def test_a_wrong_count_is_found(wrong: int) -> None:
+    allocator = ExtentAllocator(64, 16)
+    allocator.allocate(20)
+    allocator.check_integrity()
+    allocator.used += wrong
+    with pytest.raises(RuntimeError, match=f"extents add up to 32 slots, but {32 + wrong} count as used"):
         allocator.check_integrity()

@@ -18,7 +18,7 @@ from ds2ds.attention import plain
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
-from ds2ds.store.arena import KVArena
+from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 
@@ -188,13 +188,22 @@ def assert_equal(ours: dict[Document, Tensor], theirs: dict[Document, Tensor], a
         torch.testing.assert_close(values, theirs[document], atol=atol, rtol=0)
 
 
-TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 50
+TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 60
 
 
 @SOME
 @given(worlds(), st.data())
 def test_any_chunks_in_any_batches_equal_the_naive_softmax(made: World, data: st.DataObject) -> None:
     assert_equal(compute(made, drawn(data)), expected(made), TABLES)
+
+
+@SOME
+@given(worlds(most=7), st.integers(1, 5), st.integers(1, 12), st.data())
+def test_limits_do_not_change_results(made: World, key_block: int, slab_rows: int, data: st.DataObject) -> None:
+    """Keys in many blocks, rows in many slabs: only the order of sums is another."""
+    reference = compute(made, whole)
+    with limits(key_block, slab_rows):
+        assert_equal(compute(made, drawn(data)), reference, 1e-12)
 
 
 @SOME
@@ -220,10 +229,80 @@ def chain() -> World:
     return world([a, b, c], 7)
 
 
+def fan(targets: int = 7, reader: int = 9) -> World:
+    """A reader of many documents, from all over; each third is evicted, so that the later ones move closer."""
+    documents = [Document(f"t{i}", [0] * (2 + i % 4)) for i in range(targets)]
+    grants = [
+        DocumentGrant(i % reader, document, min(reader, i + 3) if i % 3 == 0 else None)
+        for i, document in enumerate(documents)
+    ]
+    grants.sort(key=lambda grant: grant.position)
+    return world([*documents, Document("reader", [0] * reader, grants=grants)], 11)
+
+
+@pytest.mark.parametrize("made", [chain(), fan()], ids=["chain", "fan"])
 @pytest.mark.parametrize("pick", [whole, one_token_each])
-def test_a_chain_with_an_eviction(pick: Pick) -> None:
-    made = chain()
+def test_graphs_with_evictions(pick: Pick, made: World) -> None:
     assert_equal(compute(made, pick), expected(made), TABLES)
+
+
+def test_many_documents_are_read_in_slabs_and_blocks_within_the_limits() -> None:
+    made = fan()
+    reader = made.documents[-1]
+    with limits(key_block=3, slab_rows=12):
+        store = store_for(made)
+        for document in made.documents[:-1]:
+            run(store, made, [Chunk(document, 0, len(document.tokens))])
+        run(store, made, [Chunk(reader, 0, 5)])
+        chunk = Chunk(reader, 5, 9)
+        (view,) = PlainAttention(store, Rotary(HEAD_DIM, 256), [chunk]).views
+        ours = run(store, made, [chunk])[0]
+    assert [piece.stop - piece.start for piece in view.own] == [4, 3, 2]  # the chunk itself, then what is before it
+    assert len(view.others) > 1
+    for slab in view.others:
+        assert len(slab.rows) == len(slab.cos) == len(slab.sin) <= 12
+        assert all(0 < piece.stop - piece.start <= 3 for _, piece in slab.pieces)
+    assert any(len(slab.pieces) > 1 for slab in view.others)
+    torch.testing.assert_close(ours, expected(made)[reader][:, 5:], atol=TABLES, rtol=0)
+
+
+def test_documents_of_thousands_of_tokens_pass_the_real_limits() -> None:
+    """More keys than KEY_BLOCK and more rows than SLAB_ROWS, against one softmax over all of them."""
+    tokens = plain.KEY_BLOCK + 100
+    far, near = Document("far", [0] * tokens), Document("near", [0] * 30)
+    rows = plain.SLAB_ROWS // 2 + 10
+    reader = Document("r", [0] * rows, grants=[DocumentGrant(0, near), DocumentGrant(0, far)])
+    generator = torch.Generator().manual_seed(3)
+    store = DocumentStore(KVArena(1, HEADS, HEAD_DIM, 4096, 4, torch.float64), share=False)
+    rotary = Rotary(HEAD_DIM, 4096)
+    keys, values = [], []
+    for document, delta in ((far, 30 + tokens), (near, 30), (reader, 0)):
+        store.reserve(document, set)
+        n = len(document.tokens)
+        qk, v = (torch.randn(n, parts, HEADS, HEAD_DIM, dtype=torch.float64, generator=generator) for parts in (2, 1))
+        qk = qk / qk.square().mean(-1, keepdim=True).sqrt()
+        attend = PlainAttention(store, rotary, [Chunk(document, 0, n)])
+        ours = attend(0, qk, v[:, 0])
+        keys.append((qk[:, 1], torch.arange(n) - delta))
+        values.append(v[:, 0])
+    assert len(attend.views[0].others) == 2 and len(attend.views[0].others[1].pieces) == 2
+    # Distances as they would be in one packed sequence, and keys turned there.
+    packed, at = (torch.cat(parts) for parts in zip(*keys, strict=True))
+    shift = int(-at.min())
+    turn = [complex(math.cos(f), math.sin(f)) for f in FREQUENCIES]
+    angles = torch.tensor(turn, dtype=torch.complex128)
+
+    def turned(x: Tensor, positions: Tensor) -> Tensor:
+        half = torch.complex(x[..., :4], x[..., 4:])
+        return half * angles.conj() ** positions[:, None, None]
+
+    scores = torch.einsum(
+        "qhc,khc->hqk", turned(qk[:, 0], torch.arange(rows) + shift), turned(packed, at + shift).conj()
+    ).real
+    hidden = at[None, :] > torch.arange(rows)[:, None]
+    weights = (scores / math.sqrt(HEAD_DIM)).masked_fill(hidden, -torch.inf).softmax(-1)
+    theirs = torch.einsum("hqk,khd->qhd", weights, torch.cat(values))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)  # float32 tables of angles up to 2500
 
 
 def test_a_target_in_the_same_batch_is_read() -> None:
@@ -259,12 +338,83 @@ def test_only_the_chunks_own_slots_are_written() -> None:
     assert store.arena.data.isfinite().sum() == LAYERS * 2 * HEADS * 3 * HEAD_DIM
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
-def test_lower_precisions_stay_close(dtype: torch.dtype, atol: float) -> None:
-    made = chain()
+# Lower precisions
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("made", [chain(), fan()], ids=["chain", "fan"])
+def test_lower_precisions_stay_close(dtype: torch.dtype, atol: float, made: World) -> None:
     store = store_for(made, dtype)
     reads = [run(store, made, [Chunk(d, 0, len(d.tokens))], dtype)[0].double() for d in made.documents]
     assert_equal(dict(zip(made.documents, reads, strict=True)), expected(made), atol)
+
+
+def read_alone(qk: Tensor, v: Tensor, own: int) -> Tensor:
+    """What the last row of qk [n, 2, heads, head_dim], v [n, heads, head_dim] reads; the last `own` rows are its
+    document's, all before them another's that it reads."""
+    heads, head_dim, dtype = qk.shape[2], qk.shape[3], qk.dtype
+    target, reader = Document("t", [0] * (len(qk) - own)), Document("r", [0] * own)
+    reader.grants = [DocumentGrant(0, target)]
+    store = DocumentStore(KVArena(1, heads, head_dim, 4096, 4, dtype), share=False)
+    read = torch.empty(0)
+    for document, start, rows in (
+        (target, 0, slice(0, len(target.tokens))),
+        (reader, 0, slice(len(target.tokens), len(qk) - 1)),
+        (reader, own - 1, slice(len(qk) - 1, len(qk))),
+    ):
+        store.reserve(document, set)
+        chunk = Chunk(document, start, start + rows.stop - rows.start)
+        read = PlainAttention(store, Rotary(head_dim, 4096), [chunk])(0, qk[rows], v[rows])
+    return read[0]
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("key_block", [1, 64, 2048])
+def test_sums_over_many_keys_are_float32_in_half_precision(dtype: torch.dtype, key_block: int) -> None:
+    """With q = 0 all keys weigh the same: what is read is the mean of the values. They are whole, and so are sums."""
+    n = 700  # in bfloat16, 256 + 1 is 256
+    qk = torch.zeros(n, 2, HEADS, 8, dtype=dtype)
+    qk[:, 1] = torch.randn(n, HEADS, 8, generator=torch.Generator().manual_seed(0))
+    v = torch.randint(-8, 9, (n, HEADS, 8), generator=torch.Generator().manual_seed(1))
+    with limits(key_block, 512):
+        read = read_alone(qk, v.to(dtype), own=80)
+    assert torch.equal(read, (v.sum(0).float() / n).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_weights_are_float32_in_half_precision(dtype: torch.dtype) -> None:
+    """Scores are multiples of 1/4 and values 0 or 1, both exact: what is read has no error but its own rounding."""
+    generator = torch.Generator().manual_seed(2)
+    qk = torch.zeros(5, 2, 64, 16, dtype=dtype)
+    # Only pairs that positions do not turn; with head_dim 16 the scale is 1/4.
+    still = [4, 5, 6, 7, 12, 13, 14, 15]
+    qk[..., still] = torch.randint(-1, 2, (5, 2, 64, len(still)), generator=generator).to(dtype)
+    v = torch.randint(0, 2, (5, 64, 16), generator=generator).to(dtype)
+    scores = torch.einsum("hd,khd->hk", qk[-1, 0].double(), qk[:, 1].double()) / 4
+    exact = torch.einsum("hk,khd->hd", scores.softmax(-1), v.double())
+    error = (read_alone(qk, v, own=2).double() - exact).abs()
+    assert (error <= torch.finfo(dtype).eps / 2 * exact + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_scores_there_are_neither_overflow_nor_vanish(dtype: torch.dtype, sign: int) -> None:
+    """Queries and keys of head_dim 128 along one line score +-sqrt(128); exp of that is 82,000, and float16 ends at
+    65,504. In 300 keys, whose weights are all the same."""
+    n, head_dim = 300, 128
+    qk = torch.zeros(n, 2, HEADS, head_dim)
+    still = [*range(32, 64), *range(96, 128)]  # pairs that positions do not turn
+    qk[..., still] = math.sqrt(2)
+    qk[:, 1] *= sign
+    v = torch.randint(-8, 9, (n, HEADS, head_dim), generator=torch.Generator().manual_seed(1))
+    read = read_alone(qk.to(dtype), v.to(dtype), own=40)
+    torch.testing.assert_close(read.double(), v.double().mean(0), atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
+# Errors
 
 
 def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
@@ -273,7 +423,7 @@ def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
     c = made.documents[2]
     # Token 7 reads a and b, 11 tokens, at distances of up to 7 + 5.
     PlainAttention(store, Rotary(HEAD_DIM, 13), [Chunk(c, 7, 8)])
-    with pytest.raises(ValueError, match="positions 12 to 13 exceed the table's 12"):
+    with pytest.raises(IndexError, match="index 12 is out of bounds"):
         PlainAttention(store, Rotary(HEAD_DIM, 12), [Chunk(c, 7, 8)])
 
 

@@ -155,8 +155,9 @@ class BlockTable:
         """
         counts = [len(rows) for _, rows in tiles]
         rows = [row for _, rows in tiles for row in rows]
-        if len(rows) > self.bucket.rows or max(counts, default=0) > self.bucket.fan:
-            raise ValueError(f"{len(rows)} rows, up to {max(counts)} for one tile, do not fit {self.bucket}")
+        sizes = Bucket(max((len(tile) for tile, _ in tiles), default=0), len(rows), max(counts, default=0))
+        if sizes.queries > self.bucket.queries or sizes.rows > self.bucket.rows or sizes.fan > self.bucket.fan:
+            raise ValueError(f"tiles of {sizes} do not fit {self.bucket}")
         longest = max((row.blocks for row in rows), default=0)
         if longest > len(self._steps):
             raise ValueError(f"a row of {longest} key blocks does not fit a list of {len(self._steps)}")

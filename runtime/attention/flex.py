@@ -113,8 +113,8 @@ class FlexPath:
                 kernel = self._kernel(kind, bucket)
                 table = kernel.table(0)
                 table.load([])
-                layers, _, heads, slots, head_dim = self.arena.data.shape
-                kernel(0, self.arena.data.new_zeros(*table.token.shape, heads, head_dim), table)
+                data = self.arena.data
+                kernel(0, data.new_zeros(*table.token.shape, data.shape[2], data.shape[-1]), table)
 
     def _groups(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Kind, Group]]:
         decode, prefill = self.kinds
@@ -157,22 +157,24 @@ class FlexAttention:
     def __init__(self, path: FlexPath, chunks: Sequence[Chunk], launches: Sequence[_Launch]) -> None:
         self.path, self.launches = path, launches
         device = path.arena.data.device
-        positions = [position for chunk in chunks for position in range(chunk.start, chunk.stop)]
-        starts = [path.store.start(chunk.document) for chunk in chunks for _ in range(len(chunk))]
-        self.slots, at = torch.tensor([starts, positions]).to(device)
-        self.slots += at
+        positions: list[int] = []
+        slots: list[int] = []
+        for chunk in chunks:
+            base = path.store.start(chunk.document)
+            positions += range(chunk.start, chunk.stop)
+            slots += range(base + chunk.start, base + chunk.stop)
+        at, self.slots = torch.tensor([positions, slots]).to(device)
         self.cos, self.sin = path.rotary.at(at)
-        # Where each row of the flat batch is in the launches' outputs, one after the other; None: as it is there.
+        # Where the launches' outputs, one after the other, have each row of the flat batch; None: where it is itself.
         found = [0] * len(positions)
         base = 0
         for launch in launches:
-            queries = launch.kernel.bucket.queries
+            queries, rows = launch.kernel.bucket.queries, launch.kernel.bucket.rows
             for index, tile in enumerate(launch.tiles):
-                found[tile.token : tile.token + len(tile)] = range(
-                    base + index * queries, base + index * queries + len(tile)
-                )
-            base += launch.kernel.bucket.rows * queries
-        self.found = None if found == list(range(len(found))) else torch.tensor(found, device=device)
+                at_tile = base + index * queries
+                found[tile.token : tile.token + len(tile)] = range(at_tile, at_tile + len(tile))
+            base += rows * queries
+        self.found = None if found == list(range(len(found))) else torch.tensor(found).to(device)
 
     @torch.inference_mode()
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
@@ -185,11 +187,10 @@ class FlexAttention:
             raise RuntimeError("attention of a step that has ended: the tables show a later one")
         data = self.path.arena.data[layer]
         keys = rotate(qk[:, 1], self.cos, self.sin)
+        # A row that is NaN is noticed through its key; as a value it would reach whoever has this slot masked.
         data.index_copy_(2, self.slots, torch.stack([keys, v.nan_to_num()]).transpose(1, 2).to(data.dtype))
-        read = [
-            launch.kernel(layer, qk[:, 0][launch.table.token], launch.table).flatten(0, 1) for launch in self.launches
-        ]
-        out = read[0] if len(read) == 1 else torch.cat(read)
+        outs = [launch.kernel(layer, qk[:, 0][launch.table.token], launch.table) for launch in self.launches]
+        out = outs[0].flatten(0, 1) if len(outs) == 1 else torch.cat([out.flatten(0, 1) for out in outs])
         return out[: len(v)] if self.found is None else out[self.found]
 
 
@@ -279,17 +280,18 @@ def read_rows(
 
 def _options(kind: Kind, data: Tensor, block: int) -> dict[str, Any]:
     """FlexAttention's kernel_options for tiles of this kind over an arena."""
+    if not data.is_cuda:
+        return {}
     # A row's blocks follow one another, which saves the kernel a look at the list for each.
     options: dict[str, Any] = {"BACKEND": kind.backend, "BLOCKS_ARE_CONTIGUOUS": True}
-    if not data.is_cuda:
-        return options
     bytes_per_key = data.shape[-1] * data.element_size()
     if kind.backend == "TRITON" and block < QUERY_BLOCK:
-        # The template's own choice may exceed a block, which it takes for an error: 16 KiB of keys at once.
+        # The template refuses blocks below the number of keys that it chooses: here 16 KiB of them.
         options["BLOCK_N"] = max(16, min(block, _power(2**14 // bytes_per_key)))
-    if kind.backend == "TRITON_DECODE" and torch.cuda.get_device_capability(data.device)[0] in (9, 10):
-        # torch 2.11 to 2.13 mean three stages there, but a slip in their heuristics leaves one.
-        if bytes_per_key <= 512:
+    if kind.backend == "TRITON_DECODE" and bytes_per_key <= 512:
+        # torch 2.11 to 2.13 mean to choose three stages on these GPUs, and by a slip in their heuristics choose one.
+        capability = torch.cuda.get_device_capability(data.device)
+        if capability in ((9, 0), (10, 0), (10, 3)):
             options["num_stages"] = 3
     return options
 

@@ -59,15 +59,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
     Args:
         mask: bool, broadcastable to [B, heads, T, T]; or a BlockMask, whose queries and keys may reach beyond T.
+
+    Raises:
+        ValueError: a BlockMask is for fewer tokens.
     """
     if isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    length = q.shape[2]
-    beyond = (0, 0, 0, mask.seq_lengths[0] - length)
+    length, padded = q.shape[2], mask.seq_lengths[0]
+    if length > padded:
+        raise ValueError(f"the block mask is for at most {padded} tokens, got {length}")
     # Contiguous whether padded or not: strides too are something to compile for.
-    q, k, v = (F.pad(x, beyond).contiguous() for x in (q, k, v))
-    flex = _compiled() if q.is_cuda else _flex
-    return flex(q, k, v, mask)[:, :, :length]
+    q, k, v = (F.pad(x, (0, 0, 0, padded - length)).contiguous() for x in (q, k, v))
+    return (_compiled_flex if q.is_cuda else _flex)(q, k, v, mask)[:, :, :length]
 
 
 def _build(mask_type: str, length: int, rows: Rows, device: torch.device, blocks: bool) -> Mask:
@@ -86,9 +89,13 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     return flex_attention(q, k, v, block_mask=mask)
 
 
+def _compiled_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    with torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES):
+        return _compiled()(q, k, v, mask)
+
+
 @cache
 def _compiled() -> Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]:
     # Static shapes give kernels without bounds checks. fullgraph: what cannot be compiled is an error, for eager
     # FlexAttention would answer after allocating every score.
-    compiled = torch.compile(_flex, dynamic=False, fullgraph=True)
-    return torch._dynamo.config.patch(recompile_limit=COMPILED_SHAPES)(compiled)
+    return torch.compile(_flex, dynamic=False, fullgraph=True)

@@ -151,7 +151,7 @@ class DocumentStore:
         self.arena.allocator.trim(entry.extent, len(document.tokens))
         if self._prefilled:
             entry.cost = self._prefill_seconds / self._prefilled * len(document.tokens)
-        known = self._by_key.get(self.key(content_of(document))) if self.share else None
+        known = self._by_key.get(self.key(content_of(document))) if self.share and not entry.stale else None
         if known is not None and known.computed >= entry.computed:
             self._drop(entry)
             self._use(known, document)
@@ -172,6 +172,8 @@ class DocumentStore:
         if identity == self.weights:
             return
         self.weights = identity
+        for entry in self._entries.values():
+            entry.stale = True
         for entry in self.shared():
             del self._by_key[entry.key or b""]
             entry.key = None
@@ -187,10 +189,10 @@ class DocumentStore:
     def insert(self, content: Content, cost: float, uses: int) -> Entry | None:
         """Room for a document that was computed elsewhere, to be filled by the caller; None if none is free.
 
-        Nothing is dropped for it. Where its content is there already, None too.
+        Nothing is dropped for it. Where its content is there already, or nothing is shared, None too.
         """
         key = self.key(content)
-        if key in self._by_key:
+        if key in self._by_key or not self.share:
             return None
         extent = self.arena.allocator.allocate(len(content))
         if extent is None and self.arena.allocator.free >= self.arena.allocator.rounded(len(content)):
@@ -215,6 +217,10 @@ class DocumentStore:
                 raise RuntimeError(f"document {document.title!r} has an entry that does not know it")
             if document.in_progress and len(entry.documents) > 1:
                 raise RuntimeError(f"document {document.title!r} is in progress, and shared")
+            if entry.computed > len(document.tokens):
+                raise RuntimeError(
+                    f"document {document.title!r} has {entry.computed} tokens computed of {len(document.tokens)}"
+                )
         for entry in entries:
             titles = sorted(document.title for document in entry.documents)
             if any(self._entries.get(document) is not entry for document in entry.documents):
@@ -227,6 +233,15 @@ class DocumentStore:
                 raise RuntimeError(f"document {titles} is not found by its key")
             if any(document.in_progress for document in entry.documents) == (entry in self.retention):
                 raise RuntimeError(f"document {titles} is in progress and may be dropped, or neither")
+        for key, entry in self._by_key.items():
+            titles = sorted(document.title for document in entry.documents)
+            if entry.content is None or not key == entry.key == self.key(entry.content):
+                raise RuntimeError(f"document {titles} is found by a key that is not its own")
+            if any(content_of(document).digest != entry.content.digest for document in entry.documents):
+                raise RuntimeError(f"one of documents {titles} is of another content than its entry")
+        gone = set(self.retention.cheapest_first()) - entries
+        if gone:
+            raise RuntimeError(f"retention holds {len(gone)} entries that are gone")
 
     def _use(self, entry: Entry, document: Document) -> None:
         self._entries[document] = entry
@@ -237,7 +252,7 @@ class DocumentStore:
 
     def _publish(self, entry: Entry, document: Document) -> None:
         """Make a complete document's entry one that may be found, and dropped."""
-        if self.share:
+        if self.share and not entry.stale:
             content = content_of(document)
             key = self.key(content)
             if key not in self._by_key:

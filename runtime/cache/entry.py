@@ -18,7 +18,8 @@ class Entry:
         computed: how many tokens have their keys and values there.
         documents: who uses it now.
         content: what it holds; None while it is being written, or where documents are not shared.
-        key: what it is found by; None as for content.
+        key: what it is found by; None as for content, and once other weights are in use.
+        stale: begun before the weights that are in use now: never shared.
         uses: how many documents have used it.
         cost: seconds that computing it anew would take, as measured.
         worth: what retention thought of it last.
@@ -29,6 +30,7 @@ class Entry:
     documents: set[Document] = field(default_factory=set)
     content: Content | None = None
     key: bytes | None = None
+    stale: bool = False
     uses: int = 0
     cost: float = 0.0
     worth: float = 0.0

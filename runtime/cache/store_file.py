@@ -8,7 +8,8 @@ Cache keys are not in the file; they are computed from what is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,43 @@ def load_store(store: DocumentStore, path: Path, weights: str, vocab_size: int) 
     Raises:
         CacheError: the file is missing or damaged, or is of other weights. Nothing is brought in then.
     """
+    with _opened(path) as (file, metadata):
+        if metadata.get("weights") != weights:
+            raise CacheError(f"{path} was computed with other weights than this model's, or in another dtype")
+        tables = _read_tables(file, path)
+        return _bring_in(store, file, path, tables, _read_contents(tables, path, vocab_size))
+
+
+def describe(path: Path) -> dict[str, str]:
+    """What a file holds, in words.
+
+    Raises:
+        CacheError: it is missing, or no file of prefilled documents.
+    """
+    with _opened(path) as (file, metadata):
+        lengths = _read_tables(file, path)["lengths"]
+        held = [name for name in file.keys() if name.startswith("kv.")]  # noqa: SIM118 (not a dict)
+        shape = file.get_slice(held[0]).get_shape() if held else None
+        others = f", and {len(lengths) - len(held):,} that they read" if len(lengths) > len(held) else ""
+        return {
+            "documents": f"{len(held):,}{others}",
+            "tokens": f"{int(lengths.sum()):,}",
+            "size": f"{path.stat().st_size / 1e6:,.1f} MB",
+            "shape": "nothing" if shape is None else f"{shape[0]} layers, {shape[2]} heads of {shape[4]}",
+            "weights": f"sha256 {metadata.get('weights', '')[:16]}",
+        }
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise CacheError(f"{path} is no file of prefilled documents (`save_cache` writes them)")
-            if metadata.get("weights") != weights:
                 raise CacheError(
-                    f"{path} was computed with other weights than this model's, or in another dtype"
+                    f"{path} is no file of prefilled documents: `ds2ds cache warm` and `save_cache` write them"
                 )
-            tables = _read_tables(file, path)
-            return _bring_in(store, file, path, tables, _read_contents(tables, path, vocab_size))
+            yield file, metadata
     except FileNotFoundError:
         raise CacheError(f"{path} does not exist") from None
     except (OSError, SafetensorError) as error:
@@ -123,11 +150,12 @@ def _bring_in(store: DocumentStore, file: Any, path: Path, tables: dict[str, Ten
 
 def _read_tables(file: Any, path: Path) -> dict[str, Tensor]:
     names = set(file.keys())
-    tables = {}
+    tables: dict[str, Tensor] = {}
     for name, (dtype, dimensions) in TABLES.items():
-        tables[name] = table = file.get_tensor(name) if name in names else None
+        table = file.get_tensor(name) if name in names else None
         if table is None or table.dtype != dtype or table.dim() != dimensions:
             raise CacheError(f"{path} is damaged: {name} is missing, or is no {dimensions}-dimensional {dtype}")
+        tables[name] = table
     return tables
 
 

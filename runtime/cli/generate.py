@@ -71,6 +71,17 @@ def generate(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
+    arena_tokens: Annotated[
+        int | None, _setting("Memory", "Tokens that the KV arena holds, at least 1; default: 1 GiB, half a free GPU.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Documents prefilled by `ds2ds cache warm`, with this model.",
+            rich_help_panel="Memory",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, _setting("Length", "Most tokens written in one document, at least 1; default 100.")
     ] = None,
@@ -127,7 +138,11 @@ def generate(
     process_prompt_links: Annotated[bool | None, _setting("Links", "Follow links in the prompt; default True.")] = None,
     eviction_policy: Annotated[
         str | None,
-        _setting("Links", "drop_oldest or stop_new, when a new document finds no room; default drop_oldest."),
+        _setting(
+            "Links",
+            "Which document leaves when a new one finds no room: drop_oldest (the default), least_recently_linked, "
+            "largest_first, or stop_new: the new one stays out.",
+        ),
     ] = None,
 ) -> None:
     """Write a document and follow its links: into the corpus, or by writing what the corpus lacks.
@@ -146,7 +161,9 @@ def generate(
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        runtime = _load(model, device, dtype, settings := _settings(context))
+        runtime = _load(model, device, dtype, arena_tokens, settings := _settings(context))
+        if cache is not None:
+            runtime.load_cache(cache)
         events = _start(runtime, text, title, opened, settings)
         loading.close()
         renderer: Renderer | None = None
@@ -202,12 +219,14 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value not in (None, (), [])}
 
 
-def _load(model: str, device: str | None, dtype: str | None, settings: dict[str, Any]) -> Runtime:
+def _load(
+    model: str, device: str | None, dtype: str | None, arena_tokens: int | None, settings: dict[str, Any]
+) -> Runtime:
     from ds2ds.generation.generation_config import GenerationConfig
     from ds2ds.runtime import Runtime
 
     GenerationConfig(**settings)  # a bad value is told before a large model is loaded
-    return Runtime.from_pretrained(model, device, dtype)
+    return Runtime.from_pretrained(model, device, dtype, arena_tokens=arena_tokens)
 
 
 def _start(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ds2ds import __version__
-from ds2ds.cli import corpus, model
+from ds2ds.cli import cache, corpus, model
 from ds2ds.cli.generate import generate
 from ds2ds.errors import Ds2dsError
 
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Fast decoding for document-graph l
 app.command()(generate)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(model.app, name="model")
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(asked: bool) -> None:

@@ -44,7 +44,8 @@ def figures(result: GenerationResult, written: int) -> str:
     decoding = trace.seconds["decode"] + trace.seconds["sampling"]
     if trace.tokens_decoded and decoding:
         parts[0] += f" at {trace.tokens_decoded / decoding:.1f} tokens/s"
-    parts.append(f"{trace.tokens_prefilled:,} prefilled")
+    reused = f", {trace.tokens_reused:,} reused" if trace.tokens_reused else ""
+    parts.append(f"{trace.tokens_prefilled:,} prefilled{reused}")
     parts.append(count(1 + len(result.auxiliary_documents), "document"))
     links = {
         "from the corpus": trace.links_from_corpus,

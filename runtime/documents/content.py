@@ -63,6 +63,12 @@ def content_of(document: Document) -> Content:
     if document.content is None:
         if document.in_progress:
             raise ValueError(f"document {document.title!r} is still being written: its content may change")
-        grants = tuple(ContentGrant(g.position, content_of(g.target), g.end) for g in document.grants)
-        document.content = make_content(np.array(document.tokens, dtype=np.int32), grants)
+        length = len(document.tokens)
+        grants = []
+        for grant in document.grants:
+            end = None if grant.end is None or grant.end >= length else grant.end
+            # What no token reads (a link that closes in the last token) makes no difference.
+            if grant.position < (length if end is None else end):
+                grants.append(ContentGrant(grant.position, content_of(grant.target), end))
+        document.content = make_content(np.array(document.tokens, dtype=np.int32), tuple(grants))
     return document.content

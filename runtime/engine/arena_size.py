@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ds2ds.cache.arena import KVArena
+from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
 
 CPU_ARENA_BYTES = 2**30
@@ -37,15 +38,15 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
     """An arena for this model, beside its weights.
 
     Raises:
-        ValueError: arena_tokens is not positive.
+        ConfigError: arena_tokens is no positive integer, or more than there is memory for.
     """
     config = model.config
-    return KVArena(
-        config.num_layers,
-        config.num_heads,
-        config.head_dim,
-        default_arena_tokens(model) if arena_tokens is None else arena_tokens,
-        KV_BLOCK[model.device.type],
-        model.dtype,
-        model.device,
-    )
+    slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        raise ConfigError(f"arena_tokens must be positive, a whole number of tokens, got {slots!r}")
+    block, shape = KV_BLOCK[model.device.type], (config.num_layers, config.num_heads, config.head_dim)
+    try:
+        return KVArena(*shape, slots, block, model.dtype, model.device)
+    except (RuntimeError, MemoryError) as error:  # torch raises the former, of the GPU too
+        size = slots * bytes_per_token(model) / 1e9
+        raise ConfigError(f"an arena of {slots:,} tokens takes {size:,.1f} GB, which are not to be had") from error

@@ -1,0 +1,222 @@
+"""Content digests: equal exactly for documents whose keys and values are the same function of the weights (S5)."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ds2ds.documents import content as content_module
+from ds2ds.documents.content import DIGEST_BYTES, Content, ContentGrant, content_of, make_content
+from ds2ds.documents.document import Document, DocumentGrant
+
+MANY = settings(max_examples=300, deadline=None, derandomize=True)
+
+
+def nested(document: Document) -> tuple[Any, ...]:
+    """The same in plain words: tokens, and the grants in their order, each with what it leads to."""
+    return tuple(document.tokens), tuple((g.position, g.end, nested(g.target)) for g in document.grants)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Document]:
+    """Documents of few different tokens and grants, so that many are equal, but their titles never."""
+    documents: list[Document] = []
+    for index in range(draw(st.integers(2, 7))):
+        document = Document(f"d{index}", draw(st.lists(st.integers(0, 1), max_size=2)), depth=index)
+        for _ in range(draw(st.integers(0, 2)) if documents else 0):
+            position = draw(st.integers(0, 1))
+            target = draw(st.sampled_from(documents))
+            document.grants.append(DocumentGrant(position, target, draw(st.sampled_from([None, 0, 1, 2]))))
+        documents.append(document)
+    return documents
+
+
+@MANY
+@given(graphs())
+def test_digests_are_equal_exactly_where_contents_are(documents: list[Document]) -> None:
+    for one in documents:
+        for other in documents:
+            equal = content_of(one).digest == content_of(other).digest
+            assert equal == (nested(one) == nested(other))
+
+
+@MANY
+@given(graphs())
+def test_a_content_is_the_document_without_its_name(documents: list[Document]) -> None:
+    def plain(content: Content) -> tuple[Any, ...]:
+        return tuple(content.tokens.tolist()), tuple((g.position, g.end, plain(g.target)) for g in content.grants)
+
+    for document in documents:
+        content = content_of(document)
+        assert plain(content) == nested(document)
+        assert content.tokens.dtype == np.int32 and len(content) == len(document.tokens)
+        assert len(content.digest) == DIGEST_BYTES
+        again = make_content(content.tokens, content.grants)
+        assert again.digest == content.digest
+
+
+@MANY
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6), st.data())
+def test_each_token_counts_with_all_its_bits(tokens: list[int], data: st.DataObject) -> None:
+    at, bit = data.draw(st.integers(0, len(tokens) - 1)), data.draw(st.integers(0, 30))
+    other = [*tokens[:at], tokens[at] ^ 1 << bit, *tokens[at + 1 :]]
+    assert digest(tokens) != digest(other)
+    assert digest(tokens) == digest(list(tokens))
+
+
+def digest(tokens: list[int], *grants: tuple[int, Document, int | None]) -> bytes:
+    return content_of(Document("d", tokens, grants=[DocumentGrant(*grant) for grant in grants])).digest
+
+
+def test_each_part_counts() -> None:
+    a, b, same_as_a = Document("a", [1, 2]), Document("b", [3]), Document("x", [1, 2])
+    reference = digest([5, 6, 7], (1, a, None), (2, b, 3))
+    assert digest([5, 6, 7], (1, same_as_a, None), (2, b, 3)) == reference
+    others = [
+        digest([5, 6, 8], (1, a, None), (2, b, 3)),
+        digest([5, 6], (1, a, None), (2, b, 3)),
+        digest([5, 6, 7, 0], (1, a, None), (2, b, 3)),
+        digest([5, 6, 7], (0, a, None), (2, b, 3)),
+        digest([5, 6, 7], (1, a, 3), (2, b, 3)),
+        digest([5, 6, 7], (1, a, 0), (2, b, 3)),
+        digest([5, 6, 7], (1, a, None), (2, b, None)),
+        digest([5, 6, 7], (1, b, None), (2, a, 3)),
+        digest([5, 6, 7], (1, a, None)),
+        digest([5, 6, 7], (1, a, None), (2, b, 3), (2, b, 3)),
+        digest([5, 6, 7]),
+    ]
+    assert len({reference, *others}) == len(others) + 1
+
+
+def test_of_two_links_at_one_token_the_order_counts() -> None:
+    """The one granted later lies further left (S3)."""
+    a, b = Document("a", [1]), Document("b", [2])
+    assert digest([5, 6], (1, a, None), (1, b, None)) != digest([5, 6], (1, b, None), (1, a, None))
+
+
+def test_a_change_deep_down_counts_and_a_title_does_not() -> None:
+    def chain(leaf: int, title: str = "t") -> bytes:
+        document = Document(title, [leaf])
+        for depth in range(5):
+            document = Document(f"{title}{depth}", [depth], grants=[DocumentGrant(0, document)])
+        return content_of(document).digest
+
+    assert chain(1) == chain(1, "another")
+    assert chain(1) != chain(2)
+
+
+def test_nothing_else_about_a_document_counts() -> None:
+    parent = Document("p", [9])
+    plain = Document("a", [1, 2, 3])
+    other = Document("b", [1, 2, 3], source="corpus", depth=3, parent=parent, settled=2)
+    other.finish_reason, other.truncated, other.text_end = "eos", True, 1
+    other.logprobs = [-1.0] * 3
+    assert content_of(plain).digest == content_of(other).digest
+
+
+def bytes_as_tokens(data: bytes) -> list[int]:
+    return np.frombuffer(data, dtype="<i4").tolist()
+
+
+def bytes_as_ints(data: bytes) -> list[int]:
+    return np.frombuffer(data, dtype="<i8").tolist()
+
+
+def test_where_one_part_ends_and_the_next_begins_counts() -> None:
+    """Contents whose parts, one after the other, are the same bytes, cut at other places."""
+    targets = [content_of(Document("t", [token])) for token in (1, 2)]
+    tokens, table = [7, 8], [(0, 5), (1, 6)]
+    digests = b"".join(target.digest for target in targets)
+    table_bytes = [np.array(row, dtype="<i8").tobytes() for row in table]
+
+    def made(tokens: list[int], *grants: tuple[int, Content, int]) -> bytes:
+        return make_content(np.array(tokens, dtype=np.int32), tuple(ContentGrant(*grant) for grant in grants)).digest
+
+    whole = made(tokens, (0, targets[0], 5), (1, targets[1], 6))
+    # All in the tokens; or the table in the tokens, and the first digest in the place of a table.
+    all_tokens = made(tokens + bytes_as_tokens(b"".join(table_bytes) + digests))
+    position, end = bytes_as_ints(targets[0].digest)
+    one_grant = made(tokens + bytes_as_tokens(b"".join(table_bytes)), (position, targets[1], end))
+    assert len({whole, all_tokens, one_grant}) == 3
+
+
+@MANY
+@given(st.binary(min_size=32, max_size=32).map(bytes_as_tokens), st.integers(0, 8))
+def test_no_token_list_is_a_shorter_one_and_its_grants(tokens: list[int], cut: int) -> None:
+    target = content_of(Document("t", [1]))
+    rest = np.array(tokens[cut : cut + 4], dtype="<i4").tobytes().ljust(16, b"\0")
+    position, end = bytes_as_ints(rest)
+    longer = np.array([*tokens[:cut], *bytes_as_tokens(rest), *bytes_as_tokens(target.digest)], dtype=np.int32)
+    shorter = make_content(longer[:cut], (ContentGrant(position, target, end),))
+    assert make_content(longer, ()).digest != shorter.digest
+
+
+def test_zeros_at_the_end_count() -> None:
+    found = [content_of(Document("d", [0] * n)).digest for n in range(5)]
+    assert all(one != other for one, other in pairwise(found)) and len(set(found)) == 5
+
+
+def test_tokens_in_any_layout_of_memory_are_the_same() -> None:
+    wide = np.array([1, 0, 2, 0, 3, 0], dtype=np.int32)
+    assert make_content(wide[::2], ()).digest == content_of(Document("d", [1, 2, 3])).digest
+    big_endian = np.array([1, 2, 3], dtype=">i4")
+    assert make_content(big_endian, ()).digest == content_of(Document("d", [1, 2, 3])).digest
+
+
+def test_digests_are_the_same_in_every_process() -> None:
+    """So they may go to disk. This one is blake2b of the bytes 2 and 1, then 5 and 6, then 1 and -1, and the target's digest
+    of 1 and 0, then 7, all little-endian."""
+    found = digest([5, 6], (1, Document("t", [7]), None))
+    assert found.hex() == "2961511650ede61afe96359c8256b9cf"
+
+
+def test_a_content_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[int]] = []
+
+    def counting(tokens: Any, grants: Any) -> Content:
+        made.append(tokens.tolist())
+        return make_content(tokens, grants)
+
+    monkeypatch.setattr(content_module, "make_content", counting)
+    leaf = Document("leaf", [1])
+    middle = [Document(f"m{i}", [2, i], grants=[DocumentGrant(0, leaf)]) for i in range(3)]
+    top = Document("top", [3], grants=[DocumentGrant(0, document) for document in middle])
+    first = content_of(top)
+    assert sorted(made) == [[1], [2, 0], [2, 1], [2, 2], [3]]
+    assert content_of(top) is first is top.content
+    assert content_of(leaf) is first.grants[0].target.grants[0].target
+    assert len(made) == 5
+
+
+def test_a_ladder_of_shared_documents_takes_no_exponential_time() -> None:
+    """Each reads the one before it twice: 2^60 ways down."""
+    document = Document("d", [0])
+    for step in range(60):
+        document = Document("d", [step], grants=[DocumentGrant(0, document), DocumentGrant(1, document)])
+    assert len(content_of(document).digest) == DIGEST_BYTES
+
+
+def test_what_is_still_being_written_has_no_content() -> None:
+    writing = Document("Draft", [1, 2], capacity=9)
+    reader = Document("Reader", [3], grants=[DocumentGrant(0, writing)])
+    for document in (writing, reader):
+        with pytest.raises(ValueError, match="document 'Draft' is still being written: its content may change"):
+            content_of(document)
+        assert document.content is None
+    writing.tokens.append(4)
+    writing.capacity = None
+    assert content_of(reader).grants[0].target.tokens.tolist() == [1, 2, 4]
+
+
+def test_a_content_does_not_change_with_the_documents_list_of_tokens() -> None:
+    document = Document("d", [1, 2])
+    content = content_of(document)
+    before = copy.copy(content.tokens)
+    document.tokens[0] = 9
+    assert np.array_equal(content.tokens, before)
