@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
@@ -29,9 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoints `model` (documents with headings) and `bare` (without), and a `corpus`."""
     folder = tmp_path_factory.mktemp("generate")
     for name, layout in (("model", "identifier_prefix_bos_eos"), ("bare", "null")):
-        model = DS2DSModel.from_config(
-            vocab_size=50257, num_layers=2, model_dim=32, num_heads=2, max_seq_len=256, layout_policy=layout
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = DS2DSModel.from_config(
+                vocab_size=50257, num_layers=2, model_dim=32, num_heads=2, max_seq_len=256, layout_policy=layout
+            )
         save_checkpoint(model, folder / name)
     write_corpus(folder / "corpus", [SourceDocument("Apple", "A fruit."), SourceDocument("Plum", "Blue.")])
     return folder

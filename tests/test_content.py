@@ -19,8 +19,13 @@ MANY = settings(max_examples=300, deadline=None, derandomize=True)
 
 
 def nested(document: Document) -> tuple[Any, ...]:
-    """The same in plain words: tokens, and the grants in their order, each with what it leads to."""
-    return tuple(document.tokens), tuple((g.position, g.end, nested(g.target)) for g in document.grants)
+    """The same in plain words: tokens, and what is read in the order of the grants, each with the tokens that do."""
+    read = []
+    for grant in document.grants:
+        readers = tuple(token for token in range(len(document.tokens)) if grant.covers(token))
+        if readers:
+            read.append((readers, nested(grant.target)))
+    return tuple(document.tokens), tuple(read)
 
 
 @st.composite
@@ -30,7 +35,7 @@ def graphs(draw: st.DrawFn) -> list[Document]:
     for index in range(draw(st.integers(2, 7))):
         document = Document(f"d{index}", draw(st.lists(st.integers(0, 1), max_size=2)), depth=index)
         for _ in range(draw(st.integers(0, 2)) if documents else 0):
-            position = draw(st.integers(0, 1))
+            position = draw(st.integers(0, 2))
             target = draw(st.sampled_from(documents))
             document.grants.append(DocumentGrant(position, target, draw(st.sampled_from([None, 0, 1, 2]))))
         documents.append(document)
@@ -50,7 +55,8 @@ def test_digests_are_equal_exactly_where_contents_are(documents: list[Document])
 @given(graphs())
 def test_a_content_is_the_document_without_its_name(documents: list[Document]) -> None:
     def plain(content: Content) -> tuple[Any, ...]:
-        return tuple(content.tokens.tolist()), tuple((g.position, g.end, plain(g.target)) for g in content.grants)
+        read = ((g.position, len(content) if g.end is None else g.end, plain(g.target)) for g in content.grants)
+        return tuple(content.tokens.tolist()), tuple((tuple(range(start, end)), target) for start, end, target in read)
 
     for document in documents:
         content = content_of(document)
@@ -76,22 +82,38 @@ def digest(tokens: list[int], *grants: tuple[int, Document, int | None]) -> byte
 
 def test_each_part_counts() -> None:
     a, b, same_as_a = Document("a", [1, 2]), Document("b", [3]), Document("x", [1, 2])
-    reference = digest([5, 6, 7], (1, a, None), (2, b, 3))
-    assert digest([5, 6, 7], (1, same_as_a, None), (2, b, 3)) == reference
+    reference = digest([5, 6, 7, 9], (1, a, None), (2, b, 3))
+    assert digest([5, 6, 7, 9], (1, same_as_a, None), (2, b, 3)) == reference
     others = [
-        digest([5, 6, 8], (1, a, None), (2, b, 3)),
-        digest([5, 6], (1, a, None), (2, b, 3)),
-        digest([5, 6, 7, 0], (1, a, None), (2, b, 3)),
-        digest([5, 6, 7], (0, a, None), (2, b, 3)),
-        digest([5, 6, 7], (1, a, 3), (2, b, 3)),
-        digest([5, 6, 7], (1, a, 0), (2, b, 3)),
-        digest([5, 6, 7], (1, a, None), (2, b, None)),
-        digest([5, 6, 7], (1, b, None), (2, a, 3)),
-        digest([5, 6, 7], (1, a, None)),
-        digest([5, 6, 7], (1, a, None), (2, b, 3), (2, b, 3)),
-        digest([5, 6, 7]),
+        digest([5, 6, 8, 9], (1, a, None), (2, b, 3)),
+        digest([5, 6, 7], (1, a, None), (2, b, 3)),
+        digest([5, 6, 7, 9, 0], (1, a, None), (2, b, 3)),
+        digest([5, 6, 7, 9], (0, a, None), (2, b, 3)),
+        digest([5, 6, 7, 9], (1, a, 3), (2, b, 3)),
+        digest([5, 6, 7, 9], (1, a, 2), (2, b, 3)),
+        digest([5, 6, 7, 9], (1, a, None), (2, b, None)),
+        digest([5, 6, 7, 9], (1, b, None), (2, a, 3)),
+        digest([5, 6, 7, 9], (1, a, None)),
+        digest([5, 6, 7, 9], (1, a, None), (2, b, 3), (2, b, 3)),
+        digest([5, 6, 7, 9]),
     ]
     assert len({reference, *others}) == len(others) + 1
+
+
+def test_a_grant_that_no_token_reads_does_not_count() -> None:
+    """A link that closes in the last token, or whose target was evicted before the next one; even one still written."""
+    a, b, writing = Document("a", [1]), Document("b", [2]), Document("w", [3], capacity=9)
+    reference = digest([5, 6, 7], (1, a, None))
+    assert digest([5, 6, 7], (1, a, None), (3, b, None)) == reference
+    assert digest([5, 6, 7], (0, b, 0), (1, a, None), (2, b, 2), (3, writing, None)) == reference
+    assert digest([5, 6, 7], (1, a, None), (2, b, None)) != reference
+
+
+def test_an_end_after_the_last_token_is_none() -> None:
+    a = Document("a", [1])
+    reference = digest([5, 6, 7], (1, a, None))
+    assert digest([5, 6, 7], (1, a, 3)) == digest([5, 6, 7], (1, a, 4)) == reference
+    assert digest([5, 6, 7], (1, a, 2)) != reference
 
 
 def test_of_two_links_at_one_token_the_order_counts() -> None:

@@ -120,7 +120,7 @@ TestGreedyDual.settings = TestLeastRecentlyUsed.settings
 
 
 def test_names() -> None:
-    assert RETENTIONS == {"lru": LeastRecentlyUsed, "gdsf": GreedyDualSizeFrequency}
+    assert {"lru": LeastRecentlyUsed, "gdsf": GreedyDualSizeFrequency} == RETENTIONS
 
 
 def test_least_recently_used_looks_at_nothing_but_time() -> None:

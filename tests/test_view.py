@@ -82,7 +82,9 @@ def test_a_range_reads_what_its_parts_read(drawn: tuple[Document, int, int], dat
     cut = data.draw(st.integers(start, stop))
 
     def pairs(found: list[Read]) -> list[tuple[int, str, int]]:
-        return sorted((token, read.target.title, read.delta) for read in found for token in range(read.start, read.stop))
+        return sorted(
+            (token, read.target.title, read.delta) for read in found for token in range(read.start, read.stop)
+        )
 
     parts = [*reads(document, start, cut), *reads(document, cut, stop)]
     assert pairs(parts) == pairs(reads(document, start, stop))

@@ -140,8 +140,8 @@ def generate(
         str | None,
         _setting(
             "Links",
-            "Which document leaves when a new one finds no room: drop_oldest (the default), least_recently_linked, "
-            "largest_first, or stop_new: the new one stays out.",
+            "Which document leaves when a new one finds no room: drop_oldest, least_recently_linked, largest_first, "
+            "or stop_new: the new one stays out; default drop_oldest.",
         ),
     ] = None,
 ) -> None:
