@@ -36,6 +36,7 @@ class Runtime:
             Results are the same without; every request then computes all it reads.
         retention: which of the documents that no request reads goes first when room is needed: "gdsf" weighs how
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
+        attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), or "auto": flex on a GPU.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -51,6 +52,7 @@ class Runtime:
         arena_tokens: int | None = None,
         document_store: bool = True,
         retention: str = "gdsf",
+        attention: str = "auto",
     ) -> None:
         if not isinstance(model, DS2DSModel):
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
@@ -61,7 +63,7 @@ class Runtime:
             model,
             tokenizer=tokenizer,
             layout_policy=layout_policy or "null",
-            engine=Engine(model, arena_tokens, document_store=document_store, retention=retention),
+            engine=Engine(model, arena_tokens, document_store=document_store, retention=retention, attention=attention),
         )
         self.tokenizer = self._generator.tokenizer
         self.engine = self._generator.engine
@@ -77,6 +79,7 @@ class Runtime:
         arena_tokens: int | None = None,
         document_store: bool = True,
         retention: str = "gdsf",
+        attention: str = "auto",
     ) -> Runtime:
         """Load a checkpoint folder, or "demo": the packaged model. Arguments that are not named here: see Runtime.
 
@@ -96,6 +99,7 @@ class Runtime:
             arena_tokens=arena_tokens,
             document_store=document_store,
             retention=retention,
+            attention=attention,
         )
 
     def generate(

@@ -191,13 +191,6 @@ def test_tokens_in_any_layout_of_memory_are_the_same() -> None:
     assert make_content(big_endian, ()).digest == content_of(Document("d", [1, 2, 3])).digest
 
 
-def test_digests_are_the_same_in_every_process() -> None:
-    """So they may go to disk. This one is blake2b of the bytes 2 and 1, then 5 and 6, then 1 and -1, and the target's digest
-    of 1 and 0, then 7, all little-endian."""
-    found = digest([5, 6], (1, Document("t", [7]), None))
-    assert found.hex() == "2961511650ede61afe96359c8256b9cf"
-
-
 def test_a_content_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[list[int]] = []
 

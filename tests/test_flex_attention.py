@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from ds2ds.attention.flex import FlexPath, Kind
+from ds2ds.attention.flex import FlexPath, Kind, check_gpu
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
@@ -104,7 +104,9 @@ def naive(made: World, document: Doc) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def store_for(made: World, dtype: torch.dtype = torch.float64, block: int = BLOCK, device: str = "cpu") -> DocumentStore:
+def store_for(
+    made: World, dtype: torch.dtype = torch.float64, block: int = BLOCK, device: str = "cpu"
+) -> DocumentStore:
     """All documents resident, each behind one that is gone, so that there is something to compact.
 
     Slots that were not written hold NaN for keys and large values: masked keys may be NaN, masked values count 0 times.
@@ -178,7 +180,9 @@ def at_random(seed: int) -> Pick:
 
     def pick(ready: list[Chunk]) -> list[Chunk]:
         some = random.sample(ready, random.randint(1, len(ready)))
-        return [Chunk(c.document, c.start, random.choice([c.start + 1, random.randint(c.start + 1, c.stop)])) for c in some]
+        return [
+            Chunk(c.document, c.start, random.choice([c.start + 1, random.randint(c.start + 1, c.stop)])) for c in some
+        ]
 
     return pick
 
@@ -262,7 +266,9 @@ def test_a_target_in_the_same_batch_is_read() -> None:
     store = store_for(made)
     batch = [Chunk(document, 0, len(document.tokens)) for document in reversed(made.documents)]
     reads = run(store, made, flex(store)(batch), batch)
-    assert_equal({c.document: r for c, r in zip(batch, reads, strict=True)}, {d: naive(made, d) for d in made.documents}, TABLES)
+    assert_equal(
+        {c.document: r for c, r in zip(batch, reads, strict=True)}, {d: naive(made, d) for d in made.documents}, TABLES
+    )
 
 
 def test_a_view_of_more_documents_than_a_bucket_has_room_for() -> None:
@@ -370,3 +376,14 @@ def test_a_document_that_is_not_resident_cannot_be_read() -> None:
     store.release(a)
     with pytest.raises(KeyError):
         flex(store)([Chunk(b, 0, 5)])
+
+
+def test_what_the_gpu_kernels_cannot_do_is_an_error() -> None:
+    check_gpu(16, 16, torch.float16)
+    with pytest.raises(ValueError, match="a head_dim of at least 16, got 8"):
+        check_gpu(8, 16, torch.float32)
+    for block in (8, 48):
+        with pytest.raises(ValueError, match=f"a block of 16 slots or a higher power of two, got {block}"):
+            check_gpu(16, block, torch.float32)
+    with pytest.raises(ValueError, match=r"needs float32, bfloat16 or float16, got torch\.float64"):
+        check_gpu(16, 16, torch.float64)

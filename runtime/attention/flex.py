@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 
 from ds2ds.attention.block_tables import QUERY_BLOCK, BlockTable, Bucket, Row, Tile, rows_of, tiles_of
 from ds2ds.attention.rotary import Rotary, rotate
@@ -41,7 +41,7 @@ class Kind:
     queries: int
     least: int
     most: int
-    backend: str
+    backend: Literal["TRITON", "TRITON_DECODE"]
 
     def bucket(self, rows: int, fan: int) -> Bucket:
         return Bucket(self.queries, _power(max(rows, self.least)), _power(max(fan, FAN)))
@@ -63,7 +63,7 @@ class FlexPath:
         prefill: tiles for chunks of more than one token.
 
     Raises:
-        ValueError: the GPU kernels cannot do with the arena's head_dim or block.
+        ValueError: see `check_gpu`.
     """
 
     def __init__(
@@ -71,12 +71,9 @@ class FlexPath:
     ) -> None:
         self.store, self.rotary, self.arena = store, rotary, store.arena
         self.kinds = (DECODE, prefill)
-        data, block = self.arena.data, self.arena.allocator.block
+        data = self.arena.data
         if data.is_cuda:
-            if data.shape[-1] < 16:
-                raise ValueError(f"FlexAttention needs a head_dim of at least 16 on a GPU, got {data.shape[-1]}")
-            if block < 16 or block & (block - 1):
-                raise ValueError(f"FlexAttention needs blocks of 16 slots or a higher power of two, got {block}")
+            check_gpu(data.shape[-1], self.arena.allocator.block, data.dtype)
             compiler = compiler or "inductor"
         self.compiler = compiler
         self.latest: FlexAttention | None = None
@@ -246,7 +243,7 @@ def read_rows(
     cos: Tensor,
     sin: Tensor,
     fan: int,
-    options: dict[str, Any],
+    options: FlexKernelOptions,
 ) -> Tensor:
     """What each tile reads: a row for every document, then merged.
 
@@ -268,9 +265,10 @@ def read_rows(
     out, aux = flex_attention(
         q, keys[None], values[None], block_mask=mask, return_aux=AuxRequest(lse=True), kernel_options=options
     )
+    lse = cast(Tensor, aux.lse)
     step = torch.arange(fan, device=queries.device)
     row = (first[:, None] + step).clamp(max=rows - 1)
-    lse = torch.where((step < count[:, None])[:, :, None, None], aux.lse[row], -torch.inf)
+    lse = torch.where((step < count[:, None])[:, :, None, None], lse[row], -torch.inf)
     most = lse.amax(dim=1, keepdim=True)
     weight = (lse - torch.where(most == -torch.inf, 0.0, most)).exp()
     # The greatest weight is 1, unless there is no visible key at all, where all are 0.
@@ -278,12 +276,22 @@ def read_rows(
     return merged.transpose(1, 2).to(queries.dtype)
 
 
-def _options(kind: Kind, data: Tensor, block: int) -> dict[str, Any]:
+def check_gpu(head_dim: int, block: int, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the GPU kernels can do with such an arena."""
+    if head_dim < 16:
+        raise ValueError(f"FlexAttention on a GPU needs a head_dim of at least 16, got {head_dim}")
+    if block < 16 or block & (block - 1):
+        raise ValueError(f"FlexAttention on a GPU needs a block of 16 slots or a higher power of two, got {block}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"FlexAttention on a GPU needs float32, bfloat16 or float16, got {dtype}")
+
+
+def _options(kind: Kind, data: Tensor, block: int) -> FlexKernelOptions:
     """FlexAttention's kernel_options for tiles of this kind over an arena."""
     if not data.is_cuda:
         return {}
     # A row's blocks follow one another, which saves the kernel a look at the list for each.
-    options: dict[str, Any] = {"BACKEND": kind.backend, "BLOCKS_ARE_CONTIGUOUS": True}
+    options: FlexKernelOptions = {"BACKEND": kind.backend, "BLOCKS_ARE_CONTIGUOUS": True}
     bytes_per_key = data.shape[-1] * data.element_size()
     if kind.backend == "TRITON" and block < QUERY_BLOCK:
         # The template refuses blocks below the number of keys that it chooses: here 16 KiB of them.

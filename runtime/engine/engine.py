@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 
+from ds2ds.attention.paths import attention_path
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
@@ -27,6 +28,7 @@ class Engine:
         arena_tokens: slots of the arena; None: see `default_arena_tokens`.
         document_store: share complete documents between requests, and keep them while there is room.
         retention: which of those that no request reads go first, a name in `RETENTIONS`.
+        attention: what reads the arena, see `attention_path`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -39,6 +41,7 @@ class Engine:
         *,
         document_store: bool = True,
         retention: str = "gdsf",
+        attention: str = "auto",
     ) -> None:
         if retention not in RETENTIONS:
             raise ConfigError(f"retention must be one of {tuple(RETENTIONS)}, got {retention!r}")
@@ -46,6 +49,7 @@ class Engine:
             raise ConfigError(f"document_store must be True or False, got {document_store!r}")
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
+        self.attention = attention_path(self.store, model.rotary, attention)
         self.queue: deque[Job] = deque()
         self.running: list[Job] = []
 
@@ -83,7 +87,7 @@ class Engine:
         if not batch:
             return
         with Stopwatch() as watch:
-            hidden = forward(self.model, self.store, [one.chunk for one in batch])
+            hidden = forward(self.model, self.attention, [one.chunk for one in batch])
         rows = sum(len(one.chunk) for one in batch)
         drawing: list[tuple[int, Job, Compute]] = []
         row = -1

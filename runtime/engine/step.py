@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.paths import AttentionPath
 from ds2ds.attention.view import Chunk
-from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -19,10 +18,10 @@ from ds2ds.model.ds2ds_model import DS2DSModel
 
 
 @torch.inference_mode()
-def forward(model: DS2DSModel, store: DocumentStore, chunks: Sequence[Chunk]) -> Tensor:
+def forward(model: DS2DSModel, attention: AttentionPath, chunks: Sequence[Chunk]) -> Tensor:
     """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out."""
     ids = [token for chunk in chunks for token in chunk.document.tokens[chunk.start : chunk.stop]]
-    return model.hidden(torch.tensor(ids, device=model.device), PlainAttention(store, model.rotary, chunks))
+    return model.hidden(torch.tensor(ids, device=model.device), attention(chunks))
 
 
 @torch.inference_mode()

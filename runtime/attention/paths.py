@@ -1,0 +1,45 @@
+"""Which attention reads the arena: FlexAttention on a GPU, plain PyTorch on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ds2ds.attention.flex import FlexPath
+from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.rotary import Rotary
+from ds2ds.attention.view import Chunk
+from ds2ds.cache.document_store import DocumentStore
+from ds2ds.errors import ConfigError
+
+PATHS = ("auto", "flex", "plain")
+
+AttentionPath: TypeAlias = Callable[[Sequence[Chunk]], Callable[[int, Tensor, Tensor], Tensor]]
+"""Makes of a step's chunks what the backbone calls for each layer (`ds2ds.model.backbone.Attend`)."""
+
+
+def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> AttentionPath:
+    """One for an engine.
+
+    Args:
+        name: "flex", "plain", or "auto": flex on a GPU for what its kernels take (no float64, no heads below 16),
+            else plain.
+
+    Raises:
+        ConfigError: there is no such path, or it cannot do with this arena.
+    """
+    if name not in PATHS:
+        raise ConfigError(f"attention must be one of {PATHS}, got {name!r}")
+    data = store.arena.data
+    if name == "auto":
+        name = "flex" if data.is_cuda and data.dtype != torch.float64 and data.shape[-1] >= 16 else "plain"
+    if name == "plain":
+        return partial(PlainAttention, store, rotary)
+    try:
+        return FlexPath(store, rotary)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
