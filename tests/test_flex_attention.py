@@ -35,11 +35,14 @@ Tensors = dict[Doc, Tensor]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def uncompiled() -> Iterator[None]:
-    """Eager FlexAttention without its detour over Dynamo, which would trace it anew for every call."""
+def small_steps() -> Iterator[None]:
+    """Eager FlexAttention without its detour over Dynamo, which would trace it anew for every call; on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
         yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -335,10 +338,10 @@ def test_buckets_compile_once_and_views_never() -> None:
     made = few()
     store = store_for(made, torch.float32)
     path = flex(store, compiler=counter, prefill=Kind(8, 8, 16, "TRITON"))
-    path.warm_up(decode_rows=8, prefill_rows=16)
-    assert counter.frame_count == 4  # 4 and 8 rows to decode, 8 and 16 to prefill
     expected = {document: naive(made, document) for document in made.documents}
     with torch._dynamo.config.patch(error_on_recompile=True):
+        path.warm_up(decode_rows=8, prefill_rows=16)
+        assert counter.frame_count == 4  # 4 and 8 rows to decode, 8 and 16 to prefill
         for pick in (whole, one_token_each, at_random(1), at_random(2)):
             for document in made.documents:
                 store.release(document)

@@ -59,10 +59,13 @@ def test_the_commands_run_one_after_the_other(newcomer: Path) -> None:
 
 
 def test_the_python_runs(newcomer: Path) -> None:
-    (example,) = blocks("python")
-    done = run([sys.executable, "-c", example], newcomer)
+    examples = blocks("python")
+    assert len(examples) == 2
+    done = run([sys.executable, "-c", "\n".join(examples)], newcomer)
     assert "Done" in done.stdout
     assert "Incremental linker generated" in done.stdout and "software corpus" in done.stdout
+    assert re.search(r"^[1-9]\d* tokens reused$", done.stdout, flags=re.MULTILINE)
+    assert (newcomer / "out" / "documents.safetensors").is_file()
 
 
 def test_the_make_targets_are_there() -> None:
