@@ -61,7 +61,8 @@ class Request:
     numbers: Iterator[int] = field(default_factory=count)
 
     def prompt(self) -> str:
-        return f"Request {next(self.numbers)}. See {self.body}."
+        # A link's target is read from the token after it on: some have to follow the last link.
+        return f"Request {next(self.numbers)}. See {self.body}. In short, they say that"
 
     def clear(self) -> None:
         self.runtime.engine.store.clear()
@@ -70,7 +71,7 @@ class Request:
         """Seconds to the first token.
 
         Raises:
-            RuntimeError: not every link was followed.
+            RuntimeError: not every document was brought in.
         """
         prompt = self.prompt()
         seconds, trace = 0.0, None
@@ -91,7 +92,7 @@ def make_request(runtime: Runtime, library: Library, shape: str, link_count: int
         raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
     listed = links(library.titles[:link_count])
     through = shape == "through one"
-    corpus = library.with_hub(runtime.tokenizer.encode(listed)) if through else library.corpus
+    corpus = library.with_hub(runtime.tokenizer.encode(f"{listed} and others.")) if through else library.corpus
     body = links([HUB]) if through else listed
     tokens = sum(library.lengths[:link_count])
     # Generous: the layout's marks and headings, the prompt, the hub.
@@ -125,6 +126,8 @@ def race(request: Request, rounds: int) -> dict[str, Any]:
             taken, traces[name] = request.run()
             seconds[name].append(taken)
     ratios = [cold / warm for cold, warm in zip(seconds["cold"], seconds["warm"], strict=True)]
+    if traces["cold"].tokens_prefilled < request.linked_tokens:
+        raise RuntimeError(f"cold, {request.linked_tokens} linked tokens were to be computed, but: {traces['cold']}")
     computed = {name: trace.tokens_prefilled for name, trace in traces.items()}
     return {
         **{name: _figures(seconds[name], traces[name]) for name in seconds},

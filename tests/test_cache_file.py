@@ -145,7 +145,7 @@ def test_what_was_saved_is_found_computed(file: Path) -> None:
     assert [title for _, title, _ in grants(result.get_document_by_title("B"))] == ["C"]
     agrees_with_oracle(result)
     assert runtime.load_cache(file) == 4  # they are there already
-    assert len(runtime.engine.store.shared()) == 4
+    assert len(runtime.engine.store.shared()) == 5  # and the prompt
 
 
 def test_keys_and_values_are_the_same_to_the_bit(file: Path) -> None:

@@ -136,8 +136,8 @@ def test_a_document_written_twice_is_kept_once(monkeypatch: pytest.MonkeyPatch) 
     follow(monkeypatch, {"": " [q](Q) x", "Q": "some text"})
     runtime = small_runtime()
     results = [runtime.generate("p", config=config(max_new_tokens=99)) for _ in range(3)]
-    (entry,) = runtime.engine.store.shared()
-    assert entry.computed == len(results[0].get_document_by_title("Q").tokens)
+    length = len(results[0].get_document_by_title("Q").tokens)
+    assert sorted(entry.computed for entry in runtime.engine.store.shared()) == [1, length]  # the prompt, and Q
     # The last one found all of Q computed, its end mark too, once it was complete.
     assert results[2].trace.tokens_prefilled < results[0].trace.tokens_prefilled
     for result in results[1:]:
@@ -149,7 +149,7 @@ def test_a_written_document_is_found_by_a_request_that_fetches_the_same(monkeypa
     follow(monkeypatch, {"": " [q](Q) x", "Q": "some text"})
     runtime = small_runtime("identifier_prefix_bos_eos")
     written = runtime.generate("p", config=config(max_new_tokens=99)).get_document_by_title("Q")
-    fetched = runtime.generate("p", corpus=Texts({"Q": "some text"}), config=config(max_new_tokens=99))
+    fetched = runtime.generate("pp", corpus=Texts({"Q": "some text"}), config=config(max_new_tokens=99))
     assert list(fetched.get_document_by_title("Q").tokens) == list(written.tokens)
     assert fetched.trace.tokens_reused == len(written.tokens)
 
@@ -212,6 +212,80 @@ def test_what_was_begun_and_given_up_is_ended_later(monkeypatch: pytest.MonkeyPa
     agrees_with_oracle(result)
 
 
+# Prompts
+
+PROMPT = "see [a](A) and [l](Long), all of it: "
+
+
+def test_a_prompt_that_was_computed_is_copied_but_for_its_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, options = small_runtime(), {**OPTIONS, "max_link_depth": 2}
+    first = runtime.generate(PROMPT, corpus=Texts(TEXTS), **options)
+    with counting(monkeypatch) as rows:
+        again = runtime.generate(PROMPT, corpus=Texts(TEXTS), **options)
+    assert max(rows) == 1 and again.trace.tokens_prefilled == 1
+    assert again.trace.tokens_reused == len(encode(PROMPT)) - 1 + len(encode(TEXTS["A"] + TEXTS["Long"]))
+    same(first, again)
+    for seed in range(2):  # what is written from then on is another matter
+        other = runtime.generate(PROMPT, corpus=Texts(TEXTS), **{**options, "temperature": 1.0, "seed": seed})
+        agrees_with_oracle(other)
+        assert other.trace.tokens_prefilled < len(encode(PROMPT))
+    assert is_clean(runtime)
+
+
+def test_a_prompt_with_another_view_is_another_prompt() -> None:
+    runtime = small_runtime()
+    runtime.generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS)
+    for corpus, depth in ((Texts(TEXTS), 0), (Texts({**TEXTS, "A": "another A"}), 1), (Texts(TEXTS), 2)):
+        result = runtime.generate(PROMPT, corpus=corpus, max_link_depth=depth, **OPTIONS)
+        assert result.trace.tokens_prefilled >= len(encode(PROMPT))
+        agrees_with_oracle(result)
+
+
+def test_of_a_prompt_that_a_link_ends_the_last_token_reads_nothing_new() -> None:
+    """The grant holds from the token after the prompt on, whoever computed the prompt."""
+    runtime = small_runtime()
+    for depth in (0, 1):
+        result = runtime.generate("see [l](Long)", corpus=Texts(TEXTS), max_link_depth=depth, **OPTIONS)
+        agrees_with_oracle(result)
+    assert result.trace.tokens_reused == len(encode("see [l](Long)")) - 1
+
+
+def test_what_is_written_is_not_part_of_the_prompt() -> None:
+    runtime = small_runtime()
+    result = runtime.generate("some prompt", max_link_depth=0, **OPTIONS)
+    longer = TOKENIZER.decode(list(result.root_document.tokens)[:-2])
+    again = runtime.generate(longer, max_link_depth=0, **OPTIONS)
+    assert again.trace.tokens_reused == 0 and again.trace.tokens_prefilled == len(encode(longer))
+    agrees_with_oracle(again)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 12])
+def test_a_prompt_is_kept_once_it_is_computed_however_the_request_ends(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "PREFILL_CHUNK", 16)
+    runtime = small_runtime()
+    running = runtime._generator.start("x" * 40, None, None, config(max_new_tokens=20, max_link_depth=0))
+    for _ in range(steps):
+        runtime.engine.step()
+    runtime.engine.cancel(running.job)
+    assert is_clean(runtime)
+    assert [entry.computed for entry in runtime.engine.store.shared()] == ([40] if steps >= 3 else [])
+    result = runtime.generate("x" * 40, config=config(max_link_depth=0))
+    assert result.trace.tokens_reused == (39 if steps >= 3 else 0)
+    agrees_with_oracle(result)
+
+
+def test_a_prompt_goes_for_the_room_of_its_own_copy_where_there_is_none_else() -> None:
+    """Two of 112 slots do not fit: the one that was kept is dropped, and all is computed anew."""
+    runtime = small_runtime(arena_tokens=160)
+    settings = config(max_tokens_per_document=110, max_link_depth=0)
+    results = [runtime.generate("x" * 100, config=settings) for _ in range(3)]
+    assert [result.trace.tokens_reused for result in results] == [0, 0, 0]
+    same(results[0], results[2])
+    assert is_clean(runtime)
+
+
 # Room
 
 
@@ -226,9 +300,10 @@ def test_what_no_one_reads_goes_when_room_is_needed_and_memory_does_not_grow() -
             result = runtime.generate(f"[d](D{index}) ", corpus=corpus, config=settings)
             agrees_with_oracle(result)
             assert is_clean(runtime)
-            assert result.trace.tokens_reused in (0, len(encode(corpus.texts[f"D{index}"])))
+            prompt, document = len(encode(f"[d](D{index}) ")), len(encode(corpus.texts[f"D{index}"]))
+            assert result.trace.tokens_prefilled + result.trace.tokens_reused == prompt + document
     assert (runtime.engine.store.arena.data.data_ptr(), arena.shape) == before
-    assert 0 < len(runtime.engine.store.shared()) < 12
+    assert 0 < len(runtime.engine.store.shared()) < 24
 
 
 @pytest.mark.parametrize("retention", ["gdsf", "lru"])
@@ -271,5 +346,5 @@ def test_documents_of_other_weights_are_not_reused(how: str) -> None:
     assert changed.trace.tokens_reused == 0
     expected = Runtime(model, TOKENIZER, arena_tokens=4096).generate("[l](Long) ", corpus=Texts(TEXTS), **OPTIONS)
     same(changed, expected)
-    assert len(runtime.engine.store.shared()) == 1
+    assert len(runtime.engine.store.shared()) == 2  # the document, and the prompt
     assert is_clean(runtime)

@@ -16,6 +16,7 @@ from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.errors import ArenaFullError
 
 BLOCK = 4
+READER = Document("reader", [])  # stands for whatever links to a document, and makes it another than a root
 
 
 def make(blocks: int, share: bool = True) -> DocumentStore:
@@ -24,12 +25,16 @@ def make(blocks: int, share: bool = True) -> DocumentStore:
 
 def document(title: str, blocks: int = 1, text: str | None = None) -> Document:
     """A complete document that fills its blocks. Its content is its title, or else the text."""
-    return Document(title, [ord(letter) for letter in text or title] * (blocks * BLOCK))
+    return Document(title, [ord(letter) for letter in text or title] * (blocks * BLOCK), parent=READER)
 
 
 def draft(title: str, blocks: int = 1, tokens: Iterable[int] = ()) -> Document:
     """A document in progress that may come to fill its blocks."""
-    return Document(title, list(tokens), capacity=blocks * BLOCK)
+    return Document(title, list(tokens), capacity=blocks * BLOCK, parent=READER)
+
+
+def root(prompt: Iterable[int], blocks: int = 4) -> Document:
+    return Document("root", list(prompt), capacity=blocks * BLOCK)
 
 
 def pins(*pinned: Document) -> Callable[[], set[Document]]:
@@ -478,6 +483,193 @@ def test_clearing_drops_what_no_document_uses() -> None:
     store.release(a)
     store.clear()
     assert used(store) == 1  # a2
+
+
+# Prompts
+
+
+PROMPT = [7, 8, 9, 7, 8, 9]
+
+
+def answered(store: DocumentStore, written: int = 3, prompt: Iterable[int] = PROMPT) -> Document:
+    """A root whose prompt was computed and whose tokens were written, at its end."""
+    held = root(prompt)
+    store.reserve(held, never)
+    for _ in range(written):
+        held.append(1, -1.0)
+    compute(store, held)
+    return held
+
+
+def test_a_released_root_leaves_its_prompt_and_nothing_of_what_was_written() -> None:
+    store = make(8)
+    held = answered(store)
+    assert used(store) == 4 and store.shared() == []
+    store.release(held)
+    assert used(store) == 2 and store.documents() == []
+    (entry,) = store.shared()
+    assert entry.computed == len(PROMPT) and entry.documents == set()
+    assert entry.content is not None and entry.content.tokens.tolist() == PROMPT
+    same = Document("same", list(PROMPT), parent=READER)
+    assert store.attach(same) == len(PROMPT) and is_intact(store, same)
+
+
+@pytest.mark.parametrize("completed", [False, True])
+def test_a_root_leaves_its_prompt_whether_it_came_to_its_end_or_not(completed: bool) -> None:
+    store = make(8)
+    held = answered(store)
+    if completed:
+        held.capacity = None
+    store.release(held)
+    assert used(store) == 2 and store.found(root(PROMPT)) == len(PROMPT) - 1
+
+
+def test_a_root_starts_with_a_copy_of_its_prompt_but_for_the_last_token() -> None:
+    """The next token is drawn from the last one's hidden state, which is not kept."""
+    store = make(8)
+    store.release(answered(store))
+    (prompt,) = store.shared()
+    held = root(PROMPT)
+    assert store.found(held) == 5
+    entry = store.reserve(held, never)
+    assert entry is store.entry(held) is not prompt
+    assert (store.computed(held), held.settled, prompt.uses) == (5, 5, 2)
+    assert is_intact(store, held) and used(store) == 2 + 4
+    assert store.found(held) == 0  # it has its entry now
+    # What is written goes to the copy.
+    held.append(1, -1.0)
+    store.arena.data[..., entry.extent.start + 5 : entry.extent.start + 7, :] = -1
+    store.advance(held, 7)
+    assert (store.slots(prompt) == mark(held)).all() and prompt.computed == 6
+
+
+def test_a_copy_is_a_use_that_retention_hears_of() -> None:
+    store = make(8)
+    store.release(answered(store))
+    (prompt,) = store.shared()
+    fill(store, document("a"))
+    assert next(store.retention.cheapest_first()) is prompt
+    store.reserve(root(PROMPT), never)
+    assert [entry is prompt for entry in store.retention.cheapest_first()] == [False, True]
+
+
+def test_a_prompt_that_is_there_is_not_kept_twice() -> None:
+    store = make(12)
+    first, second = answered(store), answered(store)
+    assert used(store) == 8
+    store.release(first)
+    store.release(second)
+    assert used(store) == 2 and len(store.shared()) == 1
+
+
+def test_a_prompt_is_found_in_a_complete_document_of_its_content() -> None:
+    store, same = make(8), Document("same", list(PROMPT), parent=READER)
+    fill(store, same)
+    held = root(PROMPT)
+    store.reserve(held, never)
+    assert store.computed(held) == 5 and is_intact(store, held)
+
+
+def test_a_prompts_grants_are_part_of_it_and_later_ones_are_not() -> None:
+    store, x, y = make(12), document("x"), document("y")
+
+    def reading(*grants: tuple[int, Document, int | None]) -> Document:
+        held = root(PROMPT, 3)
+        held.grants = [DocumentGrant(*grant) for grant in grants]
+        return held
+
+    held = reading((2, x, 8), (6, y, None))
+    store.reserve(held, never)
+    held.append(1, -1.0)
+    compute(store, held)
+    store.release(held)
+    for same in (reading((2, x, None)), reading((2, document("x2", text="x"), 6)), reading((2, x, None), (6, y, None))):
+        assert store.found(same) == 5
+    for other in (reading(), reading((2, y, None)), reading((3, x, None)), reading((2, x, 5)), reading((5, x, None))):
+        assert store.found(other) == 0
+
+
+def test_nothing_is_found_for_what_is_no_new_root() -> None:
+    store = make(8)
+    store.release(answered(store))
+    resumed = root(PROMPT)
+    resumed.append(1, -1.0)
+    complete = Document("complete", list(PROMPT))
+    for held in (resumed, complete, draft("d", 4, PROMPT), root([*PROMPT, 1]), root(PROMPT[:-1]), root([])):
+        assert store.found(held) == 0
+        store.reserve(held, pins())
+        assert store.computed(held) == 0
+        store.release(held)
+
+
+def test_a_prompt_computed_in_part_is_neither_kept_nor_found() -> None:
+    store, held = make(8), root(PROMPT)
+    store.reserve(held, never)
+    compute(store, held, 5)
+    store.release(held)
+    assert used(store) == 0
+    partly = Document("same", list(PROMPT), parent=READER)
+    store.reserve(partly, never)
+    compute(store, partly, 5)
+    assert store.found(root(PROMPT)) == 0
+
+
+def test_a_prompt_may_go_for_the_room_of_its_own_copy() -> None:
+    store = make(5)
+    store.release(answered(store))
+    held = root(PROMPT)
+    assert store.found(held) == 5
+    store.reserve(held, pins(held))
+    assert store.computed(held) == held.settled == 0 and store.shared() == []
+    assert used(store) == 4
+
+
+def test_a_prompt_that_moves_while_room_is_made_is_copied_from_where_it_is_then() -> None:
+    store, before, held, after = make(10), draft("b", 3), root(PROMPT, 2), draft("a", 1)
+    for document in (before, held, after):
+        store.reserve(document, never)
+    compute(store, held)
+    for gone in (held, before):
+        store.release(gone)
+    (prompt,) = store.shared()
+    assert prompt.extent.start == 3 * BLOCK
+    wide = root(PROMPT, 5)  # where 3 and 4 blocks are free
+    store.reserve(wide, pins())
+    assert store.shared() == [prompt] and prompt.extent.start == 0
+    assert store.computed(wide) == 5 and is_intact(store, wide)
+    assert used(store) == 2 + 1 + 5
+
+
+def test_without_sharing_prompts_are_not_kept() -> None:
+    store = make(8, share=False)
+    store.release(answered(store))
+    assert used(store) == 0 and store.found(root(PROMPT)) == 0
+
+
+def test_a_prompt_that_other_weights_computed_is_neither_kept_nor_found() -> None:
+    store = make(8)
+    store.release(answered(store))
+    store.use_weights(b"one")
+    assert used(store) == 0 and store.found(root(PROMPT)) == 0
+    held = answered(store)
+    store.use_weights(b"two")
+    store.release(held)
+    assert used(store) == 0
+
+
+def test_a_root_takes_nothing_from_others_that_use_its_entry() -> None:
+    """They may be shared where weights have changed since."""
+    store, held, twin = make(8), root([5] * 2), Document("twin", [5] * 6, parent=READER)
+    store.reserve(held, never)
+    held.tokens.extend([5] * 4)
+    compute(store, held)
+    held.capacity = None
+    store.complete(held)
+    store.attach(twin)
+    store.use_weights(b"others")
+    store.release(held)
+    assert store.computed(twin) == 6 and is_intact(store, twin)
+    assert used(store) == 2
 
 
 # Weights

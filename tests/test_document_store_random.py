@@ -34,6 +34,7 @@ from ds2ds.errors import ArenaFullError
 BLOCK = 4
 BLOCKS = 10
 REQUESTS = 3
+READER = Document("reader", [])  # stands for whatever links to a document, and makes it another than a root
 
 # Tokens, and grants as (position, which of these, end). Two are the same.
 POOL: list[tuple[list[int], list[tuple[int, int, int | None]]]] = [
@@ -96,9 +97,11 @@ class Requests(RuleBasedStateMachine):
     def unfinished(self) -> list[Document]:
         return [document for document, values in self.expected.items() if len(values) < len(document.tokens)]
 
-    def new(self, request: int, tokens: Sequence[int], capacity: int | None = None) -> Document:
+    def new(
+        self, request: int, tokens: Sequence[int], capacity: int | None = None, parent: Document | None = READER
+    ) -> Document:
         self.count += 1
-        document = Document(f"{request}.{self.count}", list(tokens), capacity=capacity)
+        document = Document(f"{request}.{self.count}", list(tokens), parent=parent, capacity=capacity)
         self.requests[request].append(document)
         return document
 
@@ -116,24 +119,46 @@ class Requests(RuleBasedStateMachine):
         request=st.integers(0, REQUESTS - 1),
         tokens=st.lists(st.integers(0, 1), max_size=2) | st.sampled_from([tokens for tokens, _ in POOL]),
         room=st.integers(0, 9),
+        parent=st.sampled_from([None, READER]),
         data=st.data(),
     )
-    def open(self, request: int, tokens: list[int], room: int, data: st.DataObject) -> None:
-        self.reserve(self.new(request, tokens, capacity=len(tokens) + room), data)
+    def open(self, request: int, tokens: list[int], room: int, parent: Document | None, data: st.DataObject) -> None:
+        self.reserve(self.new(request, tokens, len(tokens) + room, parent), data)
 
     @precondition(lambda self: self.expected and len(self.documents) < 25)
-    @rule(data=st.data(), completed=st.booleans())
-    def write_the_same(self, data: st.DataObject, completed: bool) -> None:
-        """Another request comes to write what is there."""
+    @rule(data=st.data(), room=st.integers(0, 5), parent=st.sampled_from([None, READER]), completed=st.booleans())
+    def write_the_same(self, data: st.DataObject, room: int, parent: Document | None, completed: bool) -> None:
+        """Another document comes to hold what is there."""
         model = data.draw(st.sampled_from(list(self.expected)))
-        request = next(request for request in self.requests if model in request)
-        document = self.new(self.requests.index(request), model.tokens, capacity=len(model.tokens))
+        request = next(index for index, request in enumerate(self.requests) if model in request)
+        document = self.new(request, model.tokens, len(model.tokens) + room, parent)
         document.grants = list(model.grants)
         self.reserve(document, data)
         if document in self.unfinished:
             self.compute(document, data, 1.0)
         if completed:
             self.complete(document)
+
+    @precondition(lambda self: len(self.documents) < 25)
+    @rule(
+        request=st.integers(0, REQUESTS - 1),
+        index=st.integers(0, len(POOL) - 1),
+        written=st.integers(0, 6),
+        leaves=st.booleans(),
+        data=st.data(),
+    )
+    def ask(self, request: int, index: int, written: int, leaves: bool, data: st.DataObject) -> None:
+        """A root whose prompt has links; it is computed, and something written."""
+        model = self.from_pool(request, index)
+        root = self.new(request, model.tokens, len(model.tokens) + written, None)
+        root.grants = list(model.grants)
+        self.reserve(root, data)
+        for _ in range(written):
+            root.append(1, -1.0)
+        if root in self.unfinished:
+            self.compute(root, data, 1.0)
+        if leaves:
+            self.let_go(root)
 
     @precondition(lambda self: self.drafts)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=3))
@@ -251,7 +276,8 @@ class Requests(RuleBasedStateMachine):
             asked.append(True)
             return pinned
 
-        before = self.resident()
+        before, found = self.resident(), self.store.found(document)
+        assert found == self.prompt_known(document)
         allocator = self.store.arena.allocator
         free, need, had_gap = allocator.free, self.rounded(document), self.largest_gap()
         may_go = [entry for entry in self.store.retention.cheapest_first() if entry.documents.isdisjoint(pinned)]
@@ -262,8 +288,8 @@ class Requests(RuleBasedStateMachine):
                 self.store.reserve(document, pins)
             assert self.resident() == before
             return
-        self.store.reserve(document, pins)
-        assert self.store.computed(document) == 0 and self.store.entry(document) not in before
+        settled = document.settled
+        assert self.store.reserve(document, pins) is self.store.entry(document) not in before
         now = self.resident()
         gone = [entry for entry in may_go if entry not in now]
         assert set(before) - set(now) == set(gone)
@@ -281,7 +307,27 @@ class Requests(RuleBasedStateMachine):
         for entry in gone:
             for user in before[entry]:
                 del self.expected[user]
-        self.expected[document] = []
+        computed = self.store.computed(document)
+        assert computed == found or (computed == 0 and gone)  # what it was to start with had to go for it
+        self.expected[document] = self.pure(document, computed)
+        assert document.settled == max(settled, computed)
+        self.seen["prompts copied"] += computed > 0
+
+    def prompt_known(self, document: Document) -> int:
+        """How much of it a root may start with: its prompt's tokens are those of an entry, with all that they read."""
+        given = len(document.tokens)
+        new = self.share and document.in_progress and document.parent is None and given == document.given > 0
+        if not new:
+            return 0
+        wanted = reading(document.tokens, document.grants, given - 1)
+        return max(
+            (
+                given - 1
+                for entry in self.store.shared()
+                if entry.content is not None and whole(entry.content) == wanted and entry.computed == given
+            ),
+            default=0,
+        )
 
     def resident(self) -> dict[Entry, frozenset[Document]]:
         entries = [self.store.entry(document) for document in self.store.documents()]
@@ -304,19 +350,26 @@ class Requests(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """As a request does that is suspended: it has the document still, and will bring it back."""
-        document = data.draw(st.sampled_from(self.documents))
-        entry = self.store.entry(document)
-        self.store.release(document)
-        self.expected.pop(document, None)
-        if entry is not None and (document.in_progress or not self.share):
-            assert entry not in self.resident()
+        self.let_go(data.draw(st.sampled_from(self.documents)))
 
     @rule(request=st.integers(0, REQUESTS - 1))
     def finish(self, request: int) -> None:
         for document in self.requests[request]:
-            self.store.release(document)
-            self.expected.pop(document, None)
+            self.let_go(document)
         self.requests[request] = []
+
+    def let_go(self, document: Document) -> None:
+        entry = self.store.entry(document)
+        is_root = document.parent is None and entry is not None and entry.key is None
+        self.store.release(document)
+        self.expected.pop(document, None)
+        stays = entry is not None and entry in self.resident()
+        if stays and is_root:
+            assert entry is not None and entry.computed == document.given
+            assert entry.extent.length == -(-document.given // BLOCK) * BLOCK
+            self.seen["prompts kept"] += 1
+        elif document.in_progress or not self.share:
+            assert not stays
 
     @rule()
     def clear(self) -> None:
@@ -428,6 +481,8 @@ SITUATIONS = [
     "slots moved",
     "weights changed while documents were in use",
     "inserted",
+    "prompts kept",
+    "prompts copied",
 ]
 
 

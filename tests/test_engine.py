@@ -441,7 +441,7 @@ def test_default_arena() -> None:
 
 @pytest.mark.parametrize("arena_tokens", [0, -5])
 def test_an_arena_without_room(arena_tokens: int) -> None:
-    with pytest.raises(ValueError, match=f"arena_tokens must be positive, got {arena_tokens}"):
+    with pytest.raises(ValueError, match=f"arena_tokens must be a positive integer, got {arena_tokens}"):
         Engine(small_model(), arena_tokens)
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from ds2ds.attention.flex import FlexPath, Kind, check_gpu
+from ds2ds.attention.block_tables import BlockTable, Bucket
+from ds2ds.attention.flex import FlexPath, Kind, check_gpu, read_rows
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
@@ -370,6 +371,26 @@ def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
     FlexPath(store, Rotary(HEAD_DIM, 61))([Chunk(c, 35, 36)])
     with pytest.raises(ValueError, match="positions 60 to 61 exceed the table's 60"):
         FlexPath(store, Rotary(HEAD_DIM, 60))([Chunk(c, 35, 36)])
+
+
+def test_the_rotary_tables_may_end_with_the_view() -> None:
+    """A tile's unused queries would stand beyond it."""
+    made = family()
+    store = store_for(made)
+    a = made.documents[0]
+    batch = [Chunk(a, 0, 20)]
+    (read,) = run(store, made, FlexPath(store, Rotary(HEAD_DIM, 20))(batch), batch)
+    torch.testing.assert_close(read, naive(made, a), atol=TABLES, rtol=0)
+
+
+def test_tiles_that_see_nothing_read_zeros() -> None:
+    store = store_for(family())
+    table = BlockTable(Bucket(1, 4, 8), 2, store.arena.slots, BLOCK, torch.device("cpu"))
+    queries = torch.ones(4, 1, HEADS, HEAD_DIM, dtype=torch.float64)
+    rotary = Rotary(HEAD_DIM, 8)
+    rows = (table.mask, table.position, table.tile, table.first, table.count)
+    read = read_rows(queries, *store.arena.data[0], *rows, rotary.cos, rotary.sin, fan=8, options={})
+    assert torch.equal(read, torch.zeros_like(queries))
 
 
 def test_a_document_that_is_not_resident_cannot_be_read() -> None:

@@ -370,7 +370,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"tokenizer": 5}, "tokenizer must be None, have encode and decode"),
-        ({"arena_tokens": 0}, "arena_tokens must be positive, got 0"),
+        ({"arena_tokens": 0}, "arena_tokens must be a positive integer, got 0"),
         ({"model": torch.nn.Linear(1, 1)}, "model must be a DS2DSModel, got Linear"),
     ],
 )

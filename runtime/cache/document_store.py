@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable
 from contextlib import closing
 
+from torch import Tensor
+
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.entry import Entry
+from ds2ds.cache.integrity import check_store
 from ds2ds.cache.retention import GreedyDualSizeFrequency, Retention
-from ds2ds.documents.content import DIGEST_BYTES, Content, content_of
+from ds2ds.documents.content import DIGEST_BYTES, Content, content_of, prefix_content
 from ds2ds.documents.document import Document
 from ds2ds.errors import ArenaFullError
 
@@ -62,6 +65,10 @@ class DocumentStore:
         """None: it is not resident."""
         return self._entries.get(document)
 
+    def slots(self, entry: Entry) -> Tensor:
+        """A view of the entry's keys and values, as far as computed: [layers, 2, kv_heads, computed, head_dim]."""
+        return self.arena.data[..., entry.extent.start : entry.extent.start + entry.computed, :]
+
     def documents(self) -> list[Document]:
         """All that use an entry."""
         return list(self._entries)
@@ -94,8 +101,18 @@ class DocumentStore:
         self._use(entry, document)
         return entry.computed
 
-    def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> None:
+    def found(self, document: Document) -> int:
+        """How many tokens of a root in progress that has no entry yet `reserve` would find computed.
+
+        Its keys and values are those of a complete document of the same tokens and grants, such as the prompt of an
+        earlier request. The last token is computed anyway: the next one is drawn from it.
+        """
+        return 0 if self._prompt(document) is None else len(document.tokens) - 1
+
+    def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
+
+        A root starts with a copy of what is `found`, unless just this had to go for it.
 
         Args:
             pinned: called if room must be made.
@@ -104,7 +121,8 @@ class DocumentStore:
             ArenaFullError: even without all that may go there is no room; nothing has gone then.
         """
         if document in self._entries:
-            return
+            return self._entries[document]
+        prompt = self._prompt(document)
         allocator = self.arena.allocator
         tokens = len(document.tokens) if document.capacity is None else document.capacity
         need = allocator.rounded(tokens)
@@ -122,7 +140,13 @@ class DocumentStore:
         entry = Entry(extent)
         self._use(entry, document)
         if not document.in_progress:
-            self._publish(entry, document)
+            self._publish(entry, content_of(document))
+        elif prompt is not None and self._by_key.get(prompt.key or b"") is prompt:
+            self._count_use(prompt)
+            entry.computed = len(document.tokens) - 1
+            self.slots(entry).copy_(self.slots(prompt)[..., : entry.computed, :])
+            document.settled = max(document.settled, entry.computed)
+        return entry
 
     def advance(self, document: Document, stop: int, prefill_seconds: float | None = None) -> None:
         """Note that the document's tokens up to `stop` are computed now.
@@ -156,14 +180,19 @@ class DocumentStore:
             self._drop(entry)
             self._use(known, document)
         else:
-            self._publish(entry, document)
+            self._publish(entry, content_of(document))
 
     def release(self, document: Document) -> None:
-        """The document is no longer used. Its entry stays if it is complete and shared."""
+        """The document is no longer used. Its entry stays if it is complete and shared; of a root, the prompt stays."""
         entry = self._entries.pop(document, None)
         if entry is None:
             return
         entry.documents.remove(document)
+        is_root = self.share and document.parent is None and entry.key is None and not entry.documents
+        if is_root and entry.computed >= document.given:
+            self.arena.allocator.trim(entry.extent, document.given)
+            entry.computed = document.given
+            self._publish(entry, prefix_content(document, document.given))
         if not entry.documents and (entry.key is None or not entry.computed):
             self._drop(entry)
 
@@ -207,53 +236,29 @@ class DocumentStore:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless entries, extents, documents and keys match and every document fits its extent."""
-        self.arena.allocator.check_integrity()
-        entries = {*self._entries.values(), *self._by_key.values()}
-        extents = self.arena.allocator.extents
-        if sorted(id(entry.extent) for entry in entries) != sorted(map(id, extents)):
-            raise RuntimeError(f"{len(extents)} extents for {len(entries)} entries, not one for each")
-        for document, entry in self._entries.items():
-            if document not in entry.documents:
-                raise RuntimeError(f"document {document.title!r} has an entry that does not know it")
-            if document.in_progress and len(entry.documents) > 1:
-                raise RuntimeError(f"document {document.title!r} is in progress, and shared")
-            if entry.computed > len(document.tokens):
-                raise RuntimeError(
-                    f"document {document.title!r} has {entry.computed} tokens computed of {len(document.tokens)}"
-                )
-        for entry in entries:
-            titles = sorted(document.title for document in entry.documents)
-            if any(self._entries.get(document) is not entry for document in entry.documents):
-                raise RuntimeError(f"an entry names documents {titles} that do not use it")
-            if entry.computed > entry.extent.length:
-                raise RuntimeError(f"document {titles} has {entry.computed} tokens in {entry.extent.length} slots")
-            if not entry.documents and entry.key is None:
-                raise RuntimeError(f"an entry of {entry.extent.length} slots can never be found again")
-            if entry.key is not None and self._by_key.get(entry.key) is not entry:
-                raise RuntimeError(f"document {titles} is not found by its key")
-            if any(document.in_progress for document in entry.documents) == (entry in self.retention):
-                raise RuntimeError(f"document {titles} is in progress and may be dropped, or neither")
-        for key, entry in self._by_key.items():
-            titles = sorted(document.title for document in entry.documents)
-            if entry.content is None or not key == entry.key == self.key(entry.content):
-                raise RuntimeError(f"document {titles} is found by a key that is not its own")
-            if any(content_of(document).digest != entry.content.digest for document in entry.documents):
-                raise RuntimeError(f"one of documents {titles} is of another content than its entry")
-        gone = set(self.retention.cheapest_first()) - entries
-        if gone:
-            raise RuntimeError(f"retention holds {len(gone)} entries that are gone")
+        check_store(self.arena, self.retention, self._entries, self._by_key, self.key)
 
     def _use(self, entry: Entry, document: Document) -> None:
         self._entries[document] = entry
         entry.documents.add(document)
+        self._count_use(entry)
+
+    def _count_use(self, entry: Entry) -> None:
         entry.uses += 1
         if entry in self.retention:
             self.retention.note(entry)
 
-    def _publish(self, entry: Entry, document: Document) -> None:
-        """Make a complete document's entry one that may be found, and dropped."""
+    def _prompt(self, document: Document) -> Entry | None:
+        """The entry of what a root in progress has been given, where that is all there is of it."""
+        new = document not in self._entries and document.in_progress and len(document.tokens) == document.given
+        if not (self.share and document.parent is None and new):
+            return None
+        entry = self._by_key.get(self.key(prefix_content(document, document.given)))
+        return entry if entry is not None and entry.computed == document.given > 0 else None
+
+    def _publish(self, entry: Entry, content: Content) -> None:
+        """Make the entry of this content one that may be found, and dropped."""
         if self.share and not entry.stale:
-            content = content_of(document)
             key = self.key(content)
             if key not in self._by_key:
                 entry.content, entry.key = content, key

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ds2ds.cache.document_store import DocumentStore
-from ds2ds.cache.entry import Entry
 from ds2ds.documents.content import Content, ContentGrant, make_content
 from ds2ds.errors import CacheError
 from ds2ds.files import atomic_write
@@ -63,7 +62,7 @@ def save_store(store: DocumentStore, path: Path, weights: str) -> int:
     }
     for index, entry in enumerate(held):
         if entry is not None:
-            tensors[f"kv.{index}"] = _slots(store, entry).contiguous().cpu()
+            tensors[f"kv.{index}"] = store.slots(entry).contiguous().cpu()
     try:
         atomic_write(path, lambda file: save_file(tensors, file, metadata={"format": FORMAT, "weights": weights}))
     except (OSError, SafetensorError) as error:
@@ -143,7 +142,7 @@ def _bring_in(store: DocumentStore, file: Any, path: Path, tables: dict[str, Ten
             entry = store.insert(contents[index], cost[index], uses[index])
             if entry is None:
                 continue
-            _slots(store, entry).copy_(values)
+            store.slots(entry).copy_(values)
         here += 1
     return here
 
@@ -182,11 +181,6 @@ def _read_contents(tables: dict[str, Tensor], path: Path, vocab_size: int) -> li
         contents.append(make_content(tokens[at : at + length].copy(), read))
         at += length
     return contents
-
-
-def _slots(store: DocumentStore, entry: Entry) -> Tensor:
-    start = entry.extent.start
-    return store.arena.data[..., start : start + entry.computed, :]
 
 
 def _dependencies_first(contents: Sequence[Content]) -> list[Content]:

@@ -63,12 +63,19 @@ def content_of(document: Document) -> Content:
     if document.content is None:
         if document.in_progress:
             raise ValueError(f"document {document.title!r} is still being written: its content may change")
-        length = len(document.tokens)
-        grants = []
-        for grant in document.grants:
-            end = None if grant.end is None or grant.end >= length else grant.end
-            # What no token reads (a link that closes in the last token) makes no difference.
-            if grant.position < (length if end is None else end):
-                grants.append(ContentGrant(grant.position, content_of(grant.target), end))
-        document.content = make_content(np.array(document.tokens, dtype=np.int32), tuple(grants))
+        document.content = prefix_content(document, len(document.tokens))
     return document.content
+
+
+def prefix_content(document: Document, length: int) -> Content:
+    """The content of a document that ended after the first `length` tokens; whoever these read must be complete.
+
+    The keys and values of these tokens are those of that document: no token reads what comes after it.
+    """
+    grants = []
+    for grant in document.grants:
+        end = None if grant.end is None or grant.end >= length else grant.end
+        # What no token reads (a link that closes in the last token) makes no difference.
+        if grant.position < (length if end is None else end):
+            grants.append(ContentGrant(grant.position, content_of(grant.target), end))
+    return make_content(np.array(document.tokens[:length], dtype=np.int32), tuple(grants))

@@ -30,6 +30,7 @@ class Document:
         tokens: layout prefix, body and, once complete, layout suffix.
         logprobs: natural-log probability of each token under the model, NaN where none was predicted.
         grants: in order of position.
+        given: how many tokens it was started with; the others were written.
         settled: how many of the tokens were computed at some time, so that what they read can no longer change (S4).
         capacity: how many tokens the document may come to hold; None: it is complete.
         text_end: how many characters of its text count; None: all. A stop string cuts it.
@@ -43,6 +44,7 @@ class Document:
     parent: Document | None = None
     logprobs: list[float] = field(default_factory=list)
     grants: list[DocumentGrant] = field(default_factory=list)
+    given: int = field(init=False)
     settled: int = 0
     capacity: int | None = None
     finish_reason: str | None = None
@@ -52,6 +54,7 @@ class Document:
 
     def __post_init__(self) -> None:
         self.logprobs = [float("nan")] * len(self.tokens)
+        self.given = len(self.tokens)
 
     @property
     def in_progress(self) -> bool:

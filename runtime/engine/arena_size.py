@@ -43,7 +43,7 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
     config = model.config
     slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
     if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
-        raise ConfigError(f"arena_tokens must be positive, a whole number of tokens, got {slots!r}")
+        raise ConfigError(f"arena_tokens must be a positive integer, got {slots!r}")
     block, shape = KV_BLOCK[model.device.type], (config.num_layers, config.num_heads, config.head_dim)
     try:
         return KVArena(*shape, slots, block, model.dtype, model.device)

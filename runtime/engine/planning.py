@@ -45,21 +45,24 @@ def plan(store: DocumentStore, jobs: Sequence[Job]) -> Plan:
         return used.union(*(job.window for job in jobs))
 
     for job in jobs:
-        chunk = next_chunk(store, job, used)
-        entry = store.entry(chunk.document)
-        if entry is not None and entry in planned:
-            planned[entry].sharing.append(job)
-            continue
-        try:
-            store.reserve(chunk.document, pinned)
-        except ArenaFullError as error:
-            full = error
-            continue
-        job.touched[chunk.document] = None
-        entry = store.entry(chunk.document)
-        if entry is None:
-            raise RuntimeError(f"document {chunk.document.title!r} has no entry after it was reserved")
-        planned[entry] = Planned(chunk, job)
+        one: Planned | None = None
+        while one is None:
+            chunk = next_chunk(store, job, used)
+            known = store.entry(chunk.document)
+            if known is not None and known in planned:
+                planned[known].sharing.append(job)
+                break
+            try:
+                entry = store.reserve(chunk.document, pinned)
+            except ArenaFullError as error:
+                full = error
+                break
+            job.touched[chunk.document] = None
+            # Where what was found of a prompt had to go for the room it was to be copied to, all of it is computed.
+            if entry.computed == chunk.start:
+                if known is None:
+                    job.trace.tokens_reused += chunk.start
+                one = planned[entry] = Planned(chunk, job)
     return Plan(list(planned.values()), full)
 
 
@@ -75,7 +78,7 @@ def next_chunk(store: DocumentStore, job: Job, used: set[Document]) -> Chunk:
     document = job.waiting.document
     while True:
         attach(store, job, document)
-        start = store.computed(document)
+        start = store.computed(document) or store.found(document)
         stop = min(len(document.tokens), start + PREFILL_CHUNK)
         reads = targets(document, start, stop)
         used.add(document)

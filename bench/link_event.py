@@ -1,0 +1,217 @@
+"""What a link costs a running stream: the steps in which it closes, against plain tokens before and after.
+
+    python bench/link_event.py
+
+One stream writes given tokens (each step computes and draws as always, only the token drawn is replaced), and in them
+links to documents of 128 tokens: every other one computed before, for an earlier request, and still in the arena. The
+token that ends a link is drawn in one step, in which the host finds the target, fetches and grants it; the next step
+looks for it in the store, prefills it if it is not there, and is the first to read it. "Extra" is what these two take
+beyond a plain token before and one after, which reads the target too; "follow" and "look up" are the parts of it that
+the host spends in the generation's coroutine and in planning the step. Medians over links.
+
+Prints a table, writes bench/results/link_event_{device}.json; the last line of the output is the same JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from decode import RESULTS, SIZES, parse_size
+from reuse_models import DEMO, Library, links, make_runtime, synthetic
+from rich.console import Console
+from rich.table import Table
+
+from ds2ds.documents.document import Document
+from ds2ds.engine import engine as engine_module
+from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.environment import environment
+from ds2ds.files import atomic_write_text
+from ds2ds.generation.events import Done, LinkClosed, TokenWritten
+from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.runtime import Runtime
+
+KINDS = ("resident", "not resident")
+PARTS = ("total", "follow", "look up")
+NEIGHBOURS = 4
+"""Plain tokens on either side that a link's steps are compared to."""
+
+
+@dataclass
+class Clock:
+    """Seconds since the last token, and which of them were spent in which part.
+
+    Attributes:
+        tokens: for each token, seconds by part ("total", "follow", "look up").
+    """
+
+    tokens: list[dict[str, float]] = field(default_factory=list)
+    _spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    _last: float = field(default_factory=time.perf_counter)
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time counted."""
+
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self._spent[part] += time.perf_counter() - started
+
+        return call
+
+    def token(self) -> None:
+        now = time.perf_counter()
+        self.tokens.append({**self._spent, "total": now - self._last})
+        self._spent = dict.fromkeys(PARTS, 0.0)
+        self._last = now
+
+
+@contextmanager
+def watched(runtime: Runtime, clock: Clock, script: Sequence[int]) -> Iterator[None]:
+    """Within, the engine is timed by parts, and the root writes the script whatever is drawn."""
+    engine, draw, plan = runtime.engine, engine_module.sample, engine_module.plan
+
+    def scripted(
+        model: DS2DSModel, hidden: torch.Tensor, documents: Sequence[Document], settings: Sequence[Sampling]
+    ) -> list[Sampled]:
+        written = sum(logprob == logprob for logprob in documents[0].logprobs)
+        return [Sampled(script[written], one.logprob) for one in draw(model, hidden, documents, settings)]
+
+    engine_module.sample, engine_module.plan = scripted, clock.timed("look up", plan)  # type: ignore[assignment]
+    engine._send = clock.timed("follow", engine._send)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        engine_module.sample, engine_module.plan = draw, plan
+        del engine._send
+
+
+def make_script(runtime: Runtime, titles: Sequence[str]) -> list[int]:
+    """A link to each title, with enough plain tokens around it."""
+    plain = runtime.tokenizer.encode(" and" * (2 * NEIGHBOURS + 2))
+    script = list(plain)
+    for title in titles:
+        script += [*runtime.tokenizer.encode(f" {links([title])}"), *plain]
+    return script
+
+
+def stream(runtime: Runtime, library: Library) -> dict[str, list[dict[str, float]]]:
+    """Extra seconds, by part, of each link of one stream; the even ones' documents are resident.
+
+    Raises:
+        RuntimeError: the stream did not go as it was written.
+    """
+    runtime.engine.store.clear()
+    titles = library.titles
+    settings = {
+        "max_tokens_per_document": 4096,
+        "max_context_length": 8192 + sum(library.lengths),
+        "max_auxiliary_documents": len(titles),
+        "temperature": 0.0,
+    }
+    runtime.warm(titles[::2], library.corpus, **settings)
+    script = make_script(runtime, titles)
+    clock = Clock()
+    closed: list[int] = []
+    trace = None
+    with watched(runtime, clock, script):
+        events = runtime.stream("Links:", corpus=library.corpus, max_new_tokens=len(script), **settings)
+        for event in events:
+            if isinstance(event, TokenWritten):
+                clock.token()
+            elif isinstance(event, LinkClosed):
+                closed.append(len(clock.tokens) - 1)
+            elif isinstance(event, Done):
+                trace = event.result.trace
+    if trace is None or len(closed) != len(titles) or trace.documents_reused != len(titles[::2]):
+        raise RuntimeError(f"{len(titles)} links were to close, half of them to resident documents, but: {trace}")
+    return {
+        kind: [extra(clock.tokens, at) for at in closed[first::2]] for kind, first in zip(KINDS, (0, 1), strict=True)
+    }
+
+
+def extra(tokens: Sequence[dict[str, float]], at: int) -> dict[str, float]:
+    """Seconds that tokens `at` and `at` + 1 took beyond a plain one before and one after them, by part."""
+    before, after = tokens[at - NEIGHBOURS : at], tokens[at + 2 : at + 2 + NEIGHBOURS]
+    return {
+        part: tokens[at][part]
+        + tokens[at + 1][part]
+        - statistics.median(token[part] for token in before)
+        - statistics.median(token[part] for token in after)
+        for part in PARTS
+    } | {"plain": statistics.median(token["total"] for token in before)}
+
+
+def measure(runtime: Runtime, library: Library, rounds: int) -> dict[str, Any]:
+    """Microseconds, medians over all links of all rounds."""
+    stream(runtime, library)
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(rounds):
+        for kind, measured in stream(runtime, library).items():
+            found[kind] += measured
+    return {
+        kind: {
+            f"{part}_us".replace(" ", "_"): round(statistics.median(one[part] for one in measured) * 1e6, 1)
+            for part in (*PARTS, "plain")
+        }
+        | {"links": len(measured)}
+        for kind, measured in found.items()
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    out = Table(title="A link in a stream, microseconds")
+    for heading in ("model", "target", "plain token", "extra", "of it: follow", "look up"):
+        out.add_column(heading, justify="right")
+    for result in results:
+        for kind in KINDS:
+            figures = result[kind]
+            cells = (f"{figures[name]:,.0f}" for name in ("plain_us", "total_us", "follow_us", "look_up_us"))
+            out.add_row(result["model"], kind, *cells)
+    return out
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    model: Annotated[list[str], typer.Option(help="demo or LAYERSxWIDTH; may be given again.")] = [DEMO, *SIZES],  # noqa: B006
+    link: Annotated[int, typer.Option(min=2, help="Links of a stream.")] = 8,
+    length: Annotated[int, typer.Option(min=1, max=512, help="Tokens of a target.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Streams.")] = 5,
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
+) -> None:
+    """Measure, print a table and write JSON."""
+    for name in model:
+        if name != DEMO:
+            parse_size(name)
+    where, precision = torch.device(device), getattr(torch, dtype)
+    torch.set_num_threads(threads)
+    measured: dict[str, Any] = {
+        "environment": environment(where),
+        "settings": {"device": device, "dtype": dtype, "rounds": rounds, "target_tokens": length},
+    }
+    library = synthetic(link, length)
+    results = []
+    for name in model:
+        runtime = make_runtime(name, where, precision)
+        results.append({"model": name, **measure(runtime, library, rounds)})
+        del runtime
+    measured["results"] = results
+    Console(width=160).print(table(results))
+    atomic_write_text(output / f"link_event_{where.type}.json", json.dumps(measured, indent=1) + "\n")
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    typer.run(main)
