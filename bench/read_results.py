@@ -1,14 +1,15 @@
-"""The figures that bench/decode.py wrote, as the README shows them: `python bench/read_results.py [FILE]`."""
+"""Measured figures as the README shows them: `python bench/read_results.py` prints every table."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-DECODE_CPU = Path(__file__).parent / "results" / "decode_cpu.json"
+RESULTS = Path(__file__).parent / "results"
+DECODE_CPU, REUSE_CPU, RETENTION = (RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "retention"))
 HEADINGS = {
     "ds2ds": "ds2ds",
     "no_cache_flex": "no cache, FlexAttention",
@@ -32,6 +33,34 @@ def markdown_table(path: str | Path) -> str:
     return "\n".join([*lines, "", _measured_on(measured)])
 
 
+def reuse_table(path: str | Path) -> str:
+    """A markdown table of a reuse_*.json: time to the first token, cold and warm."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    lines = [_row(["model", "links", "tokens linked", "request", "cold", "warm", "times faster", "by tokens"])]
+    lines.append(_row(["---", "---:", "---:", "---", *["---:"] * 4]))
+    for result in measured["results"]:
+        cold, warm = (f"{result[name]['milliseconds']:,.0f} ms" for name in ("cold", "warm"))
+        ratios = [f"**{result['times_faster']:.0f}**", f"{result['by_tokens']:.0f}"]
+        cells = [result["model"], str(result["links"]), f"{result['linked_tokens']:,}", result["shape"], cold, warm]
+        lines.append(_row([*cells, *ratios]))
+    on = measured["environment"]
+    machine = on["gpu"] or f"{on['threads']} threads of {on['cpu']}"
+    where = f"{measured['settings']['dtype']}, {machine}, torch {on['torch']}, {on['date'][:10]}"
+    return "\n".join([*lines, "", f"Medians of {measured['settings']['rounds']} rounds, {where}."])
+
+
+def retention_table(path: str | Path, exponent: float = 0.8) -> str:
+    """A markdown table of retention.json for one Zipf exponent: the share of tokens that was found computed."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    lines = [_row(["one-off requests", "arena, of the corpus", "LRU", "GDSF", "no policy can pass"])]
+    lines.append(_row(["---:"] * 5))
+    for result in measured["results"]:
+        if result["exponent"] == exponent:
+            hits = [f"{result['tokens'][name]:.1%}" for name in ("lru", "gdsf", "ceiling")]
+            lines.append(_row([f"{result['once']:.0%}", f"{result['arena']:.0%}", *hits]))
+    return "\n".join(lines)
+
+
 def _speed(result: dict[str, Any], name: str) -> str:
     speed = result["contestants"][name]["tokens_per_second"]
     shown = f"{speed:.1f}" if speed >= 10 else f"{speed:.2f}"
@@ -53,9 +82,9 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(path: Annotated[Path, typer.Argument(help="A decode_*.json.")] = DECODE_CPU) -> None:
-    """Print the table."""
-    print(markdown_table(path))
+def main() -> None:
+    """Print the tables."""
+    print("\n\n".join([markdown_table(DECODE_CPU), reuse_table(REUSE_CPU), retention_table(RETENTION)]))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
     python bench/reuse.py
 
 Each request is a new prompt, which no cache has seen; only the documents it links are the same. "direct": the prompt
-holds all the links. "through one": the prompt links one document, whose body links all the others. Cold, the store is
-cleared before; warm, earlier requests have computed the documents. Cold and warm take turns in one process; times are
-medians over rounds, from calling `Runtime.stream` to its first TokenWritten, and "times faster" is the median of each
-round's ratio. "By tokens" is what the ratio would be if each token computed took the same time.
+holds all the links. "through one": the prompt links one document, whose body links all the others. "asked again": as
+"direct", but the same prompt each time, as for another sample; warm, it has been computed before.
+
+Cold, the store is cleared before; warm, earlier requests have computed the documents. Cold and warm take turns in one
+process; times are medians over rounds, from calling `Runtime.stream` to its first TokenWritten, and "times faster" is
+the median of each round's ratio. "By tokens" is what the ratio would be if each token computed took the same time.
 
 Models are the packaged one on FOLDOC's documents, and random weights on documents of 512 random tokens.
 
@@ -19,8 +21,8 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +39,7 @@ from ds2ds.files import atomic_write_text
 from ds2ds.generation.events import Done, TokenWritten
 from ds2ds.runtime import Runtime
 
-SHAPES = ("direct", "through one")
+SHAPES = ("direct", "through one", "asked again")
 COUNTS = (1, 4, 16, 64)
 DOCUMENT_TOKENS = 512
 ROUNDS = 3
@@ -50,6 +52,7 @@ class Request:
     Attributes:
         link_count: documents that the request brings in.
         linked_tokens: in them.
+        numbers: of the prompts, one each time.
     """
 
     runtime: Runtime
@@ -58,7 +61,7 @@ class Request:
     link_count: int
     linked_tokens: int
     settings: dict[str, Any]
-    numbers: Iterator[int] = field(default_factory=count)
+    numbers: Iterator[int]
 
     def prompt(self) -> str:
         # A link's target is read from the token after it on: some have to follow the last link.
@@ -106,7 +109,8 @@ def make_request(runtime: Runtime, library: Library, shape: str, link_count: int
         "allow_corpus_fallback": False,
         "temperature": 0.0,
     }
-    return Request(runtime, corpus, body, link_count + through, tokens, settings)
+    numbers = repeat(0) if shape == "asked again" else count()
+    return Request(runtime, corpus, body, link_count + through, tokens, settings, numbers)
 
 
 def race(request: Request, rounds: int) -> dict[str, Any]:

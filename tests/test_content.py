@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.documents import content as content_module
-from ds2ds.documents.content import DIGEST_BYTES, Content, ContentGrant, content_of, make_content
+from ds2ds.documents.content import DIGEST_BYTES, Content, ContentGrant, content_of, make_content, prefix_content
 from ds2ds.documents.document import Document, DocumentGrant
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True)
@@ -189,6 +189,29 @@ def test_tokens_in_any_layout_of_memory_are_the_same() -> None:
     assert make_content(wide[::2], ()).digest == content_of(Document("d", [1, 2, 3])).digest
     big_endian = np.array([1, 2, 3], dtype=">i4")
     assert make_content(big_endian, ()).digest == content_of(Document("d", [1, 2, 3])).digest
+
+
+@MANY
+@given(graphs(), st.data())
+def test_a_prefix_is_the_document_that_ended_there(documents: list[Document], data: st.DataObject) -> None:
+    document = documents[-1]
+    length = data.draw(st.integers(0, len(document.tokens)))
+    ended = Document("ended", document.tokens[:length], grants=document.grants)
+    document.capacity = 99  # it may go on
+    assert prefix_content(document, length).digest == content_of(ended).digest
+    assert document.content is None
+
+
+def test_what_only_later_tokens_read_is_no_part_of_a_prefix() -> None:
+    a, writing = Document("a", [1]), Document("w", [2], capacity=9)
+    document = Document("d", [5, 6, 7, 8], capacity=9)
+    document.grants = [DocumentGrant(1, a, 3), DocumentGrant(2, writing)]
+    assert prefix_content(document, 2).digest == digest([5, 6], (1, a, None))
+    with pytest.raises(ValueError, match="document 'w' is still being written"):
+        prefix_content(document, 3)
+    writing.capacity = None
+    assert prefix_content(document, 3).digest == digest([5, 6, 7], (1, a, None), (2, writing, None))
+    assert prefix_content(document, 4).digest == digest([5, 6, 7, 8], (1, a, 3), (2, writing, None))
 
 
 def test_a_content_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

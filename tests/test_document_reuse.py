@@ -320,6 +320,28 @@ def test_wrong_choices() -> None:
         small_runtime(document_store="yes")
 
 
+# FlexAttention, as on a GPU
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_request_through_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "PREFILL_CHUNK", 24)
+    corpus, options = Texts({**TEXTS, "Long": "a long one " * 3}), {**OPTIONS, "max_link_depth": 2, "max_new_tokens": 3}
+    settings = config(**options, max_tokens_per_document=48, max_auxiliary_documents=3)
+    runtime = small_runtime(arena_tokens=256, attention="flex")
+    for _ in range(2):
+        result = runtime.generate(PROMPT, corpus=corpus, config=settings)
+        agrees_with_oracle(result)
+        same(result, small_runtime().generate(PROMPT, corpus=corpus, config=settings))
+    assert result.trace.tokens_prefilled == 1
+    assert is_clean(runtime)
+
+
+def test_attention_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"attention must be one of \('auto', 'flex', 'plain'\), got 'fast'"):
+        small_runtime(attention="fast")
+
+
 # Weights
 
 

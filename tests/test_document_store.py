@@ -595,6 +595,7 @@ def test_nothing_is_found_for_what_is_no_new_root() -> None:
     resumed = root(PROMPT)
     resumed.append(1, -1.0)
     complete = Document("complete", list(PROMPT))
+    store.reserve(Document("empty", [], parent=READER), never)
     for held in (resumed, complete, draft("d", 4, PROMPT), root([*PROMPT, 1]), root(PROMPT[:-1]), root([])):
         assert store.found(held) == 0
         store.reserve(held, pins())

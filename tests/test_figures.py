@@ -32,6 +32,13 @@ def test_the_readme_shows_the_decode_benchmark_as_it_was_measured() -> None:
     assert load(ROOT / "bench" / "read_results.py").markdown_table(RESULTS / "decode_cpu.json") in readme
 
 
+def test_the_readme_shows_reuse_and_retention_as_they_were_measured() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = load(ROOT / "bench" / "read_results.py")
+    assert tables.reuse_table(RESULTS / "reuse_cpu.json") in readme
+    assert tables.retention_table(RESULTS / "retention.json") in readme
+
+
 def test_the_model_card_shows_the_evaluation_as_it_was_measured() -> None:
     card = (ROOT / "runtime" / "data" / "demo" / "README.md").read_text(encoding="utf-8")
     figures = json.loads((RESULTS / "demo_model.json").read_text(encoding="utf-8"))

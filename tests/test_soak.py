@@ -49,7 +49,7 @@ class Scene:
     retention: str
     stir: int | None
 
-    def runtime(self, attention: str) -> Runtime:
+    def runtime(self) -> Runtime:
         first = self.requests[0]
         return Runtime(
             tiny_model(*first.model, MAX_SEQ_LEN),
@@ -59,7 +59,6 @@ class Scene:
             arena_tokens=self.arena_tokens,
             document_store=self.document_store,
             retention=self.retention,
-            attention=attention,
         )
 
 
@@ -110,9 +109,9 @@ def poison(engine: Engine) -> None:
     arena.data[..., at:, :] = float("nan")
 
 
-def run(scene: Scene, attention: str = "auto") -> list[GenerationResult | Exception]:
+def run(scene: Scene) -> list[GenerationResult | Exception]:
     """All requests of a scene, checked after every step."""
-    runtime = scene.runtime(attention)
+    runtime = scene.runtime()
     arena = runtime.engine.store.arena.data
     memory = (arena.data_ptr(), arena.shape)
     dice = random.Random(scene.stir)
@@ -131,17 +130,17 @@ def run(scene: Scene, attention: str = "auto") -> list[GenerationResult | Except
     return [one.job.error or one.result() for one in running]
 
 
-def over_scenes(examples: int, seen: Counter[str], attention: str = "auto") -> Callable[[], None]:
+def over_scenes(examples: int, seen: Counter[str]) -> Callable[[], None]:
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(scenes())
     def soak(scene: Scene) -> None:
-        for request, outcome in zip(scene.requests, run(scene, attention), strict=True):
+        for request, outcome in zip(scene.requests, run(scene), strict=True):
             seen["requests"] += 1
             alone = replace(scene, requests=[request])
             if isinstance(outcome, Exception):
                 # Its neighbours are no excuse: alone, too, it finds no room.
                 assert isinstance(outcome, ArenaFullError), outcome
-                (by_itself,) = run(alone, attention)
+                (by_itself,) = run(alone)
                 assert isinstance(by_itself, ArenaFullError)
                 assert f"of {scene.arena_tokens} can be had" in str(outcome) and " needs " in str(outcome)
                 seen["full"] += 1
@@ -168,10 +167,6 @@ def test_random_scenes() -> None:
     seen: Counter[str] = Counter()
     over_scenes(100, seen)()
     assert_worth_the_name(seen)
-
-
-def test_random_scenes_through_flex_attention() -> None:
-    over_scenes(5, Counter(), attention="flex")()
 
 
 @pytest.mark.slow
