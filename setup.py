@@ -36,7 +36,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6"],
         "lint": ["ruff", "mypy"],
-        "bench": ["transformers>=5", "pytest-benchmark>=4"],
+        "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11"],
     },
     entry_points={"console_scripts": ["ds2ds=ds2ds.cli:main"]},
 )

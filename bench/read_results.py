@@ -9,7 +9,9 @@ from typing import Any
 import typer
 
 RESULTS = Path(__file__).parent / "results"
-DECODE_CPU, REUSE_CPU, RETENTION = (RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "retention"))
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION = (
+    RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention")
+)
 HEADINGS = {
     "ds2ds": "ds2ds",
     "no_cache_flex": "no cache, FlexAttention",
@@ -46,7 +48,9 @@ def reuse_table(path: str | Path) -> str:
     on = measured["environment"]
     machine = on["gpu"] or f"{on['threads']} threads of {on['cpu']}"
     where = f"{measured['settings']['dtype']}, {machine}, torch {on['torch']}, {on['date'][:10]}"
-    return "\n".join([*lines, "", f"Medians of {measured['settings']['rounds']} rounds, {where}."])
+    rounds = measured["settings"]["rounds"]
+    medians = "One round" if rounds == 1 else f"Medians of {rounds} rounds"
+    return "\n".join([*lines, "", f"{medians}, {where}."])
 
 
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
@@ -84,7 +88,8 @@ def _row(cells: list[str]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    print("\n\n".join([markdown_table(DECODE_CPU), reuse_table(REUSE_CPU), retention_table(RETENTION)]))
+    reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
+    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, retention_table(RETENTION)]))
 
 
 if __name__ == "__main__":

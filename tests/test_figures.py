@@ -36,7 +36,25 @@ def test_the_readme_shows_reuse_and_retention_as_they_were_measured() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tables = load(ROOT / "bench" / "read_results.py")
     assert tables.reuse_table(RESULTS / "reuse_cpu.json") in readme
+    assert tables.reuse_table(RESULTS / "reuse_sweep_cpu.json") in readme
     assert tables.retention_table(RESULTS / "retention.json") in readme
+
+
+def test_the_readme_quotes_link_events_and_compaction_as_they_were_measured() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    (event,) = json.loads((RESULTS / "link_event_cpu.json").read_text(encoding="utf-8"))["results"]
+    here, following, gone = (
+        f"{event[kind][part] / 1e3:.1f} ms"
+        for kind, part in (("resident", "total_us"), ("resident", "follow_us"), ("not resident", "total_us"))
+    )
+    assert (
+        f"A link to a document of 128 tokens costs {here} where it is in the store, {following} of that for following "
+        f"it, and {gone} where it is not"
+    ) in readme
+    results = json.loads((RESULTS / "compaction_cpu.json").read_text(encoding="utf-8"))["results"]
+    speeds = " and ".join(f"{result['gb_per_second']:.1f} GB/s" for result in results)
+    shares = " and ".join(f"{result['share_of_copy']:.0%}" for result in results)
+    assert f"Compaction of 8,192 and 32,768 slots moves {speeds}, {shares} of a plain copy" in readme
 
 
 def test_the_model_card_shows_the_evaluation_as_it_was_measured() -> None:
