@@ -276,7 +276,7 @@ def test_nan_ends_its_request_alone(after_some_tokens: bool, monkeypatch: pytest
 
 def test_a_request_too_big_for_the_arena_names_need_and_capacity() -> None:
     runtime = small_runtime(arena_tokens=64)
-    message = "document '' needs 112 slots of the KV arena; 64 of 64 can be had: give the runtime more arena_tokens"
+    message = "document 'root' needs 112 slots of the KV arena; 64 of 64 can be had: give the runtime more arena_tokens"
     with pytest.raises(ArenaFullError, match=message):
         runtime.generate("x" * 100, config=config(max_tokens_per_document=110))
     assert is_clean(runtime)

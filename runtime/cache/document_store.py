@@ -271,8 +271,9 @@ class DocumentStore:
         most = allocator.free + sum(entry.extent.length for entry in going)
         if most < need:
             raise ArenaFullError(
-                f"document {document.title!r} needs {need} slots of the KV arena; {most} of {allocator.capacity} can "
-                f"be had: give the runtime more arena_tokens, or lower max_tokens_per_document or max_context_length"
+                f"document {document.title or 'root'!r} needs {need} slots of the KV arena; {most} of "
+                f"{allocator.capacity} can be had: give the runtime more arena_tokens, or lower "
+                "max_tokens_per_document or max_context_length"
             )
         self._drop_all(going)
 
