@@ -3,11 +3,11 @@
     python bench/link_event.py
 
 One stream writes given tokens (each step computes and draws as always, only the token drawn is replaced), and in them
-links to documents of 128 tokens: every other one computed before, for an earlier request, and still in the arena. The
-token that ends a link is drawn in one step, in which the host finds the target, fetches and grants it; the next step
-looks for it in the store, prefills it if it is not there, and is the first to read it. "Extra" is what these two take
-beyond a plain token before and one after, which reads the target too; "follow" and "look up" are the parts of it that
-the host spends in the generation's coroutine and in planning the step. Medians over links.
+links to documents of 128 tokens: every other one computed before, for an earlier request, and still in the arena. In
+the step that draws a link's last token the host finds the target, fetches and grants it; the next one computes that
+token, which does not read the target yet; the third looks for it in the store, prefills it if it is not there, and
+computes the first token that reads it. "Extra" is what these three take beyond plain tokens; "follow" and "look up" are
+the parts of it that the host spends in the generation's coroutine and in planning. Medians over links.
 
 Prints a table, writes bench/results/link_event_{device}.json; the last line of the output is the same JSON.
 """
