@@ -144,13 +144,13 @@ def extra(tokens: Sequence[dict[str, float]], at: int) -> dict[str, float]:
     """Seconds that a link costs beyond plain tokens, by part: it closes in token `at`, whose own pass does not read the
     target (S2) and gives `at` + 1; the target is computed, if need be, before the pass that gives `at` + 2.
 
-    Compared to plain tokens before and after, half and half, as what is read grows on the way.
+    Compared to plain tokens: two before, which like the first two steps do not read the target, and one after.
     """
     before, steps, after = tokens[at - NEIGHBOURS : at], tokens[at : at + 3], tokens[at + 3 : at + 3 + NEIGHBOURS]
     found = {}
     for part in PARTS:
-        plain = statistics.median(one[part] for one in before) + statistics.median(one[part] for one in after)
-        found[part] = sum(one[part] for one in steps) - len(steps) / 2 * plain
+        plain = 2 * statistics.median(one[part] for one in before) + statistics.median(one[part] for one in after)
+        found[part] = sum(one[part] for one in steps) - plain
     return found | {"plain": statistics.median(token["total"] for token in before)}
 
 
