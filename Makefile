@@ -38,7 +38,7 @@ $(VENV)/.installed: setup.py constraints.txt $(VENV)/files.txt
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt "transformers>=5"
+	$(BIN)/pip install --quiet --constraint constraints.txt "transformers>=5" "scipy>=1.11"
 	touch $@
 
 $(VENV)/files.txt: FORCE | $(VENV)/bin/python
