@@ -11,7 +11,6 @@ Prints a table, writes bench/results/compaction_{device}.json; the last line of 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +20,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import HEAD_DIM, RESULTS, parse_size
-from rich.console import Console
+from report import report
 from rich.table import Table
 
 from ds2ds.cache.extents import ExtentAllocator, Move
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.environment import environment
-from ds2ds.files import atomic_write_text
 from ds2ds.kernels import compact_arena
 
 SIZE = "12x768"
@@ -150,9 +148,7 @@ def main(
     lengths = foldoc_lengths()
     results = [measure(Bench(size, number, where, precision, lengths), rounds) for number in slots]
     measured["results"] = results
-    Console(width=160).print(table(results))
-    atomic_write_text(output / f"compaction_{where.type}.json", json.dumps(measured, indent=1) + "\n")
-    print(json.dumps(measured))
+    report(table(results), measured, output / f"compaction_{where.type}.json")
 
 
 if __name__ == "__main__":

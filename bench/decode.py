@@ -15,7 +15,6 @@ Prints a table, writes bench/results/decode_{device}.json; the last line of the 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -27,11 +26,11 @@ from typing import Annotated, Any
 import baselines
 import torch
 import typer
+from report import report
 from rich.console import Console
 from rich.table import Table
 
 from ds2ds.environment import environment
-from ds2ds.files import atomic_write_text
 from ds2ds.generation.events import TokenWritten
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.runtime import Runtime
@@ -270,9 +269,7 @@ def main(
                 {"model": shape, "parameters": parameters, "context": length, **race(runners, rounds, buffer)}
             )
     measured["results"] = results
-    Console(width=160).print(table(results))
-    atomic_write_text(output / f"decode_{where.type}.json", json.dumps(measured, indent=1) + "\n")
-    print(json.dumps(measured))
+    report(table(results), measured, output / f"decode_{where.type}.json")
 
 
 if __name__ == "__main__":

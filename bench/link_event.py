@@ -14,7 +14,6 @@ Prints a table, writes bench/results/link_event_{device}.json; the last line of 
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +25,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS, SIZES, parse_size
+from report import report
 from reuse_models import DEMO, Library, links, make_runtime, synthetic
-from rich.console import Console
 from rich.table import Table
 
 from ds2ds.documents.document import Document
 from ds2ds.engine import engine as engine_module
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.environment import environment
-from ds2ds.files import atomic_write_text
 from ds2ds.generation.events import Done, LinkClosed, TokenWritten
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.runtime import Runtime
@@ -210,9 +208,7 @@ def main(
         results.append({"model": name, **measure(runtime, library, rounds)})
         del runtime
     measured["results"] = results
-    Console(width=160).print(table(results))
-    atomic_write_text(output / f"link_event_{where.type}.json", json.dumps(measured, indent=1) + "\n")
-    print(json.dumps(measured))
+    report(table(results), measured, output / f"link_event_{where.type}.json")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ line of the output is the same JSON.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from offline_bound import Ints, most_hits, repeats
+from report import report
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,6 @@ from ds2ds.documents.content import make_content
 from ds2ds.documents.document import Document
 from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.environment import environment
-from ds2ds.files import atomic_write_text
 
 RESULT = Path(__file__).parent / "results" / "retention.json"
 BLOCK = KV_BLOCK["cpu"]
@@ -244,9 +243,7 @@ def main(
         },
         "results": results,
     }
-    Console(width=160).print(table(results))
-    atomic_write_text(output, json.dumps(measured, indent=1) + "\n")
-    print(json.dumps(measured))
+    report(table(results), measured, output)
 
 
 if __name__ == "__main__":

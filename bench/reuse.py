@@ -17,7 +17,6 @@ Prints a table, writes bench/results/reuse_{device}.json; the last line of the o
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,13 +28,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS, SIZES, parse_size
+from report import report
 from reuse_models import DEMO, HUB, Library, Shelf, foldoc, links, make_runtime, synthetic
 from rich.console import Console
 from rich.table import Table
 
 from ds2ds.documents.generation_result import Trace
 from ds2ds.environment import environment
-from ds2ds.files import atomic_write_text
 from ds2ds.generation.events import Done, TokenWritten
 from ds2ds.runtime import Runtime
 
@@ -210,9 +209,7 @@ def main(
                 results.append({**asked, **race(request, rounds)})
         del runtime
     measured["results"] = results
-    Console(width=160).print(table(results))
-    atomic_write_text(output / f"reuse_{where.type}.json", json.dumps(measured, indent=1) + "\n")
-    print(json.dumps(measured))
+    report(table(results), measured, output / f"reuse_{where.type}.json")
 
 
 if __name__ == "__main__":

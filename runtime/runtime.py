@@ -231,6 +231,8 @@ class Runtime:
     def save_cache(self, path: str | Path) -> int:
         """Write all documents that are computed and shared to a safetensors file, for `load_cache`; returns how many.
 
+        What requests were prompted with is not written.
+
         Raises:
             ConfigError: the document store is off; CacheError: the file cannot be written.
         """

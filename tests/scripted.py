@@ -7,7 +7,8 @@ under the document's title; its log-probability is still the model's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,21 @@ def follow(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str | Sequence[
         return drawn
 
     monkeypatch.setattr("ds2ds.engine.engine.sample", scripted)
+
+
+@contextmanager
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of rows of each forward pass."""
+    rows: list[int] = []
+    compute = DS2DSModel.hidden
+
+    def hidden(self: DS2DSModel, tokens: torch.Tensor, attend: Any) -> torch.Tensor:
+        rows.append(len(tokens))
+        return compute(self, tokens, attend)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DS2DSModel, "hidden", hidden)
+        yield rows
 
 
 def same_documents(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float = 1e-4) -> None:

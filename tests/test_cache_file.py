@@ -148,6 +148,25 @@ def test_what_was_saved_is_found_computed(file: Path) -> None:
     assert len(runtime.engine.store.shared()) == 5  # and the prompt
 
 
+def test_what_requests_were_prompted_with_is_not_saved(tmp_path: Path) -> None:
+    runtime = small_runtime()
+    runtime.generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS)
+    assert len(runtime.engine.store.shared()) == 5
+    assert runtime.save_cache(tmp_path / "cache") == 4
+    secret = torch.tensor(encode(PROMPT), dtype=torch.int32)
+    saved = load_file(tmp_path / "cache")["tokens"]
+    assert not any(torch.equal(part, secret) for part in saved.unfold(0, len(secret), 1))
+
+
+def test_a_document_of_the_same_tokens_as_a_prompt_is_saved(tmp_path: Path) -> None:
+    runtime = small_runtime()
+    runtime.generate("the same words", **OPTIONS)
+    assert runtime.save_cache(tmp_path / "cache") == 0
+    warmed = runtime.warm(["Words"], Texts({"Words": "the same words"}))
+    assert (warmed.tokens_prefilled, warmed.tokens_reused) == (0, len(encode("the same words")))
+    assert runtime.save_cache(tmp_path / "cache") == 1
+
+
 def test_keys_and_values_are_the_same_to_the_bit(file: Path) -> None:
     first, second = small_runtime(), small_runtime(arena_tokens=640)
     first.warm(["Long", "A"], Texts(TEXTS), **DEEP)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from scripted import (
     TOKENIZER,
     Texts,
     agrees_with_oracle,
+    counting,
     encode,
     follow,
     grants,
@@ -31,21 +30,6 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "seed": 3, "logprobs": True, "te
 
 def config(**options: Any) -> GenerationConfig:
     return GenerationConfig(**{"max_context_length": 400, "eos_token_id": EOS, **OPTIONS, **options})
-
-
-@contextmanager
-def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The number of rows of each forward pass."""
-    rows: list[int] = []
-    compute = DS2DSModel.hidden
-
-    def hidden(self: DS2DSModel, tokens: torch.Tensor, attend: Any) -> torch.Tensor:
-        rows.append(len(tokens))
-        return compute(self, tokens, attend)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DS2DSModel, "hidden", hidden)
-        yield rows
 
 
 def same(one: Any, other: Any) -> None:

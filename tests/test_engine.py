@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from scripted import (
     TOKENIZER,
     Texts,
     agrees_with_oracle,
+    counting,
     encode,
     follow,
     grants,
@@ -51,28 +50,13 @@ def config(**options: Any) -> GenerationConfig:
     return GenerationConfig(**options)
 
 
-@contextmanager
-def counting(model: DS2DSModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The number of rows of each forward pass."""
-    rows: list[int] = []
-    compute = DS2DSModel.hidden
-
-    def hidden(self: DS2DSModel, tokens: torch.Tensor, attend: Any) -> torch.Tensor:
-        rows.append(len(tokens))
-        return compute(self, tokens, attend)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DS2DSModel, "hidden", hidden)
-        yield rows
-
-
 # A token is computed once
 
 
 def test_a_step_passes_only_what_is_new_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": " [a](A). So"})
     runtime = small_runtime()
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         result = runtime.generate("pp", corpus=Texts({"A": "about A"}))
     link, rest = len(encode(" [a](A).")), len(encode(" So"))
     # The prompt; each token of the link, its last one too, which does not read the target; the target; the rest.
@@ -87,7 +71,7 @@ def test_a_document_is_computed_once_however_many_read_it(monkeypatch: pytest.Mo
     follow(monkeypatch, {"": " [q](Q) [b](B) x", "Q": " [b](B) [a](A) x"})
     runtime = small_runtime()
     corpus = Texts({"A": "on [b](B) x", "B": "about B"})
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         result = runtime.generate("[b](B)", corpus=corpus, max_link_depth=3)
     readers = [d.title for d in result.get_all_documents() if "B" in [title for _, title, _ in grants(d)]]
     assert readers == ["root", "A", "Q"]
@@ -100,7 +84,7 @@ def test_what_is_never_read_is_never_computed(monkeypatch: pytest.MonkeyPatch) -
     """A's link closes in the last token that may be written."""
     follow(monkeypatch, {"": "see [a](A)"})
     runtime = small_runtime()
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         runtime.generate("p", corpus=Texts({"A": "about A"}), max_new_tokens=len(encode("see [a](A)")))
     assert rows == [1] * len(encode("see [a](A)"))
 
@@ -109,10 +93,10 @@ def test_what_is_never_read_is_never_computed(monkeypatch: pytest.MonkeyPatch) -
 def test_prefill_in_chunks_equals_one_go(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = small_runtime(document_store=False)
     prompt, corpus = "see [a](A) and [l](Long) " + "x" * 70, Texts(TEXTS)
-    with counting(runtime.model, monkeypatch) as whole_rows:
+    with counting(monkeypatch) as whole_rows:
         whole = runtime.generate(prompt, corpus=corpus, **OPTIONS)
     monkeypatch.setattr(planning, "PREFILL_CHUNK", chunk)
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         chunked = runtime.generate(prompt, corpus=corpus, **OPTIONS)
     assert max(whole_rows) > 100 and max(rows) == chunk and sum(rows) == sum(whole_rows)
     same_documents(whole.get_all_documents(), chunked.get_all_documents())
@@ -133,7 +117,7 @@ def test_one_token_of_prompt_is_prefill_too() -> None:
 def test_each_of_a_batch_gets_what_it_gets_alone(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**OPTIONS, "temperature": temperature}
     runtime = small_runtime(arena_tokens=20_000, document_store=False)
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         together = runtime.generate_batch(PROMPTS, corpus=Texts(TEXTS), **options)
         passes = len(rows)
         alone = [runtime.generate(prompt, corpus=Texts(TEXTS), **options) for prompt in PROMPTS]
@@ -374,7 +358,7 @@ def test_what_was_dropped_for_room_is_computed_again_when_it_is_read(monkeypatch
     results, rows = [], []
     for arena_tokens in (64 + 48, 4096):
         runtime = small_runtime(arena_tokens=arena_tokens)
-        with counting(runtime.model, monkeypatch) as counted:
+        with counting(monkeypatch) as counted:
             results.append(runtime.generate("p", corpus=Texts(texts), config=config(**options)))
         rows.append(sum(counted))
         assert is_clean(runtime)
@@ -447,7 +431,7 @@ def test_an_arena_without_room(arena_tokens: int) -> None:
 
 def test_stepping_an_idle_engine_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = small_runtime()
-    with counting(runtime.model, monkeypatch) as rows:
+    with counting(monkeypatch) as rows:
         runtime.engine.step()
     assert rows == [] and is_clean(runtime)
 

@@ -192,6 +192,7 @@ class DocumentStore:
         if is_root and entry.computed >= document.given:
             self.arena.allocator.trim(entry.extent, document.given)
             entry.computed = document.given
+            entry.prompt = True
             self._publish(entry, prefix_content(document, document.given))
         if not entry.documents and (entry.key is None or not entry.computed):
             self._drop(entry)
@@ -241,6 +242,7 @@ class DocumentStore:
     def _use(self, entry: Entry, document: Document) -> None:
         self._entries[document] = entry
         entry.documents.add(document)
+        entry.prompt = False
         self._count_use(entry)
 
     def _count_use(self, entry: Entry) -> None:

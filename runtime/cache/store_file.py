@@ -36,7 +36,7 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", to
 
 
 def save_store(store: DocumentStore, path: Path, weights: str) -> int:
-    """Write every document that is shared and computed to its end; returns how many.
+    """Write every document that is shared and computed to its end; returns how many. Prompts are not among them.
 
     Args:
         weights: digest of the weights that computed it.
@@ -44,7 +44,8 @@ def save_store(store: DocumentStore, path: Path, weights: str) -> int:
     Raises:
         CacheError: the file cannot be written; what was there before is still there.
     """
-    entries = {e.content: e for e in store.shared() if e.content is not None and e.computed == len(e.content)}
+    kept = [entry for entry in store.shared() if not entry.prompt]
+    entries = {e.content: e for e in kept if e.content is not None and e.computed == len(e.content)}
     contents = _dependencies_first(list(entries))
     number = {content.digest: index for index, content in enumerate(contents)}
     grants = [

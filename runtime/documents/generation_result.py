@@ -79,8 +79,8 @@ class GeneratedDocument:
 class Trace:
     """What a run did. Seconds are wall time; a step shared by several requests counts in full for each.
 
-    `tokens_reused` of `documents_reused` documents were computed for other requests, or earlier, and were found in the
-    document store.
+    `tokens_reused` were computed for other requests, or earlier, and were found in the document store: those of
+    `documents_reused` documents, and of the prompt.
     """
 
     forward_passes: int = 0

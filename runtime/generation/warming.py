@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ds2ds.documents.content import content_of
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.engine import Engine
@@ -63,9 +64,11 @@ def warm(
     with contextlib.suppress(ArenaFullError):
         for _ in engine.run(job):
             pass
+    # Beside other requests even these may have been dropped again.
+    here = {title for title, document in zip(titles, window, strict=False) if engine.store.holds(content_of(document))}
     return Warmed(
-        list(titles[: len(window)]),
-        list(titles[len(window) :]),
+        [title for title in titles if title in here],
+        [title for title in titles if title not in here],
         trace.tokens_prefilled,
         trace.tokens_reused,
         time.perf_counter() - started,
