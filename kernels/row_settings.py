@@ -1,7 +1,8 @@
-"""The settings of the rows to sample: checked, and brought to the host."""
+"""The settings of the rows to sample, checked and brought to the host, and what comes back for each."""
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,27 @@ MAX_VOCAB = 2**18
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+
+class SampleStatus(IntEnum):
+    """What ``SampleOutput.status`` says of a row."""
+
+    OK = 0
+    NOT_FINITE = 1  # a NaN or +inf among the logits
+    EMPTY = 2  # every logit is -inf
+    INVALID = 3  # a setting out of range, where it was not read back to be refused
+
+
+class SampleOutput(NamedTuple):
+    """tokens int64 [B], logprobs float32 [B], status int32 [B] (a ``SampleStatus``).
+
+    ``logprobs`` is the log-softmax of the row's logits as given, before any setting. Where status is not OK the
+    token is -1 and the log-probability NaN.
+    """
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    status: torch.Tensor
 
 
 class Rows(NamedTuple):
@@ -63,28 +85,28 @@ def check_values(rows: Rows) -> None:
             _require(*check)
 
 
-def check_penalty(
-    logits: torch.Tensor, penalty: torch.Tensor | None, listed: torch.Tensor | None
-) -> tuple[Floats, Ints] | None:
-    """Penalty [B] and listed tokens [B, N] on the host, None if there are none; ValueError if they do not fit."""
+def check_penalty_shapes(logits: torch.Tensor, penalty: torch.Tensor | None, listed: torch.Tensor | None) -> None:
+    """Raise ValueError unless a penalty [B] and listed tokens [B, N] fit the logits, or both are None."""
     if penalty is None and listed is None:
-        return None
+        return
     if penalty is None or listed is None:
         missing = "repetition_penalty" if penalty is None else "penalty_tokens"
         raise ValueError(f"repetition_penalty and penalty_tokens go together: {missing} is missing")
-    batch, vocab = logits.shape
+    batch = logits.shape[0]
     check_shapes(logits, repetition_penalty=(penalty, torch.float32))
     if listed.ndim != 2 or listed.shape[0] != batch or listed.dtype != torch.int64:
         got = f"{listed.dtype} {list(listed.shape)}"
         raise ValueError(f"penalty_tokens must be torch.int64 [{batch}, N], padded with -1, got {got}")
-    by, tokens = host(penalty), host(listed)
+
+
+def check_penalty_values(by: Floats, tokens: Ints, vocab: int) -> None:
+    """Raise ValueError unless penalties [B] and listed tokens [B, N] are in range."""
     _require("repetition_penalty", "must be > 0 and finite", by, (by > 0) & (by < np.inf))
     in_range = ((tokens >= -1) & (tokens < vocab)).all(axis=1)
     if not in_range.all():
         row = int(np.argmin(in_range))
         worst = next(int(t) for t in tokens[row] if not -1 <= t < vocab)
         raise ValueError(f"penalty_tokens must be in [0, {vocab}), or -1 for padding, got {worst} in row {row}")
-    return by, tokens
 
 
 def _require(name: str, rule: str, values: NDArray, good: Bools) -> None:

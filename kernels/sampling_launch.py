@@ -1,0 +1,105 @@
+"""Sampling on a GPU: the workspace, and the launches of the kernels in ``sampling_triton``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+
+from . import sampling_triton as kernels
+from .row_settings import SampleOutput
+
+if TYPE_CHECKING:
+    from .build import Build
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How the work is cut up; all powers of two. Results do not depend on them, but for the last bits of logprobs."""
+
+    tile: int = 4096  # tokens of a program that reads a row's logits
+    group: int = 32  # tokens whose largest logit top-k looks at first: 128 bytes of float32
+    levels: int = 16  # at which the mass above is estimated
+    capacity: int = 32768  # tokens in question that a row's buffer holds; where there are more, the row is read again
+    chunk: int = 2048  # tokens that a program with a whole row handles at once
+    tile_warps: int = 4
+    row_warps: int = 8
+
+
+SIZES = Sizes()
+
+
+def sample_on_device(
+    logits: torch.Tensor,
+    settings: Sequence[torch.Tensor],
+    penalty: tuple[torch.Tensor, torch.Tensor] | None,
+    sizes: Sizes = SIZES,
+) -> SampleOutput:
+    """Sample a token for each row of logits [B, V], on their device.
+
+    Args:
+        settings: temperature, top_k, top_p, min_p, seed and position, each [B], as ``sample_rows`` takes them.
+        penalty: repetition_penalty [B] and penalty_tokens [B, N].
+
+    Four launches, one more with a penalty. Values out of range give status INVALID.
+    """
+    device = logits.device
+    batch, vocab = logits.shape
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    temperature, top_k, top_p, min_p, seed, position = (s.to(device, non_blocking=True).contiguous() for s in settings)
+    tiles, groups, words = triton.cdiv(vocab, sizes.tile), triton.cdiv(vocab, sizes.group), triton.cdiv(vocab, 32)
+
+    def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(batch, *shape, dtype=dtype, device=device)
+
+    def integers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(batch, *shape, dtype=dtype, device=device)
+
+    out = SampleOutput(integers(dtype=torch.int64), floats(), integers())
+    if not batch:
+        return out
+    listed = refused = by = out.status  # not looked at where there is no penalty
+    if penalty is not None:
+        by, tokens = (s.to(device, non_blocking=True).contiguous() for s in penalty)
+        listed, refused = integers(words), integers()
+        kernels.mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk)
+
+    peak, first, raw_peak, raw_sum, anchor = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
+    level, group_peak = floats(tiles, sizes.levels + 1), floats(groups)
+    top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
+    pending, low_key, high_key, count = integers(), integers(), integers(), integers()
+    chosen = integers(sizes.capacity // sizes.group)
+    pool = floats(sizes.capacity), floats(sizes.capacity), integers(sizes.capacity)
+    mass_all, mass_above = integers(tiles, dtype=torch.int64), integers(tiles, dtype=torch.int64)
+    best_score, best_token = floats(tiles), integers(tiles)
+
+    row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
+    found = (pending, low_key, high_key, count)
+    shared: dict[str, Any] = {"PENALISED": penalty is not None, "enable_fp_fusion": False}
+    per_tile = {"TILE": sizes.tile, "num_warps": sizes.tile_warps, **shared}
+    per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": sizes.capacity, "CHUNK": sizes.chunk,
+               "num_warps": sizes.row_warps, **shared}  # fmt: skip
+    kernels.scan[(batch, tiles)](
+        *row, peak, first, raw_peak, raw_sum, anchor, level, group_peak,
+        GROUP=sizes.group, LEVELS=sizes.levels, **per_tile,
+    )  # fmt: skip
+    kernels.choose[(batch,)](
+        *row, min_p, position, refused,
+        peak, first, raw_peak, raw_sum, anchor, level, group_peak, tiles,
+        top, raw_top, raw_total, *found, chosen, *pool, *out,
+        GROUP=sizes.group, LEVELS=sizes.levels, **per_row,
+    )  # fmt: skip
+    kernels.draw[(batch, tiles)](
+        *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
+        CAPACITY=sizes.capacity, **per_tile,
+    )  # fmt: skip
+    kernels.finish[(batch,)](
+        *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
+        mass_all, mass_above, best_score, best_token, tiles, *out[:2],
+        **per_row,
+    )  # fmt: skip
+    return out

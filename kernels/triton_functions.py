@@ -1,0 +1,100 @@
+"""The arithmetic of ``elementary`` and ``philox`` for Triton kernels: the same operations, the same bits.
+
+To be compiled with ``enable_fp_fusion=False``: a product fused with a sum is rounded once where the reference rounds
+twice.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import elementary
+
+LOG2_E = tl.constexpr(elementary.LOG2_E)
+LN2_HIGH = tl.constexpr(elementary.LN2_HIGH)
+LN2_LOW = tl.constexpr(elementary.LN2_LOW)
+EXP_FLOOR = tl.constexpr(elementary.EXP_FLOOR)
+SQRT_HALF_BITS = tl.constexpr(elementary.SQRT_HALF_BITS)
+MANTISSA_BITS = tl.constexpr(elementary.MANTISSA_BITS)
+E0, E1, E2, E3, E4 = map(tl.constexpr, elementary.EXP_POLYNOMIAL)
+L0, L1, L2, L3, L4, L5, L6, L7 = map(tl.constexpr, elementary.LOG_POLYNOMIAL)
+
+
+@triton.jit
+def exact_exp(y):
+    """``elementary.exp``: of float32 y <= 0."""
+    clamped = tl.maximum(y, EXP_FLOOR)
+    n = tl.floor(clamped * LOG2_E + 0.5)
+    r = clamped - n * LN2_HIGH
+    r = r - n * LN2_LOW
+    p = (((r * E0 + E1) * r + E2) * r + E3) * r + E4
+    p = p * (r * r)
+    p = p + r
+    p = p + 1.0
+    scale = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(y < EXP_FLOOR, 0.0, p * scale)
+
+
+@triton.jit
+def exact_log(x):
+    """``elementary.log``: of float32 x > 0, normal."""
+    bits = x.to(tl.int32, bitcast=True) - SQRT_HALF_BITS
+    e = (bits >> 23).to(tl.float32)
+    f = ((bits & MANTISSA_BITS) + SQRT_HALF_BITS).to(tl.float32, bitcast=True) - 1.0
+    square = f * f
+    p = ((((((L0 * f + L1) * f + L2) * f + L3) * f + L4) * f + L5) * f + L6) * f + L7
+    p = p * f
+    p = p * square
+    p = p + e * LN2_LOW
+    p = p - square * 0.5
+    p = p + f
+    return p + e * LN2_HIGH
+
+
+@triton.jit
+def gumbel(words):
+    """``philox._gumbel``: the noise float32 made from random uint32 words."""
+    large = words >= 2147483648
+    near = ((tl.where(large, ~words, words) << 1) | 1).to(tl.float32) * 1.1641532182693481e-10  # 2**-33
+    rounded = 1.0 - near
+    lost = tl.div_rn((1.0 - rounded) - near, rounded)
+    exponential = exact_log(tl.where(large, near, rounded)) + tl.where(large, 0.0, lost)
+    return -exact_log(-exponential)
+
+
+@triton.jit
+def gumbel_at(seed, position, ids):
+    """The noise of token ids int32 [N] of one row: seed and position are int64 scalars."""
+    w0, w1, w2, w3 = _words(seed, position, ids >> 2)
+    lane = ids & 3
+    return gumbel(tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3)))
+
+
+@triton.jit
+def gumbel_from(seed, position, first, SIZE: tl.constexpr):
+    """The noise of the SIZE tokens from ``first`` on, a multiple of 4: four words from every run of Philox."""
+    w0, w1, w2, w3 = _words(seed, position, (first >> 2) + tl.arange(0, SIZE // 4))
+    return gumbel(tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (SIZE,)))
+
+
+@triton.jit
+def _words(seed, position, blocks):
+    low = (position & 0xFFFFFFFF).to(tl.uint32)
+    high = (position >> 32).to(tl.uint32)
+    zero = tl.zeros_like(blocks).to(tl.uint32)
+    return tl.philox(seed, blocks.to(tl.uint32), zero + low, zero + high, zero)
+
+
+@triton.jit
+def ordered_key(x):
+    """uint32 that ascends as float32 x does; the two zeros are one."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def from_key(key):
+    """The x of ``ordered_key``."""
+    bits = key.to(tl.int32, bitcast=True)
+    return (bits ^ (~(bits >> 31) | -2147483648)).to(tl.float32, bitcast=True)
