@@ -1,10 +1,12 @@
-"""Sliding extents of an arena down over the gaps between them, in place: the reference and the CPU path."""
+"""Sliding extents of an arena down over the gaps between them, in place: the interface, and what PyTorch does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+
+from .backends import use_triton
 
 
 def compact_arena(arena: torch.Tensor, moves: Sequence[tuple[int, int, int]], *, backend: str = "auto") -> None:
@@ -14,17 +16,25 @@ def compact_arena(arena: torch.Tensor, moves: Sequence[tuple[int, int, int]], *,
         arena: [..., slots, head_dim], any dtype and device; here [layers, 2, kv_heads, slots, head_dim].
         moves: (source, destination, length) in slots, ascending: each destination lies below its source, and at or
             above the end of the destination before it. A destination may cover its own source or earlier ones.
-        backend: "torch" copies with PyTorch, on any device; "auto" is "torch" for now.
+        backend: "triton" moves all in one launch, on a CUDA device; "torch" copies with PyTorch, on any device; "auto"
+            is "triton" for a CUDA tensor and "torch" for any other.
 
     Raises:
-        ValueError: a move leaves the arena, goes up, or is out of order; nothing has moved then.
-        NotImplementedError: backend "triton".
+        ValueError: a move leaves the arena, goes up, or is out of order, or the backend cannot be had: "triton" where
+            the arena is not on a CUDA device (unless TRITON_INTERPRET=1 has its kernels interpreted) or is not
+            contiguous. Nothing has moved then.
     """
-    if backend == "triton":
-        raise NotImplementedError("backend 'triton' is not built yet; use backend='torch'")
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"backend must be 'auto', 'triton' or 'torch', got {backend!r}")
+    triton = use_triton(backend, arena)
     check_moves(moves, arena.shape[-2])
+    if triton:
+        from .compaction_triton import compact  # only here, as Triton takes long to import and is not everywhere
+
+        compact(arena, moves)
+    else:
+        _compact_with_torch(arena, moves)
+
+
+def _compact_with_torch(arena: torch.Tensor, moves: Sequence[tuple[int, int, int]]) -> None:
     for source, destination, length in moves:
         # In tiles as long as the way they go: a tile's destination ends where its source starts, so a copy may run
         # in any order, and the tile above has not been overwritten yet.

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class Sizes:
     """How the work is cut up; all powers of two. Results do not depend on them, but for the last bits of logprobs."""
 
-    tile: int = 4096  # tokens of a program that reads a row's logits
+    tile: int = 2048  # tokens of a program that reads a row's logits
     group: int = 32  # tokens whose largest logit top-k looks at first: 128 bytes of float32
-    levels: int = 16  # at which the mass above is estimated
     capacity: int = 32768  # tokens in question that a row's buffer holds; where there are more, the row is read again
     chunk: int = 2048  # tokens that a program with a whole row handles at once
-    tile_warps: int = 4
-    row_warps: int = 8
+    scan_warps: int = 4
+    draw_warps: int = 8
+    row_warps: int = 16
 
 
 SIZES = Sizes()
@@ -69,7 +69,7 @@ def sample_on_device(
         kernels.mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk)
 
     peak, first, raw_peak, raw_sum, anchor = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
-    level, group_peak = floats(tiles, sizes.levels + 1), floats(groups)
+    level, level_all, group_peak = floats(tiles, kernels.LEVELS.value), floats(tiles), floats(groups)
     top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(sizes.capacity // sizes.group)
@@ -80,22 +80,22 @@ def sample_on_device(
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
     found = (pending, low_key, high_key, count)
     shared: dict[str, Any] = {"PENALISED": penalty is not None, "enable_fp_fusion": False}
-    per_tile = {"TILE": sizes.tile, "num_warps": sizes.tile_warps, **shared}
+    per_tile = {"TILE": sizes.tile, **shared}
     per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": sizes.capacity, "CHUNK": sizes.chunk,
                "num_warps": sizes.row_warps, **shared}  # fmt: skip
     kernels.scan[(batch, tiles)](
-        *row, peak, first, raw_peak, raw_sum, anchor, level, group_peak,
-        GROUP=sizes.group, LEVELS=sizes.levels, **per_tile,
+        *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
+        GROUP=sizes.group, num_warps=sizes.scan_warps, **per_tile,
     )  # fmt: skip
     kernels.choose[(batch,)](
         *row, min_p, position, refused,
-        peak, first, raw_peak, raw_sum, anchor, level, group_peak, tiles,
+        peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
         top, raw_top, raw_total, *found, chosen, *pool, *out,
-        GROUP=sizes.group, LEVELS=sizes.levels, **per_row,
+        GROUP=sizes.group, **per_row,
     )  # fmt: skip
     kernels.draw[(batch, tiles)](
         *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
-        CAPACITY=sizes.capacity, **per_tile,
+        CAPACITY=sizes.capacity, num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     kernels.finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,

@@ -131,14 +131,13 @@ def search(goal, base, reached, first, last, row, pool, cut, MODE: tl.constexpr,
             sum_1 += tl.where(key >= key_1, weight, 0)
             sum_2 += tl.where(key >= key_2, weight, 0)
             sum_3 += tl.where(key >= key_3, weight, 0)
-        weight_1 = base + tl.sum(sum_1).to(tl.int64)
-        weight_2 = base + tl.sum(sum_2).to(tl.int64)
-        weight_3 = base + tl.sum(sum_3).to(tl.int64)
-        # The digit is how many of the three reach the goal. What the last one that does not weighs lies above.
-        digit = (weight_1 >= goal).to(tl.int64) + (weight_2 >= goal).to(tl.int64) + (weight_3 >= goal).to(tl.int64)
-        prefix += unit * digit
-        above = tl.where(digit == 0, weight_1, tl.where(digit == 1, weight_2, tl.where(digit == 2, weight_3, above)))
-        reached = tl.where(
-            digit == 0, reached, tl.where(digit == 1, weight_1, tl.where(digit == 2, weight_2, weight_3))
-        )
+        # Side by side, so that one exchange between threads adds up all of them. The fourth is there for its place.
+        sums = tl.join(tl.join(sum_1, sum_2), tl.join(sum_3, tl.zeros((CHUNK,), SUM)))
+        weights = base + tl.sum(tl.reshape(sums, (CHUNK, 4)), axis=0).to(tl.int64)
+        enough = weights >= goal
+        # The digit is how many of the three are enough: they fall from the first to the third. The fourth, base,
+        # never is.
+        prefix += unit * tl.sum(enough.to(tl.int64))
+        reached = tl.minimum(reached, tl.min(tl.where(enough, weights, reached)))
+        above = tl.maximum(above, tl.max(tl.where(enough, above, weights)))
     return prefix.to(tl.uint32), reached, above

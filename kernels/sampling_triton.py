@@ -22,7 +22,8 @@ NOT_FINITE = tl.constexpr(1)
 EMPTY = tl.constexpr(2)
 INVALID = tl.constexpr(3)
 
-# How far below the largest logit a level lies from the next, in units of the temperature.
+# Levels of a tile at which the mass above is estimated, and how far apart they are, in units of the temperature.
+LEVELS = tl.constexpr(16)
 LEVEL_WIDTH = tl.constexpr(0.75)
 # How far off a rough sum may be: float32 rounding of arguments up to 88, twice, the hardware's exp, and masses that
 # are cut off at 2**-44, come to less than half of this.
@@ -59,8 +60,8 @@ def mark(tokens, width, vocab, words, listed, refused, CHUNK: tl.constexpr):
 @triton.jit
 def scan(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p,
-    peak, first, raw_peak, raw_sum, anchor, level, group_peak,
-    PENALISED: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, LEVELS: tl.constexpr,
+    peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
+    PENALISED: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row: its largest logit and the id of that, +inf where one is NaN or +inf; the sum of exp of the
     raw logits over the largest of them; for top-k, the largest logit of every group; for top-p, how much lies above
@@ -101,19 +102,46 @@ def scan(
         at_level = tl.where(largest == -float("inf"), -float("inf"), at_level)
         tl.store(anchor + at, at_level)
         w = tl.where(x > -float("inf"), tl.exp((x - largest) / t), 0.0)
-        for i in tl.static_range(LEVELS):
-            tl.store(level + at * (LEVELS + 1) + i, tl.sum(tl.where(x > (at_level - (i + 1)) * step, w, 0.0)))
-        tl.store(level + at * (LEVELS + 1) + LEVELS, tl.sum(w))
+        sums = tl.sum(tl.reshape(above_16(x, w, at_level, step, TILE), (TILE // 4, LEVELS)), axis=0)
+        tl.store(level + at * LEVELS + tl.arange(0, LEVELS), sums)
+        tl.store(level_all + at, tl.sum(w))
+
+
+@triton.jit
+def above(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
+    """The weights above level i: [TILE // 4], four of a thread's tokens added up."""
+    return tl.sum(tl.reshape(tl.where(x > (at_level - (i + 1)) * step, w, 0.0), (TILE // 4, 4)), axis=1)
+
+
+# All levels side by side, in order, so that one exchange between threads adds up all of them.
+@triton.jit
+def above_2(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
+    return tl.join(above(x, w, at_level, step, i, TILE), above(x, w, at_level, step, i + 8, TILE))
+
+
+@triton.jit
+def above_4(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
+    return tl.join(above_2(x, w, at_level, step, i, TILE), above_2(x, w, at_level, step, i + 4, TILE))
+
+
+@triton.jit
+def above_8(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
+    return tl.join(above_4(x, w, at_level, step, i, TILE), above_4(x, w, at_level, step, i + 2, TILE))
+
+
+@triton.jit
+def above_16(x, w, at_level, step, TILE: tl.constexpr):
+    return tl.join(above_8(x, w, at_level, step, 0, TILE), above_8(x, w, at_level, step, 1, TILE))
 
 
 @triton.jit
 def choose(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, position, refused,
-    peak, first, raw_peak, raw_sum, anchor, level, group_peak, tiles,
+    peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
     top, raw_top, raw_total, pending, low_key, high_key, count, chosen, xs, ws, ids,
     tokens, logprobs, status,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, LEVELS: tl.constexpr,
-    CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CAPACITY: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One row: its status, its token if greedy; else the keys above which all tokens are kept and below which none is,
     and for top-k the tokens between.
@@ -175,7 +203,8 @@ def choose(
         elif p < 1:
             anchors = tl.load(anchor + at, mask=here, other=-float("inf"))
             if tl.max((anchors != anchors).to(tl.int32)) == 0:
-                low, high = bracket(p, t, largest, peaks, anchors, here, level + at * (LEVELS + 1), LEVELS)
+                whole = tl.load(level_all + at, mask=here, other=0.0)
+                low, high = bracket(p, t, largest, peaks, anchors, here, level + at * LEVELS, whole)
         else:
             high = low - 1
         tl.store(low_key + row, low.to(tl.int32, bitcast=True))
@@ -193,7 +222,8 @@ def gather_groups(k, groups, group_peak, group_list, row, buffer, GROUP: tl.cons
     Returns the smallest of those maxima as a key, and how many places of the buffer are taken.
     """
     lane = tl.arange(0, CHUNK)
-    pool = (groups, group_peak, group_peak, group_peak, False, 0, 0)
+    # Weights and ids play no part where candidates are counted.
+    pool = (groups, group_peak, group_peak, group_peak.to(tl.pointer_type(tl.int32), bitcast=True), False, 0, 0)
     no_cut = (0, 0)
     present = weight_of_all(row, pool, no_cut, COUNT, PENALISED, CHUNK)
     goal = tl.minimum(k.to(tl.int64), present)
@@ -230,27 +260,28 @@ def gather_groups(k, groups, group_peak, group_list, row, buffer, GROUP: tl.cons
 
 
 @triton.jit
-def bracket(p, t, largest, peaks, anchors, here, levels, LEVELS: tl.constexpr):
+def bracket(p, t, largest, peaks, anchors, here, levels, total):
     """The keys between which top-p cuts: the lowest that may be kept, and the highest that may not be.
 
     From rough sums, so with a margin: all tokens above the upper bound are short of the goal, and those from the
     lower one on are enough.
+
+    Args:
+        peaks, anchors, total: [TILES], the largest logit, the first level and the weight of every tile.
+        levels: [TILES], where the weights above the levels of each tile are.
     """
-    step = t * LEVEL_WIDTH
     scale = tl.where(peaks > -float("inf"), tl.exp((peaks - largest) / t), 0.0)
-    goal = p * tl.sum(tl.load(levels + LEVELS, mask=here, other=0.0) * scale)
-    highest = tl.max(anchors)
-    low = tl.full((), -float("inf"), tl.float32)
-    high = tl.full((), float("inf"), tl.float32)
-    for i in tl.static_range(1, LEVELS + 1):
-        # The highest tile has the fewest levels left, and all that are asked for; nothing of a tile is above its first.
-        steps = anchors - (highest - i) - 1
-        known = here & (steps >= 0)
-        sums = tl.load(levels + tl.where(known, steps, 0.0).to(tl.int32), mask=known, other=0.0)
-        weight = tl.sum(sums * scale)
-        bound = (highest - i) * step
-        high = tl.where(weight * (1 + ROUGH) < goal * (1 - ROUGH), bound, high)
-        low = tl.where((low == -float("inf")) & (weight * (1 - ROUGH) > goal * (1 + ROUGH)), bound, low)
+    goal = p * tl.sum(total * scale)
+    # The highest tile's first level, and those after it. A tile's own first is as high or lower: nothing of it is
+    # above the levels before that, and it has all those after it.
+    at_level = tl.max(anchors) - 1 - tl.arange(0, LEVELS)
+    steps = anchors[:, None] - at_level[None, :] - 1
+    known = here[:, None] & (steps >= 0)
+    sums = tl.load(levels[:, None] + tl.where(known, steps, 0.0).to(tl.int32), mask=known, other=0.0)
+    weight = tl.sum(sums * scale[:, None], axis=0)
+    bound = at_level * (t * LEVEL_WIDTH)
+    high = tl.min(tl.where(weight * (1 + ROUGH) < goal * (1 - ROUGH), bound, float("inf")))
+    low = tl.max(tl.where(weight * (1 - ROUGH) > goal * (1 + ROUGH), bound, -float("inf")))
     return ordered_key(low) + 1, ordered_key(high)
 
 

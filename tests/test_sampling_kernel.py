@@ -459,6 +459,19 @@ def test_bad_penalties(penalty: list[float], listed: list[list[int]], message: s
         sample_rows(torch.zeros(2, 5), **GOOD, **extra)
 
 
-def test_triton_is_refused_until_it_is_built() -> None:
-    with pytest.raises(NotImplementedError, match="backend 'triton' is not built yet"):
+def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend 'triton' needs tensors on a CUDA device, got cpu; use backend='torch'"):
         sample_rows(torch.zeros(2, 5), **GOOD, backend="triton")
+
+
+def test_the_far_tail_is_drawn_as_often_as_it_should() -> None:
+    """2,000 tokens of 1e-6 each: 400 of 200,000 draws. Noise that is cut off above would give none."""
+    logits = torch.full((1, 2001), math.log(1e-6))
+    logits[0, 0] = math.log(1 - 2e-3)
+    rows = {name: column.expand(DRAWS).contiguous() for name, column in columns([{}]).items()}
+    rows["position"] = torch.arange(DRAWS)
+    tokens = sample_rows(logits.expand(DRAWS, -1), **rows).tokens
+    drawn = int((tokens > 0).sum())
+    assert abs(drawn - 400) < 5 * math.sqrt(400)
+    assert len(set(tokens[tokens > 0].tolist())) > 300

@@ -1,0 +1,245 @@
+"""The sampling kernels, interpreted, against the host's reference: the same token and status for every row."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_sampling_kernel import INF, MIXED, NAN, batches, columns
+
+from ds2ds.kernels import SampleOutput, SampleStatus, elementary, philox, sample_rows
+from ds2ds.kernels.sampling_launch import SIZES, Sizes, sample_on_device
+from ds2ds.kernels.triton_functions import exact_exp, exact_log, from_key, gumbel, gumbel_at, gumbel_from, ordered_key
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU here: test_sampling_gpu.py"),
+    # NumPy remarks on NaN and infinity, which a GPU does not.
+    pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning"),
+]
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# So small that a short row has several tiles, groups and chunks, and more candidates than its buffer holds.
+SMALL = [
+    Sizes(tile=16, group=4, capacity=8, chunk=8),
+    Sizes(tile=32, group=8, capacity=16, chunk=64),
+    Sizes(tile=64, group=4, capacity=64, chunk=16),
+]
+
+
+def on_device(logits: torch.Tensor, rows: dict[str, torch.Tensor], sizes: Sizes = SIZES) -> SampleOutput:
+    settings = tuple(rows[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed", "position"))
+    penalty = (rows["repetition_penalty"], rows["penalty_tokens"]) if "penalty_tokens" in rows else None
+    return sample_on_device(logits, settings, penalty, sizes)
+
+
+def assert_same(logits: torch.Tensor, rows: dict[str, torch.Tensor], sizes: Sizes = SIZES) -> SampleOutput:
+    expected = sample_rows(logits, **rows, backend="torch")
+    out = on_device(logits, rows, sizes)
+    assert out.status.tolist() == expected.status.tolist()
+    assert out.tokens.tolist() == expected.tokens.tolist()
+    assert [column.dtype for column in out] == [column.dtype for column in expected]
+    torch.testing.assert_close(out.logprobs, expected.logprobs, rtol=1e-6, atol=1e-6, equal_nan=True)
+    return out
+
+
+@QUICK
+@given(batches(), st.sampled_from(SMALL))
+def test_random_rows(batch: tuple[np.ndarray, list[dict]], sizes: Sizes) -> None:
+    assert_same(torch.from_numpy(batch[0]), columns(batch[1]), sizes)
+
+
+@QUICK
+@given(batches(penalised=True), st.sampled_from(SMALL))
+def test_random_rows_with_a_penalty(batch: tuple[np.ndarray, list[dict]], sizes: Sizes) -> None:
+    assert_same(torch.from_numpy(batch[0]), columns(batch[1]), sizes)
+
+
+@st.composite
+def long_rows(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, torch.Tensor], Sizes]:
+    """Of up to 700 tokens: on a grid, so that there are ties at every threshold, or not; flat or steep."""
+    seed, vocab = draw(st.integers(0, 2**31)), draw(st.integers(30, 700))
+    scale, grid = draw(st.sampled_from([0.0, 0.2, 1.0, 4.0, 20.0])), draw(st.sampled_from([0, 1, 4, 16]))
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, vocab, generator=generator) * scale + draw(st.sampled_from([0.0, -50.0, 1000.0]))
+    if grid:
+        logits = (logits * grid).round() / grid
+    logits[torch.rand(2, vocab, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.98]))] = -INF
+    row = {
+        "temperature": draw(st.sampled_from([0.3, 1.0, 1.0, 2.5])),
+        "top_k": draw(st.sampled_from([0, 0, 0, 1, 7, 50, 300])),
+        "top_p": draw(st.sampled_from([1.0, 0.999, 0.9, 0.9, 0.5, 0.05])),
+        "min_p": draw(st.sampled_from([0.0, 0.0, 0.02, 0.3])),
+        "seed": seed,
+    }
+    return logits, columns([row | {"position": 0}, row | {"position": 1}]), draw(st.sampled_from(SMALL))
+
+
+@QUICK
+@given(long_rows())
+def test_long_rows(case: tuple[torch.Tensor, dict[str, torch.Tensor], Sizes]) -> None:
+    assert_same(*case)
+
+
+DENORMAL = 1e-41
+ADVERSARIAL = {
+    "all equal": [2.0] * 200,
+    "all zeros of both signs": [0.0, -0.0] * 100,
+    "one finite": [-INF] * 150 + [-7.0] + [-INF] * 49,
+    "none": [-INF] * 200,
+    "NaN": [1.0] * 150 + [NAN] + [0.5] * 49,
+    "infinite": [1.0] * 150 + [INF] + [0.5] * 49,
+    "denormal": [DENORMAL * (i % 3) - DENORMAL for i in range(200)],
+    "huge": [3e38 if i % 7 else -3e38 for i in range(200)],
+    "ties at every k": [float(i // 20) for i in range(200)],
+    "falling": [-0.05 * i for i in range(200)],
+    "rising": [0.05 * i for i in range(200)],
+    "runs of nothing": [-INF if (i // 16) % 2 else 0.01 * i for i in range(200)],
+    "one far above": [50.0] + [0.0] * 199,
+    "a step where levels end": [0.0] + [-12.0] * 100 + [-12.5] * 99,
+}
+HARD = [
+    *MIXED,
+    {"top_k": 1},
+    {"top_k": 199},
+    {"top_k": 2**31 - 1},
+    {"top_k": 20, "top_p": 0.5},
+    {"top_p": 1e-40},
+    {"top_p": 1e-6},
+    {"top_p": 1 - 2**-24},
+    {"top_p": 0.9, "temperature": 1e-30},
+    {"top_p": 0.9, "temperature": 1e30},
+    {"top_p": 0.9, "temperature": 1e-7},
+    {"temperature": 1e-38},
+    {"min_p": 1.0},
+    {"min_p": 1e-38},
+    {"top_p": 0.97, "min_p": 0.01},
+]
+
+
+@pytest.mark.parametrize("sizes", [*SMALL, SIZES], ids=["tiny", "small", "middling", "real"])
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_rows(name: str, sizes: Sizes) -> None:
+    logits = torch.tensor([ADVERSARIAL[name]] * len(HARD))
+    assert_same(logits, columns([row | {"seed": 5, "position": i} for i, row in enumerate(HARD)]), sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_real_sizes_dtypes_and_strides(dtype: torch.dtype) -> None:
+    """Several tiles, a vocabulary that is no multiple of anything, rows of a wider tensor, buffers that overflow."""
+    wide = torch.randn(len(MIXED), 2, 5003, generator=torch.Generator().manual_seed(2)) * 3
+    logits = wide.to(dtype)[:, 1]
+    rows = columns([row | {"seed": i, "position": 7} for i, row in enumerate(MIXED)])
+    out = assert_same(logits, rows)
+    transposed = logits.t().contiguous().t()
+    assert transposed.stride(1) != 1
+    assert on_device(transposed, rows).tokens.tolist() == out.tokens.tolist()
+
+
+def test_more_tokens_in_question_than_the_buffer_holds() -> None:
+    logits = torch.zeros(1, 40_000)
+    logits[0, 12_345] = 1.0
+    assert SIZES.capacity < logits.shape[1]
+    assert_same(logits, columns([{"top_p": 0.4, "seed": 1}]))
+
+
+def test_a_row_is_the_same_whatever_the_batch() -> None:
+    logits = torch.randn(6, 500, generator=torch.Generator().manual_seed(3)) * 2
+    logits[3, 77] = NAN
+    rows = columns([MIXED[i] | {"seed": i, "position": 4} for i in range(6)])
+    together = on_device(logits, rows, SMALL[0])
+    for i in (5, 0, 3, 2):
+        alone = on_device(logits[i : i + 1], {name: column[i : i + 1] for name, column in rows.items()}, SMALL[0])
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert one.numpy().tobytes() == all_of_them[i : i + 1].numpy().tobytes()
+
+
+def test_what_was_in_the_memory_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value of the workspace and the output that is read has been written in the same call."""
+    logits = torch.randn(len(MIXED), 300, generator=torch.Generator().manual_seed(4)) * 2
+    rows = columns([row | {"listed": [i, 5, 299], "repetition_penalty": 1.3} for i, row in enumerate(MIXED)])
+    clean = assert_same(logits, rows, SMALL[1])
+    empty = torch.empty
+
+    def dirty(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        made = empty(*shape, dtype=dtype, device=device)
+        return made.fill_(NAN if dtype.is_floating_point else 0x55555555)
+
+    monkeypatch.setattr(torch, "empty", dirty)
+    out = on_device(logits, rows, SMALL[1])
+    assert all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(out, clean, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": -1.0},
+        {"temperature": NAN},
+        {"temperature": INF},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_p": NAN},
+        {"min_p": -0.1},
+        {"min_p": NAN},
+        {"position": -1},
+        {"repetition_penalty": 0.0, "listed": [1]},
+        {"repetition_penalty": INF, "listed": [1]},
+        {"repetition_penalty": 1.5, "listed": [1, 40]},
+        {"repetition_penalty": 1.5, "listed": [1, -2]},
+    ],
+)
+def test_a_setting_that_cannot_be_refused_is_reported_in_its_row(change: dict) -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(6))
+    rows = columns([{"listed": [2], "top_p": 0.9}, {"listed": [2]} | change, {"listed": [2], "top_k": 3}])
+    out = on_device(logits, rows, SMALL[0])
+    assert out.status.tolist() == [SampleStatus.OK, SampleStatus.INVALID, SampleStatus.OK]
+    assert out.tokens[1] == -1 and out.logprobs[1].isnan()
+    rows = {name: column[[0, 2]] for name, column in rows.items()}
+    assert out.tokens[[0, 2]].tolist() == sample_rows(logits[[0, 2]], **rows, backend="torch").tokens.tolist()
+
+
+def test_no_rows() -> None:
+    assert [column.shape for column in on_device(torch.empty(0, 5), columns([{}] * 0))] == [(0,)] * 3
+
+
+@triton.jit
+def every_function(y, x, words, keys, seed, position, out, size, N: tl.constexpr):
+    at = tl.program_id(0) * N + tl.arange(0, N)
+    value = tl.load(y + at)
+    tl.store(out + at, exact_exp(value))
+    tl.store(out + size + at, exact_log(tl.load(x + at)))
+    tl.store(out + 2 * size + at, gumbel(tl.load(words + at).to(tl.uint32, bitcast=True)))
+    tl.store(out + 3 * size + at, gumbel_at(tl.load(seed), tl.load(position), at))
+    tl.store(out + 4 * size + at, gumbel_from(tl.load(seed), tl.load(position), tl.program_id(0) * N, N))
+    tl.store(out + 5 * size + at, from_key(ordered_key(value)))
+    tl.store(keys + at, ordered_key(value).to(tl.int64))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**63 - 1))
+@example(seed=-1, position=2**32)
+def test_arithmetic_is_the_reference_s_bit_for_bit(seed: int, position: int) -> None:
+    """On 200,000 values each, the ends of their ranges among them."""
+    size, chunk = 200_704, 8192
+    rng = np.random.default_rng(position % 1000)
+    y = -rng.exponential(15, size).astype(np.float32)
+    y[:6] = [0, -0.0, -87, -87.01, -np.inf, -1e-40]
+    x = np.exp(rng.uniform(-87, 88, size)).astype(np.float32)
+    words = rng.integers(0, 2**32, size, dtype=np.uint32)
+    words[:5] = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
+    out, keys = torch.empty(6, size), torch.empty(size, dtype=torch.int64)
+    arrays = [torch.from_numpy(a) for a in (y, x, words.view(np.int32))]
+    seeds = [torch.tensor([value], dtype=torch.int64) for value in (seed, position)]
+    every_function[(size // chunk,)](*arrays, keys, *seeds, out, size, N=chunk)
+    noise = philox.gumbel_noise(*(np.array([value], dtype=np.int64) for value in (seed, position)), size)[0]
+    expected = [elementary.exp(y), elementary.log(x), philox._gumbel(words), noise, noise, y + np.float32(0)]
+    for ours, reference in zip(out.numpy(), expected, strict=True):
+        assert ours.tobytes() == reference.tobytes()
+    order = np.argsort(y + np.float32(0), kind="stable")
+    assert (np.diff(keys.numpy()[order]) >= 0).all() and math.isfinite(out[2].max())
