@@ -25,7 +25,16 @@ from __future__ import annotations
 import torch
 
 from .backends import use_triton
-from .row_settings import Rows, SampleOutput, SampleStatus, check_penalty_shapes, check_penalty_values, check_shapes, check_values, host
+from .row_settings import (
+    Rows,
+    SampleOutput,
+    SampleStatus,
+    check_penalty_shapes,
+    check_penalty_values,
+    check_shapes,
+    check_values,
+    host,
+)
 from .sampling_host import sample_on_host
 
 __all__ = ["SampleOutput", "SampleStatus", "sample_rows"]

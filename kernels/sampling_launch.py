@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ class Sizes:
 
 
 SIZES = Sizes()
+MARK_WARPS = 4
 
 
 def sample_on_device(
@@ -66,7 +68,9 @@ def sample_on_device(
     if penalty is not None:
         by, tokens = (s.to(device, non_blocking=True).contiguous() for s in penalty)
         listed, refused = integers(words), integers()
-        kernels.mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk)
+        kernels.mark[(batch,)](
+            tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk, num_warps=MARK_WARPS
+        )
 
     peak, first, raw_peak, raw_sum, anchor = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
     level, level_all, group_peak = floats(tiles, kernels.LEVELS.value), floats(tiles), floats(groups)
@@ -103,3 +107,44 @@ def sample_on_device(
         **per_row,
     )  # fmt: skip
     return out
+
+
+def builds() -> Iterator[Build]:
+    """What can be launched: every dtype, with and without a penalty, for the largest vocabulary.
+
+    Rows whose stride and length are multiples of 16 are read in wider words than others, such as GPT-2's 50,257.
+    """
+    per_row = {"TILES": 128, "CAPACITY": SIZES.capacity, "CHUNK": SIZES.chunk}
+    constants: dict[str, tuple[dict[str, int], int]] = {
+        "scan": ({"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
+        "choose": ({"GROUP": SIZES.group, **per_row}, SIZES.row_warps),
+        "draw": ({"TILE": SIZES.tile, "CAPACITY": SIZES.capacity}, SIZES.draw_warps),
+        "finish": (per_row, SIZES.row_warps),
+    }
+    kinds = [("fp32", True), ("fp32", False), ("bf16", True), ("fp16", True)]
+    for (name, (values, warps)), (dtype, aligned), penalised in product(constants.items(), kinds, (False, True)):
+        yield _build(name, {**values, "PENALISED": penalised}, warps, dtype, aligned)
+    yield _build("mark", {"CHUNK": SIZES.chunk}, MARK_WARPS, "fp32", True)
+
+
+def _build(name: str, constants: dict[str, int], warps: int, dtype: str, aligned: bool) -> Build:
+    from .build import Build
+
+    kernel = getattr(kernels, name)
+    types = {
+        argument: kernels.TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
+    }
+    if "logits" in types:
+        types["logits"] = f"*{dtype}"
+    settled = {argument: 16 for argument, kind in types.items() if kind.startswith("*")}
+    if aligned:
+        settled |= {argument: 16 for argument in ("stride", "vocab") if argument in types}
+    details = [dtype, *(["penalty"] if constants.get("PENALISED") else []), *([] if aligned else ["any stride"])]
+    return Build(
+        kernel=kernel,
+        name=f"{name}[{' '.join(details)}]" if name != "mark" else name,
+        signature=types,
+        constexprs=constants,
+        attrs=settled,
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )

@@ -61,7 +61,7 @@ def candidates(at, row, pool, PENALISED: tl.constexpr):
     count, xs, ws, ids, whole, low_key, high_key = pool
     if whole:
         token = at
-        raw, x = load_row(logits, listed, penalty, at, vocab, PENALISED)
+        _raw, x = load_row(logits, listed, penalty, at, vocab, PENALISED)
         key = ordered_key(x)
         x = tl.where((key >= low_key) & (key <= high_key), x, -float("inf"))
         w = exact_exp(tl.div_rn(x - top, temperature))
@@ -92,7 +92,7 @@ def weight_of_all(row, pool, cut, MODE: tl.constexpr, PENALISED: tl.constexpr, C
     total = tl.zeros((CHUNK,), tl.int64)
     for start in range(0, pool[0], CHUNK):
         x, w, ids = candidates(start + tl.arange(0, CHUNK), row, pool, PENALISED)
-        key, weight = weighed(x, w, ids, cut, MODE)
+        _key, weight = weighed(x, w, ids, cut, MODE)
         total += weight
     return tl.sum(total)
 

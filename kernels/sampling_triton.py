@@ -35,6 +35,15 @@ INFINITE_KEY = tl.constexpr(0xFF800000)
 LEAST_KEY = tl.constexpr(0x00800000)
 MANY = tl.constexpr(2**31 - 1)
 
+# Arguments that are no pointers to float32, as Triton names types; `logits` is of any dtype.
+TYPES = {
+    **dict.fromkeys(("stride", "vocab", "words", "tiles", "width"), "i32"),
+    **dict.fromkeys(("listed", "refused", "top_k", "first", "pending", "low_key", "high_key", "count"), "*i32"),
+    **dict.fromkeys(("chosen", "ids", "status", "best_token"), "*i32"),
+    **dict.fromkeys(("seed", "position", "tokens", "mass_all", "mass_above"), "*i64"),
+    "raw_total": "*fp64",
+}
+
 
 @triton.jit
 def mark(tokens, width, vocab, words, listed, refused, CHUNK: tl.constexpr):
@@ -229,9 +238,7 @@ def gather_groups(k, groups, group_peak, group_list, row, buffer, GROUP: tl.cons
     goal = tl.minimum(k.to(tl.int64), present)
     none = goal * 0
     least = tl.full((), LEAST_KEY, tl.uint32)
-    key, _, above = search(
-        goal, none, present, least, ordered_key(row[4]), row, pool, no_cut, COUNT, PENALISED, CHUNK
-    )
+    key, _, above = search(goal, none, present, least, ordered_key(row[4]), row, pool, no_cut, COUNT, PENALISED, CHUNK)
     ties = (goal - above).to(tl.int32)
     passed = ties * 0
     taken = ties * 0
@@ -251,7 +258,7 @@ def gather_groups(k, groups, group_peak, group_list, row, buffer, GROUP: tl.cons
     for start in range(0, found, CHUNK):
         place = start + lane
         token = tl.load(group_list + place // GROUP, mask=place < found, other=0) * GROUP + place % GROUP
-        raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
+        _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
         x = tl.where(ordered_key(x) >= key, x, -float("inf"))
         tl.store(xs + place, x, mask=place < found)
         tl.store(ws + place, exact_exp(tl.div_rn(x - top, t)), mask=place < found)
@@ -307,7 +314,7 @@ def draw(
         by = 1.0
         if PENALISED:
             by = tl.load(penalty + row)
-        raw, x = load_row(logits + row * stride, listed + row * words, by, token, vocab, PENALISED)
+        _raw, x = load_row(logits + row * stride, listed + row * words, by, token, vocab, PENALISED)
         y = tl.div_rn(x - tl.load(top + row), tl.load(temperature + row))
         w = exact_exp(y)
         key = ordered_key(x)

@@ -461,7 +461,9 @@ def test_bad_penalties(penalty: list[float], listed: list[list[int]], message: s
 
 def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="backend 'triton' needs tensors on a CUDA device, got cpu; use backend='torch'"):
+    with pytest.raises(
+        ValueError, match="backend 'triton' needs tensors on a CUDA device, got cpu; use backend='torch'"
+    ):
         sample_rows(torch.zeros(2, 5), **GOOD, backend="triton")
 
 
