@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ds2ds.kernels.elementary import EXP_FLOOR, exp, log
+from ds2ds.kernels.sampling.elementary import EXP_FLOOR, exp, log
 
 
 def test_exp_is_within_two_ulp() -> None:

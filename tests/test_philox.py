@@ -9,7 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ds2ds.kernels.philox import ESTIMATE_ERROR, _gumbel, gumbel_estimate, gumbel_noise, gumbel_noise_at, philox4x32
+from ds2ds.kernels.sampling.philox import (
+    ESTIMATE_ERROR,
+    _gumbel,
+    gumbel_estimate,
+    gumbel_noise,
+    gumbel_noise_at,
+    philox4x32,
+)
 
 # Random123's kat_vectors, the lines "philox4x32 10": counter, key, output.
 KNOWN_ANSWERS = [

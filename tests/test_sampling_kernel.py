@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
-from ds2ds.kernels.philox import gumbel_noise
+from ds2ds.kernels.sampling.philox import gumbel_noise
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 INF = float("inf")
@@ -267,8 +267,8 @@ def test_a_row_with_fewer_tokens_than_its_neighbour_is_not_padded_with_mass() ->
 def test_equal_scores_go_to_the_lower_id(row: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     # Noise that undoes the logits, whichever tokens it is asked for.
     noise = np.array([[9.0, 2.0, 0.0, 1.0, 2.0]], dtype=np.float32)
-    monkeypatch.setattr("ds2ds.kernels.sampling_host.gumbel_estimate", lambda seed, position, vocab: noise)
-    monkeypatch.setattr("ds2ds.kernels.sampling_host.gumbel_noise_at", lambda seed, position, ids: noise[0, ids])
+    monkeypatch.setattr("ds2ds.kernels.sampling.host.gumbel_estimate", lambda seed, position, vocab: noise)
+    monkeypatch.setattr("ds2ds.kernels.sampling.host.gumbel_noise_at", lambda seed, position, ids: noise[0, ids])
     logits = torch.tensor([[-INF, 1.0, 3.0, 2.0, 1.0]])
     assert sample(logits, [row]).tokens.item() == 1
 

@@ -13,9 +13,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
-from ds2ds.kernels import SampleOutput, SampleStatus, elementary, philox, sample_rows
-from ds2ds.kernels.sampling_launch import SIZES, Sizes, sample_on_device
-from ds2ds.kernels.triton_functions import exact_exp, exact_log, from_key, gumbel, gumbel_at, gumbel_from, ordered_key
+from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
+from ds2ds.kernels.sampling import elementary, philox
+from ds2ds.kernels.sampling.arithmetic import (
+    exact_exp,
+    exact_log,
+    from_key,
+    gumbel,
+    gumbel_at,
+    gumbel_from,
+    ordered_key,
+)
+from ds2ds.kernels.sampling.launch import SIZES, Sizes, sample_on_device
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU here: test_sampling_gpu.py"),

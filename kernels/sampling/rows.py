@@ -51,7 +51,7 @@ class Rows(NamedTuple):
         return Rows._make(column[index] for column in self)
 
 
-def host(tensor: torch.Tensor) -> NDArray:
+def on_host(tensor: torch.Tensor) -> NDArray:
     """The tensor's values as an array, whatever device it is on."""
     return tensor.numpy(force=True)
 

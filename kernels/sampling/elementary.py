@@ -2,7 +2,7 @@
 
 Which token top-p ends at, and which of two close scores is the larger, can hang on the last bit of an exponential or
 a logarithm, and every library rounds those its own way. Here each is a fixed sequence of float32 additions,
-multiplications and divisions that IEEE 754 rounds in one way only; ``triton_functions`` has the same sequences for
+multiplications and divisions that IEEE 754 rounds in one way only; ``arithmetic`` has the same sequences for
 Triton, compiled without contraction to fused multiply-adds. Both are within 1.5 ulp or so of the true value.
 
 The polynomials are near-minimax fits on the reduced range: exp(r) = 1 + r + r**2 P(r) for abs(r) <= log(2) / 2, and

@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_functions import exact_exp, ordered_key
+from .arithmetic import exact_exp, ordered_key
 
 # What a search weighs tokens by.
 COUNT = tl.constexpr(0)  # 1 each
@@ -29,6 +29,10 @@ TIES = tl.constexpr(2)  # 1 for each whose key is the cut's; searched by id, low
 
 MASS_ONE = tl.constexpr(2.0**44)
 LAST_ID = tl.constexpr(2**18 - 1)
+MANY = tl.constexpr(2**31 - 1)  # more than there can be
+# The keys of the least finite float and of +inf.
+LEAST_KEY = tl.constexpr(0x00800000)
+INFINITE_KEY = tl.constexpr(0xFF800000)
 
 
 @triton.jit
@@ -98,7 +102,10 @@ def weight_of_all(row, pool, cut, MODE: tl.constexpr, PENALISED: tl.constexpr, C
 
 
 @triton.jit
-def search(goal, base, reached, first, last, row, pool, cut, MODE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def search(
+    goal, base, reached, first, last, row, pool, cut,
+    MODE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """The largest key at which the weight, counted from ``base``, reaches ``goal``.
 
     Args:

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import torch
 
-from .backends import use_triton
-from .row_settings import (
+from ..backends import use_triton
+from .host import sample_on_host
+from .rows import (
     Rows,
     SampleOutput,
     SampleStatus,
@@ -33,9 +34,8 @@ from .row_settings import (
     check_penalty_values,
     check_shapes,
     check_values,
-    host,
+    on_host,
 )
-from .sampling_host import sample_on_host
 
 __all__ = ["SampleOutput", "SampleStatus", "sample_rows"]
 
@@ -86,13 +86,13 @@ def sample_rows(
     check_penalty_shapes(logits, repetition_penalty, penalty_tokens)
     penalty = None if repetition_penalty is None or penalty_tokens is None else (repetition_penalty, penalty_tokens)
     if not triton or all(tensor.device.type == "cpu" for tensor in (*settings, *(penalty or ()))):
-        rows = Rows._make(map(host, settings))
+        rows = Rows._make(map(on_host, settings))
         check_values(rows)
-        listed = None if penalty is None else (host(penalty[0]), host(penalty[1]))
+        listed = None if penalty is None else (on_host(penalty[0]), on_host(penalty[1]))
         if listed is not None:
             check_penalty_values(*listed, logits.shape[1])
     if triton:
-        from .sampling_launch import sample_on_device
+        from .launch import sample_on_device
 
         return sample_on_device(logits, settings, penalty)
     return SampleOutput(*(torch.from_numpy(a).to(logits.device) for a in sample_on_host(logits, rows, listed)))

@@ -1,4 +1,4 @@
-"""Sampling on the host, in NumPy: the reference and the CPU path. The rule is in ``sampling``'s docstring."""
+"""Sampling on the host, in NumPy: the reference and the CPU path. The rule is in the package's docstring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .elementary import exp
 from .philox import ESTIMATE_ERROR, gumbel_estimate, gumbel_noise_at
-from .row_settings import Bools, Floats, Ints, Rows, SampleStatus, host
+from .rows import Bools, Floats, Ints, Rows, SampleStatus, on_host
 
 MASS_ONE = np.float32(2.0**44)
 _CHUNK = 2**16  # logits worked on at once: what the loops touch stays in the L2 cache
@@ -19,7 +19,7 @@ def sample_on_host(
     logits: torch.Tensor, rows: Rows, penalty: tuple[Floats, Ints] | None
 ) -> tuple[Ints, Floats, NDArray[np.int32]]:
     """Tokens, log-probabilities and statuses [B] of logits [B, V], by settings that are known to be in range."""
-    raw = host(logits.float())
+    raw = on_host(logits.float())
     batch, vocab = raw.shape
     tokens = np.empty(batch, dtype=np.int64)
     logprobs = np.empty(batch, dtype=np.float32)

@@ -1,4 +1,14 @@
-"""Sampling on a GPU: the workspace, and the launches of the kernels in ``sampling_triton``."""
+"""Sampling on a GPU: the workspace, and the launches. docs/sampling.md explains the algorithm.
+
+mark    [rows]         only with a repetition penalty: a bitmap of the listed tokens
+scan    [rows, tiles]  reads the logits once: the largest of a tile and of every group of tokens, and rough sums
+choose  [rows]         settles greedy rows; for the others, which tokens are certain to be kept, and which may be
+draw    [rows, tiles]  reads the rows that need it once more: exact masses, noise for what is certain to be kept
+finish  [rows]         finds the cuts among the tokens in question, draws from those kept, and picks the token
+
+No kernel waits for the host or for another program. A row's result is the same in any batch: tiles do not depend on
+it, and what is added up in no fixed order is integers.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +20,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from . import sampling_triton as kernels
-from .row_settings import SampleOutput
+from .choose import choose
+from .draw import draw
+from .finish import finish
+from .rows import SampleOutput
+from .scan import LEVELS, mark, scan
 
 if TYPE_CHECKING:
-    from .build import Build
+    from ..build import Build
+
+# Arguments that are no pointers to float32, as Triton names types; `logits` is of any dtype.
+TYPES = {
+    **dict.fromkeys(("stride", "vocab", "words", "tiles", "width"), "i32"),
+    **dict.fromkeys(("listed", "refused", "top_k", "first", "pending", "low_key", "high_key", "count"), "*i32"),
+    **dict.fromkeys(("chosen", "ids", "status", "best_token"), "*i32"),
+    **dict.fromkeys(("seed", "position", "tokens", "mass_all", "mass_above"), "*i64"),
+    "raw_total": "*fp64",
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +90,10 @@ def sample_on_device(
     if penalty is not None:
         by, tokens = (s.to(device, non_blocking=True).contiguous() for s in penalty)
         listed, refused = integers(words), integers()
-        kernels.mark[(batch,)](
-            tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk, num_warps=MARK_WARPS
-        )
+        mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk, num_warps=MARK_WARPS)
 
     peak, first, raw_peak, raw_sum, anchor = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
-    level, level_all, group_peak = floats(tiles, kernels.LEVELS.value), floats(tiles), floats(groups)
+    level, level_all, group_peak = floats(tiles, LEVELS.value), floats(tiles), floats(groups)
     top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(sizes.capacity // sizes.group)
@@ -87,21 +107,21 @@ def sample_on_device(
     per_tile = {"TILE": sizes.tile, **shared}
     per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": sizes.capacity, "CHUNK": sizes.chunk,
                "num_warps": sizes.row_warps, **shared}  # fmt: skip
-    kernels.scan[(batch, tiles)](
+    scan[(batch, tiles)](
         *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
         GROUP=sizes.group, num_warps=sizes.scan_warps, **per_tile,
     )  # fmt: skip
-    kernels.choose[(batch,)](
+    choose[(batch,)](
         *row, min_p, position, refused,
         peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
         top, raw_top, raw_total, *found, chosen, *pool, *out,
         GROUP=sizes.group, **per_row,
     )  # fmt: skip
-    kernels.draw[(batch, tiles)](
+    draw[(batch, tiles)](
         *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
         CAPACITY=sizes.capacity, num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
-    kernels.finish[(batch,)](
+    finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
         mass_all, mass_above, best_score, best_token, tiles, *out[:2],
         **per_row,
@@ -115,36 +135,33 @@ def builds() -> Iterator[Build]:
     Rows whose stride and length are multiples of 16 are read in wider words than others, such as GPT-2's 50,257.
     """
     per_row = {"TILES": 128, "CAPACITY": SIZES.capacity, "CHUNK": SIZES.chunk}
-    constants: dict[str, tuple[dict[str, int], int]] = {
-        "scan": ({"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
-        "choose": ({"GROUP": SIZES.group, **per_row}, SIZES.row_warps),
-        "draw": ({"TILE": SIZES.tile, "CAPACITY": SIZES.capacity}, SIZES.draw_warps),
-        "finish": (per_row, SIZES.row_warps),
-    }
+    constants: list[tuple[Any, dict[str, int], int]] = [
+        (scan, {"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
+        (choose, {"GROUP": SIZES.group, **per_row}, SIZES.row_warps),
+        (draw, {"TILE": SIZES.tile, "CAPACITY": SIZES.capacity}, SIZES.draw_warps),
+        (finish, per_row, SIZES.row_warps),
+    ]
     kinds = [("fp32", True), ("fp32", False), ("bf16", True), ("fp16", True)]
-    for (name, (values, warps)), (dtype, aligned), penalised in product(constants.items(), kinds, (False, True)):
-        yield _build(name, {**values, "PENALISED": penalised}, warps, dtype, aligned)
-    yield _build("mark", {"CHUNK": SIZES.chunk}, MARK_WARPS, "fp32", True)
+    for (kernel, values, warps), (dtype, aligned), penalised in product(constants, kinds, (False, True)):
+        yield _build(kernel, {**values, "PENALISED": penalised}, warps, dtype, aligned)
+    yield _build(mark, {"CHUNK": SIZES.chunk}, MARK_WARPS, "fp32", True)
 
 
-def _build(name: str, constants: dict[str, int], warps: int, dtype: str, aligned: bool) -> Build:
-    from .build import Build
+def _build(kernel: Any, constants: dict[str, int], warps: int, dtype: str, aligned: bool) -> Build:
+    from ..build import Build
 
-    kernel = getattr(kernels, name)
-    types = {
-        argument: kernels.TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants
-    }
+    types = {argument: TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
     if "logits" in types:
         types["logits"] = f"*{dtype}"
-    settled = {argument: 16 for argument, kind in types.items() if kind.startswith("*")}
+    multiples = {name: 16 for name, kind in types.items() if kind.startswith("*")}
     if aligned:
-        settled |= {argument: 16 for argument in ("stride", "vocab") if argument in types}
+        multiples |= {name: 16 for name in ("stride", "vocab") if name in types}
     details = [dtype, *(["penalty"] if constants.get("PENALISED") else []), *([] if aligned else ["any stride"])]
     return Build(
         kernel=kernel,
-        name=f"{name}[{' '.join(details)}]" if name != "mark" else name,
+        name=f"{kernel.__name__}[{' '.join(details)}]",
         signature=types,
         constexprs=constants,
-        attrs=settled,
+        attrs=multiples,
         options={"num_warps": warps, "enable_fp_fusion": False},
     )
