@@ -20,7 +20,7 @@ INVALID = tl.constexpr(3)
 ROUGH = tl.constexpr(1e-4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "tiles"])
 def choose(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, position, refused,
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,

@@ -9,7 +9,7 @@ from .arithmetic import exact_exp, gumbel_from, ordered_key
 from .search import MANY, load_row, mass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def draw(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
     top, pending, low_key, high_key, count, xs, ws, ids,

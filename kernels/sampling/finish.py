@@ -9,7 +9,7 @@ from .arithmetic import exact_exp, from_key, gumbel_at, ordered_key
 from .search import COUNT, LAST_ID, MANY, MASS, TIES, candidates, kept, mass, search, weight_of_all
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "tiles"])
 def finish(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
     top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids,

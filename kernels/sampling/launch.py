@@ -77,6 +77,8 @@ def sample_on_device(
     temperature, top_k, top_p, min_p, seed, position = (s.to(device, non_blocking=True).contiguous() for s in settings)
     tiles, groups, words = triton.cdiv(vocab, sizes.tile), triton.cdiv(vocab, sizes.group), triton.cdiv(vocab, 32)
 
+    capacity = min(sizes.capacity, triton.next_power_of_2(vocab))
+
     def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(batch, *shape, dtype=dtype, device=device)
 
@@ -96,8 +98,8 @@ def sample_on_device(
     level, level_all, group_peak = floats(tiles, LEVELS.value), floats(tiles), floats(groups)
     top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
-    chosen = integers(sizes.capacity // sizes.group)
-    pool = floats(sizes.capacity), floats(sizes.capacity), integers(sizes.capacity)
+    chosen = integers(max(1, capacity // sizes.group))
+    pool = floats(capacity), floats(capacity), integers(capacity)
     mass_all, mass_above = integers(tiles, dtype=torch.int64), integers(tiles, dtype=torch.int64)
     best_score, best_token = floats(tiles), integers(tiles)
 
@@ -105,7 +107,7 @@ def sample_on_device(
     found = (pending, low_key, high_key, count)
     shared: dict[str, Any] = {"PENALISED": penalty is not None, "enable_fp_fusion": False}
     per_tile = {"TILE": sizes.tile, **shared}
-    per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": sizes.capacity, "CHUNK": sizes.chunk,
+    per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": capacity, "CHUNK": sizes.chunk,
                "num_warps": sizes.row_warps, **shared}  # fmt: skip
     scan[(batch, tiles)](
         *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
@@ -119,7 +121,7 @@ def sample_on_device(
     )  # fmt: skip
     draw[(batch, tiles)](
         *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
-        CAPACITY=sizes.capacity, num_warps=sizes.draw_warps, **per_tile,
+        CAPACITY=capacity, num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,

@@ -14,7 +14,7 @@ LEVEL_WIDTH = tl.constexpr(0.75)
 LAST_LEVEL = tl.constexpr(2.0**20)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "words"])
 def mark(tokens, width, vocab, words, listed, refused, CHUNK: tl.constexpr):
     """One bit for each token of the vocabulary, set for those listed: tokens int64 [B, width] -> int32 [B, words].
 
@@ -35,7 +35,7 @@ def mark(tokens, width, vocab, words, listed, refused, CHUNK: tl.constexpr):
     tl.store(refused + row, tl.max(wrong))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def scan(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p,
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
