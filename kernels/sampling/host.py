@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .elementary import exp
 from .philox import ESTIMATE_ERROR, gumbel_estimate, gumbel_noise_at
-from .rows import Bools, Floats, Ints, Rows, SampleStatus, on_host
+from .rows import MAX_VOCAB, Bools, Floats, Ints, Rows, SampleStatus, on_host
 
 MASS_ONE = np.float32(2.0**44)
 _CHUNK = 2**16  # logits worked on at once: what the loops touch stays in the L2 cache
+_PIECE = 2**14  # of a row, for what takes many temporaries
 _PAD = np.uint64(2**64 - 1)
 
 
@@ -81,7 +84,8 @@ def _choose_greedy(x: Floats, top: Floats, rows: Rows) -> Ints:
 
 def _choose_any(x: Floats, top: Floats, rows: Rows) -> Ints:
     ids = np.broadcast_to(np.arange(x.shape[1]), x.shape)
-    return _draw(ids, _scaled(x, top, rows), gumbel_estimate(rows.seed, rows.position, x.shape[1]), rows)
+    noise = gumbel_estimate(rows.seed, rows.position, x.shape[1])
+    return _draw_from_estimate(ids, _scaled(x, top, rows), noise, rows)
 
 
 def _choose_top_k(x: Floats, top: Floats, rows: Rows) -> Ints:
@@ -92,7 +96,7 @@ def _choose_top_k(x: Floats, top: Floats, rows: Rows) -> Ints:
 
 def _choose_by_mass(x: Floats, top: Floats, rows: Rows) -> Ints:
     y = _scaled(x, top, rows)
-    total = _mass(exp(y)).sum(axis=1)
+    total = _total_mass(y, exp)
     # Tokens of at most `spare` mass sum to no more than what top-p may drop, so only the others need ranking.
     # The margin covers the rounding of exp: what is ranked is a superset, and the rule is applied to it exactly.
     spare = np.where(rows.top_p < 1, total - _target(total, rows.top_p), 0) // x.shape[1]
@@ -117,20 +121,23 @@ def _choose_ranked(x: Floats, top: Floats, rows: Rows, ids: Ints, present: Bools
     width = int(np.flatnonzero(keep.any(axis=0))[-1]) + 1
     ids, y = ids[:, :width], np.where(keep, y, -np.inf)[:, :width]
     if width * 4 > x.shape[1]:
-        noise = gumbel_estimate(rows.seed, rows.position, x.shape[1])[every, ids]
-    else:
-        noise = gumbel_noise_at(rows.seed, rows.position, ids)
-    return _draw(ids, y, noise, rows)
+        return _draw_from_estimate(ids, y, gumbel_estimate(rows.seed, rows.position, x.shape[1])[every, ids], rows)
+    return _draw(ids, y, gumbel_noise_at(rows.seed, rows.position, ids))
 
 
-def _draw(ids: Ints, y: Floats, noise: Floats, rows: Rows) -> Ints:
-    """The token of each row with the largest y + noise, ties to the lower id; ids, y and noise [b, N].
+def _draw(ids: Ints, y: Floats, noise: Floats) -> Ints:
+    """The token of each row with the largest y + noise, ties to the lower id; ids, y and noise [b, N]."""
+    score = y + noise
+    return np.where(score == score.max(axis=1, keepdims=True), ids, MAX_VOCAB).min(axis=1)
 
-    ``noise`` may be an estimate: what comes near the largest is looked at again.
-    """
+
+def _draw_from_estimate(ids: Ints, y: Floats, noise: Floats, rows: Rows) -> Ints:
+    """The same where the noise is an estimate: what comes near the largest score is looked at again."""
     score = y + noise
     row, slot = np.nonzero(score >= score.max(axis=1, keepdims=True) - np.float32(10 * ESTIMATE_ERROR))
     token = ids[row, slot]
+    if row.size == len(ids):  # one in each row
+        return token
     exact = y[row, slot] + gumbel_noise_at(rows.seed[row], rows.position[row], token[:, None])[:, 0]
     order = np.lexsort((token, -exact, row))
     return token[order[np.searchsorted(row, np.arange(len(ids)))]]
@@ -190,11 +197,12 @@ def _mass(weight: Floats) -> Ints:
     return (weight * MASS_ONE).astype(np.int64)
 
 
-def _total_mass(y: Floats) -> Ints:
-    """[b]: the mass of whole rows y [b, V], which are overwritten."""
-    np.exp(y, out=y)
-    y *= MASS_ONE
-    return y.astype(np.int64).sum(axis=1)
+def _total_mass(y: Floats, exp: Callable[[Floats], Floats]) -> Ints:
+    """[b]: the mass of whole rows y [b, V]."""
+    total = np.zeros(len(y), dtype=np.int64)
+    for at in range(0, y.shape[1], _PIECE):
+        total += _mass(exp(y[:, at : at + _PIECE])).sum(axis=1)
+    return total
 
 
 def _target(total: Ints, top_p: Floats) -> Ints:
@@ -205,6 +213,6 @@ def _target(total: Ints, top_p: Floats) -> Ints:
 
 def _logprob(raw: Floats, tokens: Ints) -> Floats:
     top = raw.max(axis=1)
-    total = _total_mass(raw - top[:, None]) / float(MASS_ONE)
+    total = _total_mass(raw - top[:, None], np.exp) / float(MASS_ONE)
     chosen = raw[np.arange(raw.shape[0]), tokens].astype(np.float64)
     return (chosen - top - np.log(total)).astype(np.float32)

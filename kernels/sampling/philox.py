@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from .elementary import Floats, log
 
 U64 = NDArray[np.uint64]
+Logarithm = Callable[[Floats], Floats]
 
 ESTIMATE_ERROR = 1e-4
 
@@ -37,6 +38,7 @@ _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _ROUNDS = np.arange(10, dtype=np.uint64)[:, None, None]
+_PIECE = 2**14  # tokens worked on at once: temporaries stay in the cache, and below what malloc returns to the system
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -60,12 +62,12 @@ def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[U64, U64]) -> tupl
 
 def gumbel_noise(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int) -> Floats:
     """The noise of every token: seed and position int64 [B] -> float32 [B, vocab_size]."""
-    return _gumbel(_all_words(seed, position, vocab_size))
+    return _all_noise(seed, position, vocab_size, log)
 
 
 def gumbel_estimate(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int) -> Floats:
     """``gumbel_noise`` to within ESTIMATE_ERROR, in half its time: by NumPy's own logarithm."""
-    return _gumbel(_all_words(seed, position, vocab_size), np.log)
+    return _all_noise(seed, position, vocab_size, np.log)
 
 
 def gumbel_noise_at(seed: NDArray[np.int64], position: NDArray[np.int64], token_ids: NDArray[np.int64]) -> Floats:
@@ -77,12 +79,16 @@ def gumbel_noise_at(seed: NDArray[np.int64], position: NDArray[np.int64], token_
     return _gumbel(np.choose(token_ids & 3, words).astype(np.uint32))
 
 
-def _all_words(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int) -> NDArray[np.uint32]:
+def _all_noise(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int, log: Logarithm) -> Floats:
     blocks = np.arange(-(-vocab_size // 4), dtype=np.uint64)[None]
     words = np.empty((seed.shape[0], blocks.shape[1], 4), dtype=np.uint32)
     for lane, word in enumerate(_words(seed, position, blocks)):
         words[:, :, lane] = word
-    return words.reshape(seed.shape[0], -1)[:, :vocab_size]
+    words = words.reshape(seed.shape[0], -1)
+    noise = np.empty((seed.shape[0], vocab_size), dtype=np.float32)
+    for at in range(0, vocab_size, _PIECE):
+        noise[:, at : at + _PIECE] = _gumbel(words[:, at : min(at + _PIECE, vocab_size)], log)
+    return noise
 
 
 def _words(seed: NDArray[np.int64], position: NDArray[np.int64], blocks: U64) -> tuple[U64, U64, U64, U64]:
@@ -92,7 +98,7 @@ def _words(seed: NDArray[np.int64], position: NDArray[np.int64], blocks: U64) ->
     return philox4x32(counter, (key & _LOW, key >> _HALF))
 
 
-def _gumbel(words: NDArray[np.uint32], log: Callable[[Floats], Floats] = log) -> Floats:
+def _gumbel(words: NDArray[np.uint32], log: Logarithm = log) -> Floats:
     above_half = words.view(np.int32) >> np.int32(31)  # 0 or -1
     # u where that is at most a half, else 1 - u: (n + 0.5) / 2**32 with n below 2**31, rounded once.
     n = words ^ above_half.view(np.uint32)
