@@ -25,7 +25,11 @@ from typing import Any
 ARCHITECTURES = (80, 90, 100)
 """Compute capabilities that all kernels are built for: A100, H100, B200."""
 
-KERNEL_MODULES = ("ds2ds.kernels.compaction_triton", "ds2ds.kernels.sampling.launch")
+KERNEL_MODULES = (
+    "ds2ds.kernels.compaction_triton",
+    "ds2ds.kernels.decode_attention",
+    "ds2ds.kernels.sampling.launch",
+)
 
 _FUSED = re.compile(r"\bfma\.r[nzmp](?:\.ftz)?(?:\.sat)?\.f32(?:x2)?\b")
 _FLUSHING = re.compile(r"^\s*(?:@!?%\w+\s+)?(?!cvt\.|\w+\.approx\.)\w+(?:\.\w+)*\.ftz\b", re.MULTILINE)

@@ -81,10 +81,10 @@ def gumbel_noise_at(seed: NDArray[np.int64], position: NDArray[np.int64], token_
 
 def _all_noise(seed: NDArray[np.int64], position: NDArray[np.int64], vocab_size: int, log: Logarithm) -> Floats:
     blocks = np.arange(-(-vocab_size // 4), dtype=np.uint64)[None]
-    words = np.empty((seed.shape[0], blocks.shape[1], 4), dtype=np.uint32)
+    lanes = np.empty((seed.shape[0], blocks.shape[1], 4), dtype=np.uint32)
     for lane, word in enumerate(_words(seed, position, blocks)):
-        words[:, :, lane] = word
-    words = words.reshape(seed.shape[0], -1)
+        lanes[:, :, lane] = word
+    words = lanes.reshape(seed.shape[0], -1)
     noise = np.empty((seed.shape[0], vocab_size), dtype=np.float32)
     for at in range(0, vocab_size, _PIECE):
         noise[:, at : at + _PIECE] = _gumbel(words[:, at : min(at + _PIECE, vocab_size)], log)

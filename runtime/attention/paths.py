@@ -16,7 +16,7 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.errors import ConfigError
 
-PATHS = ("auto", "flex", "plain")
+PATHS = ("auto", "flex", "plain", "triton")
 
 AttentionPath: TypeAlias = Callable[[Sequence[Chunk]], Callable[[int, Tensor, Tensor], Tensor]]
 """Makes of a step's chunks what the backbone calls for each layer (`ds2ds.model.backbone.Attend`)."""
@@ -26,8 +26,8 @@ def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> 
     """One for an engine.
 
     Args:
-        name: "flex", "plain", or "auto": flex on a GPU for what its kernels take (no float64, no heads below 16),
-            else plain.
+        name: "flex", "plain", "triton" (our own kernels where a step only decodes, flex for the rest), or "auto": flex
+            on a GPU for what its kernels take (no float64, no heads below 16), else plain.
 
     Raises:
         ConfigError: there is no such path, or it cannot do with this arena.
@@ -40,6 +40,11 @@ def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> 
     if name == "plain":
         return partial(PlainAttention, store, rotary)
     try:
+        if name == "triton":
+            # Imported here, as it brings in Triton, which is slow to import and not to be had on every system.
+            from ds2ds.attention.triton_decode import TritonPath
+
+            return TritonPath(store, rotary)
         return FlexPath(store, rotary)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -1,0 +1,172 @@
+"""Attention of single tokens over a KV arena, in three launches: store what is new, read in parts, add up the parts.
+
+A decoded token reads some documents, each a run of slots, at a distance of its own. Each (token, document) pair is cut
+into *parts* of at most PART keys, and a program reads one part for one head: it turns the query to where that document
+sees it, in registers, and writes the sum of the exponentials and the values they weigh. No largest score is looked for
+first: queries and keys have unit mean square, so a scaled score lies within +-sqrt(head_dim) and its exponential far
+within float32. So parts simply add up, in the order of the table; a token's result does not depend on its batch.
+
+Floor: the keys and values in view, once, by the memory's bandwidth. In bfloat16 with heads of 64 a program has 32 KiB
+in flight; what it writes is 1/128 of what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .build import Build
+
+PART = 128
+"""Keys that a program reads."""
+
+_ONE_WARP, _FOUR_WARPS = ({"num_warps": warps, "enable_fp_fusion": True} for warps in (1, 4))
+
+
+def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor) -> None:
+    """Put new keys, rotated to their positions, and values into one layer of an arena.
+
+    Args:
+        data: [2, heads, slots, head_dim], contiguous, float32, bfloat16 or float16.
+        qk: [rows, 2, heads, head_dim], queries and keys, not rotated; contiguous in the last two dimensions.
+        v: [rows, heads, head_dim]; the same.
+        cos, sin: float32 [positions, head_dim], the tables of `ds2ds.attention.rotary`.
+        position, slot: int32 [rows]; a slot below 0 is a row that is not there.
+    """
+    _, heads, slots, width = data.shape
+    _store[(len(v), heads)](
+        data, qk, v, cos, sin, position, slot, slots * width, data.stride(0), qk.stride(0), v.stride(0),
+        WIDTH=width, **_ONE_WARP,
+    )  # fmt: skip
+
+
+def read_parts(
+    data: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, parts: Tensor, first: Tensor, count: Tensor, part: int = PART
+) -> Tensor:
+    """What rows read of one layer of an arena.
+
+    Args:
+        data, qk, cos, sin: as for `store_rows`; all that is read has been stored.
+        parts: int32 [M, 4]: row, position its query is rotated to, first slot, number of keys (at most `part`, 0 for
+            one that is not there). A row's parts follow one another.
+        first, count: int32 [rows]: the parts of each row. A row without any gives 0.
+        part: most keys of a part, a power of two.
+
+    Returns:
+        [rows, heads, head_dim] in the dtype of qk.
+    """
+    _, heads, slots, width = data.shape
+    total = torch.empty(len(parts), heads, dtype=torch.float32, device=data.device)
+    summed = torch.empty(len(parts), heads, width, dtype=torch.float32, device=data.device)
+    out = torch.empty(len(qk), heads, width, dtype=qk.dtype, device=data.device)
+    _read[(len(parts), heads)](
+        data, qk, cos, sin, parts, total, summed, slots * width, data.stride(0), qk.stride(0), width**-0.5,
+        WIDTH=width, PART=part, **_FOUR_WARPS,
+    )  # fmt: skip
+    _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, **_ONE_WARP)
+    return out
+
+
+@triton.jit
+def _turned(x, cos, sin, position, WIDTH: tl.constexpr):
+    """The two halves of a query or key, rotated; float32 [WIDTH / 2] each. x points to it."""
+    half = tl.arange(0, WIDTH // 2)
+    x1 = tl.load(x + half).to(tl.float32)
+    x2 = tl.load(x + WIDTH // 2 + half).to(tl.float32)
+    # Both halves of a table's row hold the same angles; sin's second half has the other sign.
+    c = tl.load(cos + position * WIDTH + half)
+    s = tl.load(sin + position * WIDTH + half)
+    return x1 * c + x2 * s, x2 * c - x1 * s
+
+
+@triton.jit
+def _store(data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, WIDTH: tl.constexpr):
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    at = tl.load(slot + row).to(tl.int64)
+    if at >= 0:
+        k1, k2 = _turned(
+            qk + row * qk_row + (tl.num_programs(1) + head) * WIDTH, cos, sin, tl.load(position + row), WIDTH
+        )
+        half = tl.arange(0, WIDTH // 2)
+        keys = data + head.to(tl.int64) * plane + at * WIDTH
+        tl.store(keys + half, k1.to(data.dtype.element_ty))
+        tl.store(keys + WIDTH // 2 + half, k2.to(data.dtype.element_ty))
+        every = tl.arange(0, WIDTH)
+        tl.store(keys + kind + every, tl.load(v + row * v_row + head * WIDTH + every).to(data.dtype.element_ty))
+
+
+@triton.jit
+def _read(
+    data, qk, cos, sin, parts, total, summed, plane, kind, qk_row, scale, WIDTH: tl.constexpr, PART: tl.constexpr
+):  # fmt: skip
+    part = tl.program_id(0)
+    head = tl.program_id(1)
+    number = tl.load(parts + 4 * part + 3)
+    if number > 0:
+        row = tl.load(parts + 4 * part)
+        q1, q2 = _turned(qk + row * qk_row + head * WIDTH, cos, sin, tl.load(parts + 4 * part + 1), WIDTH)
+        key = tl.arange(0, PART)
+        half = tl.arange(0, WIDTH // 2)
+        slot = tl.load(parts + 4 * part + 2).to(tl.int64)
+        start = data + head.to(tl.int64) * plane + (slot + key) * WIDTH
+        here = (key < number)[:, None]
+        keys = start[:, None] + half[None, :]
+        k1 = tl.load(keys, mask=here, other=0.0).to(tl.float32)
+        k2 = tl.load(keys + WIDTH // 2, mask=here, other=0.0).to(tl.float32)
+        values = start[:, None] + kind + tl.arange(0, WIDTH)[None, :]
+        v = tl.load(values, mask=here, other=0.0).to(tl.float32)
+        score = tl.sum(k1 * q1[None, :] + k2 * q2[None, :], axis=1) * scale
+        weight = tl.where(key < number, tl.exp(score), 0.0)
+        at = part * tl.num_programs(1) + head
+        tl.store(total + at, tl.sum(weight))
+        tl.store(summed + at * WIDTH + tl.arange(0, WIDTH), tl.sum(v * weight[:, None], axis=0))
+
+
+@triton.jit
+def _merge(total, summed, first, count, out, WIDTH: tl.constexpr):
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    every = tl.arange(0, WIDTH)
+    start = tl.load(first + row)
+    whole = tl.full((), 0.0, tl.float32)
+    weighted = tl.zeros((WIDTH,), tl.float32)
+    for part in range(start, start + tl.load(count + row)):
+        at = part * heads + head
+        whole += tl.load(total + at)
+        weighted += tl.load(summed + at * WIDTH + every)
+    read = tl.where(whole > 0, weighted / whole, 0.0)
+    tl.store(out + (row * heads + head) * WIDTH + every, read.to(out.dtype.element_ty))
+
+
+def builds() -> Iterator[Build]:
+    """Every dtype, for heads of 64 and 128."""
+    from .build import Build
+
+    for dtype in ("fp32", "bf16", "fp16"):
+        for width in (64, 128):
+            arena = {"data": f"*{dtype}", "qk": f"*{dtype}", "cos": "*fp32", "sin": "*fp32"}
+            strides = {"plane": "i32", "kind": "i32", "qk_row": "i32"}
+            rows = {"position": "*i32", "slot": "*i32"}
+            sums = {"total": "*fp32", "summed": "*fp32"}
+            kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, int], dict[str, Any]]] = [
+                (_store, {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32"}, {}, _ONE_WARP),
+                (_read, {**arena, "parts": "*i32", **sums, **strides, "scale": "fp32"}, {"PART": PART}, _FOUR_WARPS),
+                (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {}, _ONE_WARP),
+            ]  # fmt: skip
+            for kernel, signature, constants, options in kernels:
+                yield Build(
+                    kernel=kernel,
+                    name=f"attention{kernel.__name__}[{dtype} heads of {width}]",
+                    signature=signature,
+                    constexprs={"WIDTH": width, **constants},
+                    attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},
+                    options=options,
+                )

@@ -1,0 +1,141 @@
+"""Our decode attention kernels, interpreted, against the plain path and against FlexAttention's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_flex_attention import (
+    POSITIONS,
+    SMALL,
+    Prepare,
+    World,
+    assert_equal,
+    at_random,
+    compute,
+    family,
+    flex,
+    one_token_each,
+    plain,
+    small_steps,  # noqa: F401
+    store_for,
+    whole,
+    world,
+    worlds,
+)
+
+from ds2ds.attention.paths import attention_path
+from ds2ds.attention.rotary import Rotary
+from ds2ds.attention.triton_decode import TritonPath, check_arena
+from ds2ds.attention.view import Chunk
+from ds2ds.cache.document_store import DocumentStore
+from ds2ds.documents.document import Document, DocumentGrant
+from ds2ds.errors import ConfigError
+from ds2ds.kernels.decode_attention import read_parts
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_triton_attention_gpu.py"),
+    # NumPy remarks on a division by zero, which a GPU does not.
+    pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning"),
+]
+SOME = settings(max_examples=6, deadline=None, derandomize=True)
+CLOSE = 2e-5  # float32
+
+
+def triton(store: DocumentStore, part: int = 16) -> TritonPath:
+    """Rows that do not decode go to FlexAttention, uncompiled, which is the default too."""
+    rotary = Rotary(store.arena.data.shape[-1], POSITIONS)
+    return TritonPath(store, rotary, flex(store, prefill=SMALL), part)
+
+
+def expected(made: World) -> dict:
+    reference = store_for(made)
+    return compute(reference, made, plain(reference), whole)
+
+
+@SOME
+@given(worlds(), st.sampled_from([4, 16, 128]))
+def test_decoding_equals_the_plain_path(made: World, part: int) -> None:
+    store = store_for(made, torch.float32)
+    assert_equal(compute(store, made, triton(store, part), one_token_each), expected(made), CLOSE)
+
+
+@SOME
+@given(worlds(), st.integers(0, 99))
+def test_any_chunks_in_any_batches_equal_the_plain_path(made: World, seed: int) -> None:
+    """Keys and values in the arena too, whoever stored them."""
+    reference = store_for(made)
+    theirs = compute(reference, made, plain(reference), whole)
+    store = store_for(made, torch.float32)
+    assert_equal(compute(store, made, triton(store), at_random(seed), store.arena.compact), theirs, CLOSE)
+    for d in made.documents:
+        ours, others = (s.arena.data[:, :, :, s.start(d) : s.start(d) + len(d.tokens)] for s in (store, reference))
+        torch.testing.assert_close(ours.double(), others, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, CLOSE), (torch.float16, 5e-3)])
+def test_views_over_several_parts_and_layers(dtype: torch.dtype, atol: float) -> None:
+    made = family()
+    store = store_for(made, dtype)
+    assert_equal(compute(store, made, triton(store, 4), one_token_each), expected(made), atol)
+
+
+def test_a_target_in_the_same_batch_is_read_either_way() -> None:
+    """By a row that decodes of a chunk that does not, and the other way round."""
+    for lengths in ((1, 5), (5, 1)):
+        a = Document("a", [0] * lengths[0])
+        b = Document("b", [0] * lengths[1], grants=[DocumentGrant(0, a)])
+        made = world([a, b], 3)
+        theirs = expected(made)
+
+        def together(ready: list[Chunk], documents: tuple[Document, Document] = (a, b)) -> list[Chunk]:
+            return [Chunk(d, 0, len(d.tokens)) for d in documents]
+
+        store = store_for(made, torch.float32)
+        assert_equal(compute(store, made, triton(store), together), theirs, CLOSE)
+
+
+def test_a_row_does_not_depend_on_its_batch_to_the_bit() -> None:
+    documents = [Document("a", [0] * 20), Document("b", [0] * 33)]
+    made = world(documents, 7)
+    reads = []
+    for some in (documents[:1], documents):
+        store = store_for(made, torch.float32)
+        part = World(some, made.q, made.k, made.v)
+        reads.append(compute(store, part, triton(store), one_token_each)[documents[0]])
+    assert torch.equal(*reads)
+
+
+def test_parts_that_are_not_there_count_nothing() -> None:
+    """A table may be longer than what it shows, as a captured graph needs it."""
+    data, qk = torch.randn(2, 2, 32, 16), torch.randn(2, 2, 2, 16)
+    rotary = Rotary(16, 64)
+    parts = torch.tensor([[0, 3, 0, 4], [1, 5, 8, 7], [0, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.int32)
+    first, count = torch.tensor([[0, 1, 2], [1, 1, 0]], dtype=torch.int32)
+    qk = torch.cat([qk, qk[:1]])
+    out = read_parts(data, qk, rotary.cos, rotary.sin, parts, first, count, 8)
+    assert torch.equal(out[:2], read_parts(data, qk[:2], rotary.cos, rotary.sin, parts[:2], first[:2], count[:2], 8))
+    assert (out[2] == 0).all()
+
+
+def test_what_the_kernels_cannot_do_is_an_error() -> None:
+    for wrong, message in (
+        (torch.zeros(1, 2, 1, 16, 12), "power of two from 4 on, got 12"),
+        (torch.zeros(1, 2, 1, 16, 16, dtype=torch.float64), "needs float32, bfloat16 or float16, got torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_arena(wrong)
+    made = world([Document("a", [0] * 3)], 1)
+    with pytest.raises(ConfigError, match=r"got torch\.float64"):
+        attention_path(store_for(made), Rotary(16, POSITIONS), "triton")
+    prepare: Prepare = attention_path(store_for(made, torch.float32), Rotary(16, POSITIONS), "triton")
+    assert isinstance(prepare, TritonPath)
+
+
+def test_a_view_longer_than_the_rotary_tables_is_an_error() -> None:
+    a = Document("a", [0] * 9)
+    b = Document("b", [0] * 1, grants=[DocumentGrant(0, a)])
+    store = store_for(world([a, b], 3), torch.float32)
+    with pytest.raises(ValueError, match="position 9 exceeds the table's 9"):
+        TritonPath(store, Rotary(16, 9))([Chunk(b, 0, 1)])
