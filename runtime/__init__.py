@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds2ds.async_runtime import AsyncRuntime as AsyncRuntime
+    from ds2ds.async_runtime import EventStream as EventStream
     from ds2ds.corpus.document_corpus import DocumentCorpus as DocumentCorpus
     from ds2ds.corpus.graph_index import GraphIndex as GraphIndex
     from ds2ds.corpus.shards import PretokShardedBackend as PretokShardedBackend
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ds2ds.tokenizer import Tokenizer as Tokenizer
 
 _MODULES = {
+    "async_runtime": ("AsyncRuntime", "EventStream"),
     "corpus.document_corpus": ("DocumentCorpus",),
     "corpus.graph_index": ("GraphIndex",),
     "corpus.shards": ("PretokShardedBackend",),
@@ -66,6 +69,9 @@ _MODULES = {
         "CorpusError",
         "Ds2dsError",
         "GenerationError",
+        "QueueFullError",
+        "RuntimeClosedError",
+        "WorkerError",
     ),
     "generation.events": ("DocumentClosed", "DocumentOpened", "Done", "LinkClosed", "TokenWritten"),
     "generation.generation_config": ("GenerationConfig",),

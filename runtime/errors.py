@@ -27,3 +27,15 @@ class ArenaFullError(Ds2dsError):
 
 class GenerationError(Ds2dsError):
     """A request cannot go on, for instance because the model gives NaN."""
+
+
+class QueueFullError(Ds2dsError):
+    """As many requests wait as may."""
+
+
+class RuntimeClosedError(Ds2dsError):
+    """An AsyncRuntime was used after it was closed, or closed while the request ran."""
+
+
+class WorkerError(Ds2dsError):
+    """What computes for an AsyncRuntime failed, and with it every request; the cause is its `__cause__`."""

@@ -12,11 +12,13 @@ import torch
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
+from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
 from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
 from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config
+from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -37,6 +39,11 @@ class Runtime:
         retention: which of the documents that no request reads goes first when room is needed: "gdsf" weighs how
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
         attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), or "auto": flex on a GPU.
+        step_tokens: most tokens that one step prefills, of all requests together; None: a default for the device.
+            Fewer keep the pace of requests that are decoding, more may prefill faster.
+        max_running: most requests that run at a time; the others wait.
+        max_queue: most requests that wait. Calls of this class make room by themselves; those of an AsyncRuntime wait
+            for it or raise QueueFullError.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -53,6 +60,9 @@ class Runtime:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        step_tokens: int | None = None,
+        max_running: int = MAX_RUNNING,
+        max_queue: int = MAX_QUEUE,
     ) -> None:
         if not isinstance(model, DS2DSModel):
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
@@ -63,7 +73,16 @@ class Runtime:
             model,
             tokenizer=tokenizer,
             layout_policy=layout_policy or "null",
-            engine=Engine(model, arena_tokens, document_store=document_store, retention=retention, attention=attention),
+            engine=Engine(
+                model,
+                arena_tokens,
+                document_store=document_store,
+                retention=retention,
+                attention=attention,
+                step_tokens=step_tokens,
+                max_running=max_running,
+                max_queue=max_queue,
+            ),
         )
         self.tokenizer = self._generator.tokenizer
         self.engine = self._generator.engine
@@ -80,6 +99,9 @@ class Runtime:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        step_tokens: int | None = None,
+        max_running: int = MAX_RUNNING,
+        max_queue: int = MAX_QUEUE,
     ) -> Runtime:
         """Load a checkpoint folder, or "demo": the packaged model. Arguments that are not named here: see Runtime.
 
@@ -100,6 +122,9 @@ class Runtime:
             document_store=document_store,
             retention=retention,
             attention=attention,
+            step_tokens=step_tokens,
+            max_running=max_running,
+            max_queue=max_queue,
         )
 
     def generate(
@@ -110,6 +135,7 @@ class Runtime:
         config: GenerationConfig | None = None,
         *,
         title: str | None = None,
+        priority: int = 0,
         **overrides: Any,
     ) -> GenerationResult:
         """Write a document, and what its links lead to.
@@ -121,13 +147,14 @@ class Runtime:
                 `has_document(title)` and `get_document(title)` (token ids). None: all targets are written.
             config: settings; None: the defaults (max_context_length at most the model's, EOS the tokenizer's).
             title: the root's title; under an identifier layout its heading is put before the prompt.
+            priority: beside other requests, higher goes first; within one priority, first come first served.
             overrides: fields of GenerationConfig, which win over `config`.
 
         Raises:
             ConfigError: (a ValueError) a setting or argument is wrong, and named; ValueError: the prompt is longer
                 than max_context_length; CorpusError: the corpus is damaged; ArenaFullError: the arena is too small.
         """
-        return self._generator.generate(prompt, prompt_tokens, corpus, self._config(config, overrides), title)
+        return self._generator.generate(prompt, prompt_tokens, corpus, self._config(config, overrides), title, priority)
 
     def stream(
         self,
@@ -137,13 +164,14 @@ class Runtime:
         config: GenerationConfig | None = None,
         *,
         title: str | None = None,
+        priority: int = 0,
         **overrides: Any,
     ) -> Iterator[Event]:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
         Arguments are checked at once. Closing the iterator cancels the request and frees what it held.
         """
-        return self._generator.stream(prompt, prompt_tokens, corpus, self._config(config, overrides), title)
+        return self._generator.stream(prompt, prompt_tokens, corpus, self._config(config, overrides), title, priority)
 
     def generate_batch(
         self,
@@ -151,34 +179,26 @@ class Runtime:
         corpus: Any = None,
         config: GenerationConfig | None = None,
         *,
+        priority: int = 0,
         return_errors: bool = False,
         **overrides: Any,
     ) -> list[Any]:
-        """Write a document for each prompt (text or token ids), all in one batch.
+        """Write a document for each prompt (text or token ids), as many at a time as there is room for.
 
         Each result is what `generate` would give for that prompt alone; a seed, if given, is everyone's. Prompts are
-        all checked before the first one starts.
+        all checked before the first one starts. There may be more than fit the queue: those wait here.
 
         Args:
             return_errors: put a request's error in its place in the list; else the first one is raised, that of a
                 prompt at once, any other once all are done.
         """
-        settings = self._config(config, overrides)
-        opened = open_corpus(corpus)
-        if isinstance(prompts, str):
-            raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
+        requests = self.new_requests(prompts, corpus, self._config(config, overrides), return_errors)
         running: list[Running] = []
-        outcomes: list[Running | Exception] = []
         try:
-            for prompt in prompts:
-                text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-                try:
-                    running.append(self._generator.start(text, tokens, opened, settings))
-                    outcomes.append(running[-1])
-                except Ds2dsError as error:
-                    if not return_errors:
-                        raise
-                    outcomes.append(error)
+            for request in requests:
+                if isinstance(request, Request):
+                    self.engine.make_way()
+                    running.append(self._generator.submit(request, priority))
             while not all(one.job.done for one in running):
                 self.engine.step()
         finally:
@@ -187,7 +207,31 @@ class Runtime:
         errors = [one.job.error for one in running if one.job.error is not None]
         if errors and not return_errors:
             raise errors[0]
+        ended = iter(running)
+        outcomes = [next(ended) if isinstance(request, Request) else request for request in requests]
         return [one if isinstance(one, Exception) else one.job.error or one.result() for one in outcomes]
+
+    def new_requests(
+        self, prompts: Sequence[str | Sequence[int]], corpus: Any, config: GenerationConfig, return_errors: bool
+    ) -> list[Request | Ds2dsError]:
+        """A request for each prompt, not queued yet; with return_errors, an error in the place of one that is wrong.
+
+        Raises:
+            ConfigError, CorpusError: an argument does not fit; without return_errors, also what is wrong with a prompt.
+        """
+        opened = open_corpus(corpus)
+        if isinstance(prompts, str):
+            raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
+        requests: list[Request | Ds2dsError] = []
+        for prompt in prompts:
+            text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+            try:
+                requests.append(self._generator.new_request(text, tokens, opened, config))
+            except Ds2dsError as error:
+                if not return_errors:
+                    raise
+                requests.append(error)
+        return requests
 
     def warm(
         self,

@@ -83,3 +83,10 @@ def test_an_ended_grant_stays_as_it_is_and_a_new_one_may_follow() -> None:
     reader.end_grants(target)
     reader.add_grant(9, target)
     assert grants(reader) == [(2, "A", 5), (9, "A", None)]
+
+
+def test_a_document_is_shown_without_what_its_targets_read() -> None:
+    below = Document("a", [1])
+    for title in "bcdefghijklmnopqrstuvwxyz":
+        below = Document(title, [1], grants=[DocumentGrant(0, below), DocumentGrant(1, below, 1)])
+    assert repr(below) == "Document('z', 1 tokens, depth=0, grants=[(0, 'y', None), (1, 'y', 1)])"

@@ -24,7 +24,7 @@ from scripted import (
 )
 
 from ds2ds import ArenaFullError, DS2DSModel, GenerationConfig, GenerationError, GenerationResult, Runtime
-from ds2ds.engine import arena_size, planning
+from ds2ds.engine import arena_size
 from ds2ds.engine.arena_size import default_arena_tokens
 from ds2ds.engine.engine import Engine
 
@@ -91,13 +91,13 @@ def test_what_is_never_read_is_never_computed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_prefill_in_chunks_equals_one_go(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = small_runtime(document_store=False)
+    runtime = small_runtime(document_store=False, step_tokens=512)
     prompt, corpus = "see [a](A) and [l](Long) " + "x" * 70, Texts(TEXTS)
     with counting(monkeypatch) as whole_rows:
         whole = runtime.generate(prompt, corpus=corpus, **OPTIONS)
-    monkeypatch.setattr(planning, "PREFILL_CHUNK", chunk)
+    in_steps = small_runtime(document_store=False, step_tokens=chunk)
     with counting(monkeypatch) as rows:
-        chunked = runtime.generate(prompt, corpus=corpus, **OPTIONS)
+        chunked = in_steps.generate(prompt, corpus=corpus, **OPTIONS)
     assert max(whole_rows) > 100 and max(rows) == chunk and sum(rows) == sum(whole_rows)
     same_documents(whole.get_all_documents(), chunked.get_all_documents())
     assert chunked.trace.tokens_prefilled == whole.trace.tokens_prefilled

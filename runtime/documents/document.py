@@ -22,7 +22,7 @@ class DocumentGrant:
         return self.position <= token and (self.end is None or token < self.end)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Document:
     """One node of the graph. Documents are compared by identity: a title may be written twice in a process.
 
@@ -55,6 +55,11 @@ class Document:
     def __post_init__(self) -> None:
         self.logprobs = [float("nan")] * len(self.tokens)
         self.given = len(self.tokens)
+
+    def __repr__(self) -> str:
+        # Not what it reads: that would be told once for every path through the graph.
+        grants = [(grant.position, grant.target.title, grant.end) for grant in self.grants]
+        return f"Document({self.title!r}, {len(self.tokens)} tokens, depth={self.depth}, grants={grants})"
 
     @property
     def in_progress(self) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
 
 from ds2ds.attention.paths import attention_path
 from ds2ds.cache.document_store import DocumentStore
@@ -12,7 +14,9 @@ from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.arena_size import make_arena
-from ds2ds.engine.job import Job
+from ds2ds.engine.job import Job, turn
+from ds2ds.engine.job_queue import JobQueue
+from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
 from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.step import Stopwatch, forward, sample
 from ds2ds.engine.work import Compute, Prefill, Sampled, Work
@@ -24,11 +28,21 @@ from ds2ds.model.weights_identity import fingerprint
 class Engine:
     """Runs jobs against one model and one KV arena.
 
+    Requests start in the order of their priority, within one priority first come first served, and none overtakes
+    another that waits for room: so each one starts, unless requests of a higher priority keep coming. What runs is not
+    interrupted for others, but where the arena is full the last in that order waits, or gives up what it has and starts
+    anew, and keeps its place. In each step every running request whose next token can be drawn gets it, whatever else
+    is computed beside it.
+
     Args:
         arena_tokens: slots of the arena; None: see `default_arena_tokens`.
         document_store: share complete documents between requests, and keep them while there is room.
         retention: which of those that no request reads go first, a name in `RETENTIONS`.
         attention: what reads the arena, see `attention_path`.
+        step_tokens: most tokens that one step prefills, of all requests together; None: see `STEP_TOKENS`. Smaller ones
+            keep the pace of requests that decode, larger ones may prefill faster.
+        max_running: most requests that run at a time.
+        max_queue: most requests that wait to start.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -42,22 +56,49 @@ class Engine:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        step_tokens: int | None = None,
+        max_running: int = MAX_RUNNING,
+        max_queue: int = MAX_QUEUE,
     ) -> None:
         if retention not in RETENTIONS:
             raise ConfigError(f"retention must be one of {tuple(RETENTIONS)}, got {retention!r}")
         if not isinstance(document_store, bool):
             raise ConfigError(f"document_store must be True or False, got {document_store!r}")
+        if step_tokens is None:
+            step_tokens = STEP_TOKENS[model.device.type]
+        self.limits = Limits(step_tokens, max_running, max_queue)
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
-        self.queue: deque[Job] = deque()
+        self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
 
-    def submit(self, coroutine: Work, window: list[Document], trace: Trace, need: int = 0) -> Job:
-        """Queue a request; it runs as `step` is called. For `window` and `need` see Job."""
-        job = Job(coroutine, window, trace, need)
-        self.queue.append(job)
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self.running or self.queue)
+
+    def submit(self, coroutine: Work, window: list[Document], trace: Trace, need: int = 0, priority: int = 0) -> Job:
+        """Queue a request; it runs as `step` is called. For `window`, `need` and `priority` see Job.
+
+        Raises:
+            QueueFullError: max_queue requests wait already; ConfigError: priority is no integer.
+        """
+        job = Job(coroutine, window, trace, need, check_priority(priority))
+        self.has_room()
+        self.queue.add(job)
         return job
+
+    def has_room(self) -> bool:
+        """Whether one more request may be submitted. If the queue is full, those in it that can start do so first."""
+        if self.queue.is_full:
+            self._admit()
+        return not self.queue.is_full
+
+    def make_way(self) -> None:
+        """Step until one more request may be submitted."""
+        while not self.has_room():
+            self.step()
 
     def run(self, job: Job) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
@@ -80,7 +121,7 @@ class Engine:
             self._finish(job, None)
 
     def step(self) -> None:
-        """Compute one chunk of every running job in one batch, and hand each drawn token to its coroutine."""
+        """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine."""
         self._admit()
         self._pass_prefilled()
         batch = self._plan()
@@ -88,30 +129,8 @@ class Engine:
             return
         with Stopwatch() as watch:
             hidden = forward(self.model, self.attention, [one.chunk for one in batch])
-        rows = sum(len(one.chunk) for one in batch)
-        drawing: list[tuple[int, Job, Compute]] = []
-        row = -1
-        for one in batch:
-            row += len(one.chunk)
-            self._account(one, watch.seconds, rows)
-            work = one.job.waiting
-            document = one.chunk.document
-            if isinstance(work, Compute) and work.document is document and one.chunk.stop == len(document.tokens):
-                drawing.append((row, one.job, work))
-        if drawing:
-            with Stopwatch() as watch:
-                drawn = sample(
-                    self.model,
-                    hidden[[row for row, _, _ in drawing]],
-                    [work.document for _, _, work in drawing],
-                    [work.sampling for _, _, work in drawing],
-                )
-            for (_, job, _), result in zip(drawing, drawn, strict=True):
-                job.trace.seconds["sampling"] += watch.seconds
-                if isinstance(result, Sampled):
-                    self._send(job, result)
-                else:
-                    self._finish(job, result)
+        self._account(batch, watch.seconds)
+        self._draw(batch, hidden)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
@@ -123,14 +142,15 @@ class Engine:
             )
 
     def _admit(self) -> None:
-        """Start queued jobs, first come first served, while what all of them may need fits the arena."""
-        while self.queue:
-            needed = sum(job.need for job in self.running) + self.queue[0].need
+        """Start queued jobs in their turn, while what all of them may need fits the arena."""
+        while self.queue and len(self.running) < self.limits.max_running:
+            job = self.queue.first
+            needed = sum(job.need for job in (*self.running, job))
             if self.running and needed > self.store.arena.slots:
                 break
             self.store.use_weights(fingerprint(self.model))
-            job = self.queue.popleft()
-            self.running.append(job)
+            self.queue.remove(job)
+            insort(self.running, job, key=turn)
             if job.waiting is None:  # it is not one that was suspended
                 self._send(job, None)
 
@@ -141,34 +161,65 @@ class Engine:
                 self._send(job, None)
 
     def _plan(self) -> list[Planned]:
-        """A chunk for each running job that room can be made for.
+        """What is computed of the running jobs, as far as room can be made for it.
 
-        A job that finds the arena full waits while others go on. Where none can, the newest one gives up all it has
+        A job that finds the arena full waits while others go on. Where none can, the last in turn gives up all it has
         and starts anew once it can have the arena to itself; if it had, it fails.
         """
         while self.running:
-            planned = plan(self.store, self.running)
+            planned = plan(self.store, self.running, self.limits.step_tokens)
             if planned.batch:
                 return planned.batch
-            newest = self.running[-1]
+            last = self.running[-1]
             if len(self.running) > 1:
-                self._suspend(newest)
+                self._suspend(last)
             else:
-                self._finish(newest, planned.full)
+                self._finish(last, planned.full)
         return []
 
     def _is_computed(self, job: Job, work: Prefill) -> bool:
         attach(self.store, job, work.document)
         return self.store.computed(work.document) == len(work.document.tokens)
 
-    def _account(self, one: Planned, seconds: float, rows: int) -> None:
-        """Note that a chunk was computed in a batch of so many rows, and who had it computed for it."""
-        document = one.chunk.document
-        decode = document.in_progress and not math.isnan(document.logprobs[one.chunk.start])
-        self.store.advance(document, one.chunk.stop, None if decode else seconds * len(one.chunk) / rows)
-        one.job.trace.count_forward(len(one.chunk), seconds, decode)
-        for job in one.sharing:
-            job.trace.tokens_reused += len(one.chunk)
+    def _account(self, batch: Sequence[Planned], seconds: float) -> None:
+        """Note what was computed, for whom, and that the batch took so long."""
+        rows = sum(len(one.chunk) for one in batch)
+        of_job: dict[Job, list[Planned]] = defaultdict(list)
+        for one in batch:
+            of_job[one.job].append(one)
+            for job in one.sharing:
+                job.trace.tokens_reused += len(one.chunk)
+        for job, parts in of_job.items():
+            decodes = parts[0].decodes  # and then it is all there is of this job
+            job.trace.count_forward(sum(len(one.chunk) for one in parts), seconds, decodes)
+            for one in parts:
+                share = None if decodes else seconds * len(one.chunk) / rows
+                self.store.advance(one.chunk.document, one.chunk.stop, share)
+
+    def _draw(self, batch: Sequence[Planned], hidden: Tensor) -> None:
+        """Draw the next token of each document that was computed to its end for that; hidden is [rows, model_dim]."""
+        drawing: list[tuple[int, Job, Compute]] = []
+        row = -1
+        for one in batch:
+            row += len(one.chunk)
+            work, document = one.job.waiting, one.chunk.document
+            if isinstance(work, Compute) and work.document is document and one.chunk.stop == len(document.tokens):
+                drawing.append((row, one.job, work))
+        if not drawing:
+            return
+        with Stopwatch() as watch:
+            drawn = sample(
+                self.model,
+                hidden[[row for row, _, _ in drawing]],
+                [work.document for _, _, work in drawing],
+                [work.sampling for _, _, work in drawing],
+            )
+        for (_, job, _), result in zip(drawing, drawn, strict=True):
+            job.trace.seconds["sampling"] += watch.seconds
+            if isinstance(result, Sampled):
+                self._send(job, result)
+            else:
+                self._finish(job, result)
 
     def _send(self, job: Job, drawn: Sampled | None) -> None:
         before = job.waiting
@@ -187,7 +238,7 @@ class Engine:
         """Take what a job holds; it is computed anew when all others that run now are done."""
         self._release(job)
         self.running.remove(job)
-        self.queue.appendleft(job)
+        self.queue.put_back(job)
         job.need = self.store.arena.slots
 
     def _finish(self, job: Job, error: Exception | None) -> None:

@@ -14,6 +14,8 @@ class Job:
     """Attributes:
     window: the documents that it needs in the arena; it may change at any time.
     need: slots of the arena that the request may come to fill; it starts when they are free.
+    priority: higher ones go first.
+    number: how many were submitted before it.
     waiting: the work it asked for last; None before it starts and once it is done.
     error: what ended the request early; None while it runs and after it ended well.
     touched: the documents that use entries of the store for it; they are released when it is done.
@@ -23,7 +25,14 @@ class Job:
     window: list[Document]
     trace: Trace
     need: int
+    priority: int = 0
+    number: int = 0
     waiting: Compute | Prefill | None = None
     done: bool = False
     error: Exception | None = None
     touched: dict[Document, None] = field(default_factory=dict)
+
+
+def turn(job: Job) -> tuple[int, int]:
+    """Sorts jobs into the order in which they are served: by priority, then first come first served."""
+    return -job.priority, job.number

@@ -1,8 +1,9 @@
-"""What the next step computes: a chunk for every job that room can be made for."""
+"""What the next step computes: every running job's next token, and as much prefill as the step has tokens for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ds2ds.attention.view import Chunk, targets
@@ -15,14 +16,24 @@ from ds2ds.errors import ArenaFullError
 PREFILL_CHUNK = 512
 """Most tokens of one document in one step: bounds the memory that scores take."""
 
+LEAST_SHARE = 16
+"""Tokens that each prefilling job gets in a step before the first ones get more, while there are so many: a short
+prompt need not wait for the end of a long one that came before it."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Planned:
     """A chunk, the job that computes it, and those that wait for the same document to be computed."""
 
     chunk: Chunk
     job: Job
     sharing: list[Job] = field(default_factory=list)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a document's last token alone, and one that was written."""
+        document, start = self.chunk.document, self.chunk.start
+        return document.in_progress and start == len(document.tokens) - 1 and not math.isnan(document.logprobs[start])
 
 
 @dataclass(frozen=True)
@@ -35,60 +46,153 @@ class Plan:
     full: ArenaFullError | None
 
 
-def plan(store: DocumentStore, jobs: Sequence[Job]) -> Plan:
-    """Choose a chunk for each job and reserve room for it; what is read is pinned."""
-    used: set[Document] = set()
-    planned: dict[Entry, Planned] = {}
-    full: ArenaFullError | None = None
+def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
+    """Choose what is computed of each job and reserve room for it; what is read is pinned.
 
-    def pinned() -> set[Document]:
-        return used.union(*(job.window for job in jobs))
-
-    for job in jobs:
-        one: Planned | None = None
-        while one is None:
-            chunk = next_chunk(store, job, used)
-            known = store.entry(chunk.document)
-            if known is not None and known in planned:
-                planned[known].sharing.append(job)
-                break
-            try:
-                entry = store.reserve(chunk.document, pinned)
-            except ArenaFullError as error:
-                full = error
-                break
-            job.touched[chunk.document] = None
-            # Where what was found of a prompt had to go for the room it was to be copied to, all of it is computed.
-            if entry.computed == chunk.start:
-                if known is None:
-                    job.trace.tokens_reused += chunk.start
-                one = planned[entry] = Planned(chunk, job)
-    return Plan(list(planned.values()), full)
-
-
-def next_chunk(store: DocumentStore, job: Job, used: set[Document]) -> Chunk:
-    """What to compute next for a job: first of all what its document reads, unless the store has it.
+    Tokens are decoded in any case. Documents are prefilled in the order of the jobs, of each first the one without
+    which it cannot go on; what is left of the step's tokens goes to others that it will need.
 
     Args:
-        used: what is read together must be resident together, or two documents would drive each other out for ever; all
-            of it is added here.
+        jobs: in the order in which they are to be served.
+        step_tokens: most tokens to prefill.
     """
-    if job.waiting is None:
-        raise RuntimeError("a running job waits for nothing")
-    document = job.waiting.document
-    while True:
-        attach(store, job, document)
-        start = store.computed(document) or store.found(document)
-        stop = min(len(document.tokens), start + PREFILL_CHUNK)
-        reads = targets(document, start, stop)
-        used.add(document)
-        used.update(reads)
-        for target in reads:
-            attach(store, job, target)
-        missing = next((target for target in reads if store.computed(target) < len(target.tokens)), None)
-        if missing is None:
-            return Chunk(document, start, stop)
-        document = missing
+    step = _Step(store, jobs)
+    prefills: list[Planned] = []
+    rest: list[tuple[Job, Iterator[Chunk]]] = []
+    for job in jobs:
+        # Where there are more jobs than tokens, the last ones have to wait.
+        one, others = step.take_first(job, may_prefill=len(prefills) < step_tokens)
+        if one is not None and not one.decodes:
+            prefills.append(one)
+        if others is not None:
+            rest.append((job, others))
+    left = step_tokens
+    for one, tokens in zip(prefills, shares(step_tokens, [len(one.chunk) for one in prefills]), strict=True):
+        one.chunk = _first_tokens(one.chunk, tokens)
+        left -= tokens
+    for job, others in rest:
+        left -= step.take_more(job, others, left)
+    return Plan(list(step.planned.values()), step.full)
+
+
+def shares(tokens: int, wanted: Sequence[int]) -> list[int]:
+    """Share out tokens, first come first served, but for LEAST_SHARE to each who wants so many.
+
+    That is less where it would take more than half of the tokens, and at least 1: no more may share than there are
+    tokens.
+    """
+    least = min(LEAST_SHARE, max(1, tokens // (2 * max(1, len(wanted)))))
+    given = [min(want, least) for want in wanted]
+    left = tokens - sum(given)
+    for index, want in enumerate(wanted):
+        more = min(want - given[index], left)
+        given[index] += more
+        left -= more
+    return given
+
+
+class _Step:
+    """A plan as it is made.
+
+    Attributes:
+        used: what is read in this step. It must be resident together, or two documents would drive each other out for
+            ever.
+        planned: by the entry that a chunk is computed into.
+    """
+
+    def __init__(self, store: DocumentStore, jobs: Sequence[Job]) -> None:
+        self.store, self.jobs = store, jobs
+        self.used: set[Document] = set()
+        self.planned: dict[Entry, Planned] = {}
+        self.full: ArenaFullError | None = None
+
+    def take_first(self, job: Job, may_prefill: bool) -> tuple[Planned | None, Iterator[Chunk] | None]:
+        """Plan what a job cannot go on without, unless another job computes it.
+
+        Returns:
+            It, and what else is ready to be computed for the job; both None if the job has to wait.
+        """
+        if job.waiting is None:
+            raise RuntimeError("a running job waits for nothing")
+        while True:
+            chunks = ready(self.store, job, job.waiting.document, self.used, set())
+            chunk = next(chunks)
+            if self._shares(job, chunk):
+                return None, chunks
+            if not (may_prefill or Planned(chunk, job).decodes):
+                return None, None
+            try:
+                one = self._take(job, chunk)
+            except ArenaFullError as error:
+                self.full = error
+                return None, None
+            if one is not None:
+                return one, chunks
+            # What was found of a prompt had to go for the room it was to be copied to: all of it is computed.
+
+    def take_more(self, job: Job, chunks: Iterator[Chunk], tokens: int) -> int:
+        """Plan up to so many tokens of other documents that are ready; returns how many."""
+        taken = 0
+        while taken < tokens and (chunk := next(chunks, None)) is not None:
+            if self._shares(job, chunk):
+                continue
+            try:
+                one = self._take(job, _first_tokens(chunk, tokens - taken))
+            except ArenaFullError:
+                break  # no harm done: nothing waits for it in this step
+            taken += 0 if one is None else len(one.chunk)
+        return taken
+
+    def _shares(self, job: Job, chunk: Chunk) -> bool:
+        """Whether the chunk's document is computed in this step already."""
+        entry = self.store.entry(chunk.document)
+        if entry is None or entry not in self.planned:
+            return False
+        one = self.planned[entry]
+        if job is not one.job and job not in one.sharing:
+            one.sharing.append(job)
+        return True
+
+    def _take(self, job: Job, chunk: Chunk) -> Planned | None:
+        """Plan a chunk; None if less is computed of its document, now that it has room."""
+        known = self.store.entry(chunk.document)
+        entry = self.store.reserve(chunk.document, self._pinned)
+        job.touched[chunk.document] = None
+        if entry.computed != chunk.start:
+            return None
+        if known is None:
+            job.trace.tokens_reused += chunk.start
+        self.planned[entry] = Planned(chunk, job)
+        return self.planned[entry]
+
+    def _pinned(self) -> set[Document]:
+        return self.used.union(*(job.window for job in self.jobs))
+
+
+def ready(
+    store: DocumentStore, job: Job, document: Document, used: set[Document], seen: set[Document]
+) -> Iterator[Chunk]:
+    """What can be computed at once on the way to a document: some that it reads and the store lacks, or itself.
+
+    Args:
+        used: all that is read for it is added here.
+        seen: documents not to go into again.
+    """
+    attach(store, job, document)
+    start = store.computed(document) or store.found(document)
+    stop = min(len(document.tokens), start + PREFILL_CHUNK)
+    reads = targets(document, start, stop)
+    seen.add(document)
+    used.add(document)
+    used.update(reads)
+    for target in reads:
+        attach(store, job, target)
+    missing = [target for target in reads if store.computed(target) < len(target.tokens)]
+    if not missing:
+        yield Chunk(document, start, stop)
+    for target in missing:
+        if target not in seen:
+            yield from ready(store, job, target, used, seen)
 
 
 def attach(store: DocumentStore, job: Job, document: Document) -> None:
@@ -98,3 +202,7 @@ def attach(store: DocumentStore, job: Job, document: Document) -> None:
         job.trace.tokens_reused += found
         job.trace.documents_reused += 1
         job.touched[document] = None
+
+
+def _first_tokens(chunk: Chunk, tokens: int) -> Chunk:
+    return Chunk(chunk.document, chunk.start, min(chunk.stop, chunk.start + tokens))

@@ -15,6 +15,7 @@ from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
+from ds2ds.engine.limits import check_priority
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
@@ -86,9 +87,13 @@ class LinkedDocumentGenerator:
         corpus: Any = None,
         config: GenerationConfig | None = None,
         title: str | None = None,
+        priority: int = 0,
     ) -> GenerationResult:
         """Write to the end; see `Runtime.generate`."""
-        running = self.start(prompt, prompt_tokens, corpus, config or self.default_config(), title)
+        config = config or self.default_config()
+        request = self.new_request(prompt, prompt_tokens, corpus, config, title)
+        self.engine.make_way()
+        running = self.submit(request, priority)
         for _ in self.engine.run(running.job):
             pass
         return running.result()
@@ -100,16 +105,19 @@ class LinkedDocumentGenerator:
         corpus: Any = None,
         config: GenerationConfig | None = None,
         title: str | None = None,
+        priority: int = 0,
     ) -> Iterator[Event]:
         """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
+        check_priority(priority)
         events: list[Event] = []
         config = config or self.default_config()
         request = self.new_request(prompt, prompt_tokens, corpus, config, title, events.append)
-        return self._stream(request, events)
+        return self._stream(request, events, priority)
 
-    def _stream(self, request: Request, events: list[Event]) -> Iterator[Event]:
+    def _stream(self, request: Request, events: list[Event], priority: int) -> Iterator[Event]:
         # Queued by the first `next`, so that an iterator dropped before that leaves nothing behind.
-        running = self._submit(request)
+        self.engine.make_way()
+        running = self.submit(request, priority)
         for _ in self.engine.run(running.job):
             yield from events
             events.clear()
@@ -131,17 +139,23 @@ class LinkedDocumentGenerator:
         corpus: Any,
         config: GenerationConfig,
         title: str | None = None,
+        priority: int = 0,
     ) -> Running:
         """Check a request and queue it in the engine.
 
         Raises:
-            ConfigError, ValueError, CorpusError: an argument does not fit.
+            ConfigError, ValueError, CorpusError: an argument does not fit; QueueFullError: the engine's queue is full.
         """
-        return self._submit(self.new_request(prompt, prompt_tokens, corpus, config, title))
+        return self.submit(self.new_request(prompt, prompt_tokens, corpus, config, title), priority)
 
-    def _submit(self, request: Request) -> Running:
+    def submit(self, request: Request, priority: int = 0) -> Running:
+        """Queue a request in the engine.
+
+        Raises:
+            QueueFullError: the engine's queue is full; ConfigError: priority is no integer.
+        """
         work = LinkFollower(request).write_root()
-        job = self.engine.submit(work, request.context.window, request.trace, self._need(request.config))
+        job = self.engine.submit(work, request.context.window, request.trace, self._need(request.config), priority)
         return Running(request, job, time.perf_counter())
 
     def new_request(

@@ -1,0 +1,241 @@
+"""AsyncRuntime: many requests at a time, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.engine.async_engine import AsyncEngine
+from ds2ds.engine.desk import Ticket
+from ds2ds.engine.limits import check_priority
+from ds2ds.errors import ConfigError, RuntimeClosedError, WorkerError
+from ds2ds.generation.events import Done, Event
+from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.generation.request import Request
+from ds2ds.runtime import Runtime
+
+T = TypeVar("T")
+
+
+class AsyncRuntime:
+    """A Runtime whose work is done in a thread of its own, for any number of tasks of an event loop at a time.
+
+    All requests run in one batch, which they join and leave at every step. A task that is cancelled, or leaves the
+    loop over its stream, cancels its request: what that held is free before the next step begins. What goes wrong in
+    one request is raised there alone; if the worker itself fails, as when the GPU has no memory left, every request
+    raises WorkerError, and so does every later call.
+
+    Checking a request's arguments, tokenizing its prompt, and opening a corpus given as a path happen in the caller's
+    thread: open a large corpus once, and pass it.
+
+    Args:
+        runtime: nobody else may use it before this one is closed.
+
+    `async with AsyncRuntime(...)` closes it: after all requests have ended, or, on an exception, at once.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        if not isinstance(runtime, Runtime):
+            raise ConfigError(f"runtime must be a Runtime, got {type(runtime).__name__}")
+        self.runtime = runtime
+        self._engine = AsyncEngine(runtime.engine)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, **options: Any) -> AsyncRuntime:
+        """Load a checkpoint; arguments and errors are those of `Runtime.from_pretrained`."""
+        return cls(Runtime.from_pretrained(path, *args, **options))
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        wait: bool = True,
+        **overrides: Any,
+    ) -> GenerationResult:
+        """Write a document, and what its links lead to; see `Runtime.generate`.
+
+        Args:
+            wait: where the engine's queue is full, wait for a place in it.
+
+        Raises:
+            QueueFullError: it is full, and wait is False; RuntimeClosedError: the runtime is closed, or was before the
+                end; WorkerError: the worker failed; and what `Runtime.generate` raises.
+        """
+        self._engine.require_open()
+        settings = self.runtime._config(config, overrides)
+        request = self.runtime._generator.new_request(prompt, prompt_tokens, corpus, settings, title)
+        return await self._stream(request, [], priority, wait).result()
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        wait: bool = True,
+        **overrides: Any,
+    ) -> EventStream:
+        """Like `generate`, as typed events, the last one Done: `async for event in runtime.stream(...)`.
+
+        Arguments are checked at once; the request begins when the first event is asked for.
+        """
+        self._engine.require_open()
+        settings = self.runtime._config(config, overrides)
+        events: list[Event] = []
+        new_request = self.runtime._generator.new_request
+        request = new_request(prompt, prompt_tokens, corpus, settings, title, events.append)
+        return self._stream(request, events, priority, wait)
+
+    async def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]:
+        """Write a document for each prompt; see `Runtime.generate_batch`. Beside other requests, each counts as one."""
+        self._engine.require_open()
+        settings = self.runtime._config(config, overrides)
+        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors)
+        streams = [self._stream(one, [], priority) for one in requests if isinstance(one, Request)]
+        results = await asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors and not return_errors:
+            raise errors[0]
+        ended = iter(results)
+        return [next(ended) if isinstance(one, Request) else one for one in requests]
+
+    async def call(self, function: Callable[[Runtime], T]) -> T:
+        """Let a function use the Runtime between two steps, as in `await runtime.call(lambda r: r.save_cache(path))`.
+
+        It runs in the worker's thread, and requests wait for it. Raises what it raises.
+        """
+        self._engine.require_open()
+        return await self._engine.between_steps(partial(function, self.runtime))
+
+    async def aclose(self, cancel: bool = False) -> None:
+        """Take no more requests, let those that are there end, and stop the worker; returns once its thread is gone.
+
+        Closing twice is fine, and a way to cut a drain short.
+
+        Args:
+            cancel: cancel them instead; whoever reads them gets RuntimeClosedError.
+        """
+        await self._engine.aclose(cancel)
+
+    async def __aenter__(self) -> AsyncRuntime:
+        self._engine.require_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose(cancel=kind is not None)
+
+    def _stream(self, request: Request, events: list[Any], priority: int, wait: bool = True) -> EventStream:
+        submit = partial(self.runtime._generator.submit, request, priority)
+        return EventStream(self._engine, Ticket(submit, check_priority(priority), wait, events))
+
+
+class EventStream(AsyncIterator[Event]):
+    """The events of one request, as `AsyncRuntime.stream` gives them; one task reads them.
+
+    What is not read yet is kept, without a bound of its own: a request has a few small events per token, and a bound
+    could only stop the request, with all that it holds of the arena, for as long as its reader is slow.
+
+    The request is cancelled when its reader is, when the stream is closed (`async with runtime.stream(...) as events`),
+    and when nothing refers to the stream any more, as after a `break` out of `async for event in runtime.stream(...)`.
+    """
+
+    def __init__(self, engine: AsyncEngine, ticket: Ticket) -> None:
+        self._engine = engine
+        self._ticket = ticket
+        self._over = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        ticket = self._ticket
+        if ticket.loop is None:
+            ticket.loop = asyncio.get_running_loop()
+            self._engine.accept(ticket)
+        elif ticket.loop is not asyncio.get_running_loop():
+            raise RuntimeError("the stream is read in another event loop than the one that began it")
+        if ticket.reader is not None:
+            raise RuntimeError("two tasks read one stream: let one of them read it")
+        while not (ticket.inbox or self._over):
+            ticket.reader = ticket.loop.create_future()
+            try:
+                await ticket.reader
+            except BaseException:
+                self._cancel()
+                raise
+            finally:
+                ticket.reader = None
+        if self._over:
+            raise StopAsyncIteration  # closed in the meantime
+        item = ticket.inbox.popleft()
+        if isinstance(item, Exception):
+            self._over = True
+            raise item
+        if isinstance(item, GenerationResult):
+            self._over = True
+            return Done(item)
+        event: Event = item
+        return event
+
+    async def result(self) -> GenerationResult:
+        """Read to the end, and return the result.
+
+        Raises:
+            RuntimeError: the stream was read to its end, or closed, before.
+        """
+        async for event in self:
+            if isinstance(event, Done):
+                return event.result
+        raise RuntimeError("the stream has ended or was closed: there is no result to wait for")
+
+    async def aclose(self) -> None:
+        """Cancel the request, unless it has ended; returns once what it held is free."""
+        if self._over:
+            return
+        self._over = True
+        if self._ticket.loop is not None:
+            self._ticket.deliver([])  # whoever is reading stops
+            with contextlib.suppress(RuntimeClosedError, WorkerError):
+                await self._engine.dropped(self._ticket)
+
+    async def __aenter__(self) -> EventStream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if not self._over:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        self._over = True
+        if self._ticket.loop is not None:
+            self._engine.drop(self._ticket)
