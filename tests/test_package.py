@@ -42,7 +42,7 @@ TABLE = (
 )
 
 FLOORS = [
-    {"kernels", "errors", "files", "environment", "data"},
+    {"kernels", "native", "errors", "files", "environment", "data"},
     {"tokenizer"},
     {"documents"},
     {"corpus"},
@@ -52,6 +52,7 @@ FLOORS = [
     {"engine"},
     {"generation"},
     {"runtime"},
+    {"async_runtime", "bench"},
     {"cli", "__main__"},
 ]
 LIGHT = ("corpus", "documents", "tokenizer", "errors", "files")

@@ -60,7 +60,7 @@ def test_the_commands_run_one_after_the_other(newcomer: Path) -> None:
 
 def test_the_python_runs(newcomer: Path) -> None:
     examples = blocks("python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     done = run([sys.executable, "-c", "\n".join(examples)], newcomer)
     assert "Done" in done.stdout
     assert "Incremental linker generated" in done.stdout and "software corpus" in done.stdout

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ds2ds import __version__
-from ds2ds.cli import cache, corpus, model
+from ds2ds.cli import bench, cache, corpus, model
 from ds2ds.cli.generate import generate
 from ds2ds.errors import Ds2dsError
 
@@ -19,6 +19,7 @@ app.command()(generate)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(model.app, name="model")
 app.add_typer(cache.app, name="cache")
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(asked: bool) -> None:
