@@ -21,7 +21,7 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*"]},
+    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

@@ -1,13 +1,16 @@
 """What ds2ds is measured against. Each is an endless iterator of greedy tokens after a prompt, for one sequence.
 
 `no_cache_flex` and `no_cache_sdpa` run the same weights as ds2ds and write the same tokens; `transformers` is GPT-2 of
-the same layers, width and heads, with its cache.
+the same layers, width and heads, with its cache, for one sequence or several of one length. CTranslate2 runs the same
+GPT-2, converted, whole texts at a time.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,19 +85,83 @@ def gpt2_like(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
     return model.to(device=device, dtype=dtype).eval()
 
 
-@torch.inference_mode()
+TRANSFORMERS_ATTENTION = ("sdpa", "eager")
+"""transformers' implementations of attention that any device has."""
+
+
 def transformers_gpt2(model: Any, prompt: list[int], attention: str) -> Iterator[int]:
-    """GPT-2's forward with a DynamicCache and argmax, nothing else.
+    """One sequence of `transformers_gpt2_batch`."""
+    for (token,) in transformers_gpt2_batch(model, [prompt], attention):
+        yield token
+
+
+@torch.inference_mode()
+def transformers_gpt2_batch(model: Any, prompts: list[list[int]], attention: str) -> Iterator[list[int]]:
+    """GPT-2's forward with a DynamicCache and argmax, nothing else: faster than its `generate`, which adds to that.
 
     Args:
-        attention: "sdpa" or "eager", transformers' implementations of attention on any device.
+        prompts: all of one length, so that nothing is padded.
+        attention: one of TRANSFORMERS_ATTENTION.
     """
     from transformers import DynamicCache
 
     model.set_attn_implementation(attention)
     cache = DynamicCache(config=model.config)
-    tokens = torch.tensor([prompt], device=model.device)
+    tokens = torch.tensor(prompts, device=model.device)
     while True:
         logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
-        yield int(tokens)
+        yield tokens[:, 0].tolist()
+
+
+def convert_for_ctranslate2(gpt2: Any, folder: Path) -> None:
+    """Write a GPT2LMHeadModel as a CTranslate2 model of float32 into an empty folder. Token i is named "i"."""
+    import ctranslate2
+    from ctranslate2.specs import TransformerDecoderModelSpec
+    from ctranslate2.specs.common_spec import Activation
+
+    layers, heads = gpt2.config.n_layer, gpt2.config.n_head
+    spec = TransformerDecoderModelSpec.from_config(
+        layers, heads, pre_norm=True, activation=Activation.GELUTanh, layernorm_embedding=False
+    )
+    loader = ctranslate2.converters.transformers.GPT2Loader()
+    loader.set_decoder(spec.decoder, gpt2.transformer)
+    loader.set_linear(spec.decoder.projection, gpt2.lm_head)
+    spec.register_vocabulary([str(token) for token in range(gpt2.config.vocab_size)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = str(gpt2.config.vocab_size - 1)
+    spec.validate()
+    spec.save(str(folder))
+
+
+def ctranslate2_generator(folder: Path, compute_type: str, threads: int) -> Any:
+    """A CTranslate2 Generator on the CPU; weights are quantised as it loads them ("float32" or "int8")."""
+    import ctranslate2
+
+    return ctranslate2.Generator(str(folder), device="cpu", compute_type=compute_type, intra_threads=threads)
+
+
+def ctranslate2_decode(generator: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """`count` greedy tokens after each prompt."""
+    results = generator.generate_batch(
+        [[str(token) for token in prompt] for prompt in prompts],
+        max_length=count,
+        min_length=count,
+        sampling_topk=1,
+        beam_size=1,
+        include_prompt_in_result=False,
+    )
+    tokens = [[int(token) for token in result.sequences[0]] for result in results]
+    if any(len(one) != count for one in tokens):
+        raise RuntimeError(f"CTranslate2 wrote {[len(one) for one in tokens]} tokens where {count} were asked for")
+    return tokens
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that ds2ds is measured against; None: not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("transformers", "ctranslate2"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -22,7 +22,9 @@ from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.quantised import quantise_weights
 from ds2ds.model.weights_identity import digest, fingerprint
+from ds2ds.native import operations as native
 
 
 class Runtime:
@@ -38,7 +40,12 @@ class Runtime:
             Results are the same without; every request then computes all it reads.
         retention: which of the documents that no request reads goes first when room is needed: "gdsf" weighs how
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
-        attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), or "auto": flex on a GPU.
+        attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), "triton" (our own kernels to decode,
+            flex for the rest), or "auto": flex on a GPU.
+        weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;
+            "int8_dynamic" also what is multiplied with them. None: they stay as they are.
+        batch_invariant: let nothing that is computed for a request depend, in any bit, on what else is in the batch;
+            slower prefill. For float32 on a CPU, and needs a C compiler there. Without it requests get the same tokens up to float rounding.
         step_tokens: most tokens that one step prefills, of all requests together; None: a default for the device.
             Fewer keep the pace of requests that are decoding, more may prefill faster.
         max_running: most requests that run at a time; the others wait.
@@ -60,6 +67,8 @@ class Runtime:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        weights: str | None = None,
+        batch_invariant: bool = False,
         step_tokens: int | None = None,
         max_running: int = MAX_RUNNING,
         max_queue: int = MAX_QUEUE,
@@ -68,7 +77,12 @@ class Runtime:
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
         if device is not None:
             model = model.to(parse_device(device))
-        self.model = model
+        if batch_invariant and (model.device.type != "cpu" or model.dtype != torch.float32):
+            raise ConfigError(f"batch_invariant needs float32 on a CPU, got {model.dtype} on {model.device}")
+        if batch_invariant and not native.available():
+            raise ConfigError("batch_invariant needs the compiled functions of ds2ds.native, and so a C compiler")
+        model.batch_invariant = batch_invariant
+        self.model = model if weights is None else quantise_weights(model, weights)
         self._generator = LinkedDocumentGenerator(
             model,
             tokenizer=tokenizer,
@@ -95,37 +109,21 @@ class Runtime:
         dtype: torch.dtype | str | None = None,
         *,
         tokenizer: Any = None,
-        arena_tokens: int | None = None,
-        document_store: bool = True,
-        retention: str = "gdsf",
-        attention: str = "auto",
-        step_tokens: int | None = None,
-        max_running: int = MAX_RUNNING,
-        max_queue: int = MAX_QUEUE,
+        **options: Any,
     ) -> Runtime:
-        """Load a checkpoint folder, or "demo": the packaged model. Arguments that are not named here: see Runtime.
+        """Load a checkpoint folder, or "demo": the packaged model.
 
         Args:
             device: None: a CUDA device if there is one, else the CPU.
             dtype: of the weights in memory, as a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU.
+            options: Runtime's other arguments.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged; ConfigError: no such device or dtype.
         """
         where = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_checkpoint(path, where, _parse_dtype(dtype, where))
-        return cls(
-            model,
-            tokenizer,
-            model.config.layout_policy,
-            arena_tokens=arena_tokens,
-            document_store=document_store,
-            retention=retention,
-            attention=attention,
-            step_tokens=step_tokens,
-            max_running=max_running,
-            max_queue=max_queue,
-        )
+        return cls(model, tokenizer, model.config.layout_policy, **options)
 
     def generate(
         self,

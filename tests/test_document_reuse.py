@@ -322,7 +322,7 @@ def test_a_request_through_flex_attention(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_attention_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"attention must be one of \('auto', 'flex', 'plain', 'triton'\), got 'fast'"):
+    with pytest.raises(ConfigError, match=r"attention must be one of \('auto', 'flex', .*'triton'\), got 'fast'"):
         small_runtime(attention="fast")
 
 

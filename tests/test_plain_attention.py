@@ -21,6 +21,8 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
+from ds2ds.native import operations as native
+from ds2ds.native.invariance import batch_invariant
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 8
 FREQUENCIES = [1.0, 1 / 1024, 0.0, 0.0]  # radians per position of the pairs (x[i], x[i + 4])
@@ -143,9 +145,14 @@ def limits(key_block: int, slab_rows: int) -> Iterator[None]:
 Pick = Callable[[list[Chunk]], list[Chunk]]
 
 
-def compute(made: World, pick: Pick, between: Callable[[DocumentStore], object] = lambda store: None) -> dict:
+def compute(
+    made: World,
+    pick: Pick,
+    between: Callable[[DocumentStore], object] = lambda store: None,
+    dtype: torch.dtype = torch.float64,
+) -> dict:
     """Compute all documents in batches: `pick` chooses from the chunks that could be computed next, one a document."""
-    store = store_for(made)
+    store = store_for(made, dtype)
     done: dict[Document, list[Tensor]] = {d: [] for d in made.documents}
     while unfinished := [d for d in made.documents if store.computed(d) < len(d.tokens)]:
         ready = [
@@ -154,7 +161,7 @@ def compute(made: World, pick: Pick, between: Callable[[DocumentStore], object] 
             if all(store.computed(grant.target) == len(grant.target.tokens) for grant in d.grants)
         ]
         batch = pick(ready)
-        for chunk, read in zip(batch, run(store, made, batch), strict=True):
+        for chunk, read in zip(batch, run(store, made, batch, dtype), strict=True):
             done[chunk.document].append(read)
         between(store)
     return {d: torch.cat(parts, dim=1) for d, parts in done.items()}
@@ -407,6 +414,71 @@ def test_the_largest_scores_there_are_neither_overflow_nor_vanish(dtype: torch.d
     v = torch.randint(-8, 9, (n, HEADS, head_dim), generator=torch.Generator().manual_seed(1))
     read = read_alone(qk.to(dtype), v.to(dtype), own=40)
     torch.testing.assert_close(read.double(), v.double().mean(0), atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
+# Single rows in compiled code
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Where chunks of one token take the compiled way, if it is there: float32, without gradients."""
+    if not native.available():
+        pytest.skip("rows.c could not be compiled")
+    with torch.inference_mode():
+        yield
+
+
+@SOME
+@given(worlds(most=6), st.data())
+def test_compiled_rows_among_any_chunks_equal_the_naive_softmax(made: World, data: st.DataObject) -> None:
+    with compiled():
+        ours = compute(made, drawn(data), dtype=torch.float32)
+        decoded = compute(made, one_token_each, dtype=torch.float32)
+    reference = expected(made)
+    assert_equal({d: x.double() for d, x in ours.items()}, reference, 2e-5)
+    assert_equal({d: x.double() for d, x in decoded.items()}, reference, 2e-5)
+
+
+@pytest.mark.parametrize("head_dim", [4, 12, 16, 20, 64, 96, 128, 512])
+@pytest.mark.parametrize("own", [1, 16, 17, 40])
+def test_compiled_rows_read_heads_of_any_width(head_dim: int, own: int) -> None:
+    generator = torch.Generator().manual_seed(head_dim + own)
+    qk = torch.randn(own + 33, 2, 3, head_dim, generator=generator)
+    qk = qk / qk.square().mean(-1, keepdim=True).sqrt()
+    v = torch.randn(own + 33, 3, head_dim, generator=generator)
+    with compiled():
+        ours = read_alone(qk, v, own)
+    with_torch = read_alone(qk, v, own)  # gradients are on
+    torch.testing.assert_close(ours, with_torch, atol=5e-6, rtol=1e-4)
+
+
+@SOME
+@given(worlds(most=6), st.data())
+def test_rows_apart_are_the_same_bits_in_any_chunks(made: World, data: st.DataObject) -> None:
+    with compiled(), batch_invariant():
+        reference = compute(made, whole, dtype=torch.float32)
+        ours = compute(made, drawn(data), dtype=torch.float32)
+    assert all(torch.equal(ours[d], reference[d]) for d in made.documents)
+    assert_equal({d: x.double() for d, x in ours.items()}, expected(made), 2e-5)
+
+
+def test_compiled_rows_do_not_depend_on_their_neighbours_or_the_threads() -> None:
+    made = fan()
+    *_, near, reader = made.documents
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count, chunks in ((1, [Chunk(reader, 5, 6)]), (3, [Chunk(near, 0, 1), Chunk(reader, 5, 6)])):
+            torch.set_num_threads(count)
+            with compiled():
+                store = store_for(made, torch.float32)
+                for document in made.documents[:-1]:
+                    run(store, made, [Chunk(document, 0, len(document.tokens))], torch.float32)
+                run(store, made, [Chunk(reader, 0, 5)], torch.float32)
+                results.append(run(store, made, chunks, torch.float32)[-1])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
 
 
 # Errors

@@ -27,6 +27,7 @@ from ds2ds import (
 )
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
 from ds2ds.model.checkpoint import save_checkpoint
+from ds2ds.native import operations as native
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "seed": 1, "logprobs": True}
 
@@ -406,3 +407,38 @@ def test_a_batch_can_return_the_error_of_a_prompt_that_cannot_start() -> None:
     with pytest.raises(ConfigError, match="10000"):
         made.generate_batch([[70, 71], [10_000]], max_new_tokens=3, seed=1)
     made.engine.check_integrity()
+
+
+def test_int8_weights_write_nearly_what_floats_do() -> None:
+    runtime = Runtime.from_pretrained("demo", "cpu", weights="int8")
+    floats = Runtime.from_pretrained("demo", "cpu")
+    settings = {"max_new_tokens": 12, "temperature": 0.0, "max_link_depth": 0, "logprobs": True}
+    result, expected = (one.generate("# Incremental linker\n\n", **settings) for one in (runtime, floats))
+    ours, theirs = (torch.tensor(r.root_document.token_logprobs[-12:]) for r in (result, expected))
+    assert 0 < (ours - theirs).abs().max() < 0.2
+    with pytest.raises(ConfigError, match=r"weights must be one of .* got 'int3'"):
+        Runtime.from_pretrained("demo", "cpu", weights="int3")
+
+
+def test_batch_invariance_is_for_float32_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match=r"batch_invariant needs float32 on a CPU, got torch\.bfloat16 on cpu"):
+        Runtime.from_pretrained("demo", "cpu", "bfloat16", batch_invariant=True)
+
+
+def test_batch_invariance_needs_the_compiled_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ds2ds.native.operations.available", lambda: False)
+    with pytest.raises(ConfigError, match="batch_invariant needs the compiled functions"):
+        Runtime.from_pretrained("demo", "cpu", batch_invariant=True)
+
+
+@pytest.mark.skipif(not native.available(), reason="rows.c could not be compiled")
+def test_batch_invariant_requests_give_the_same_bits_alone_and_together() -> None:
+    runtime = Runtime.from_pretrained("demo", "cpu", batch_invariant=True, document_store=False)
+    prompts = ["# Stack\n\n", "A [linker](linker) joins", "# Queue\n\nIn a", "The [kernel](kernel) of", "# Heap\n\n"]
+    settings = {"corpus": "demo", "max_new_tokens": 8, "temperature": 0.8, "seed": 3, "logprobs": True}
+    together = runtime.generate_batch(prompts, **settings)
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = runtime.generate(prompt, **settings)
+        assert alone.root_document.tokens == result.root_document.tokens
+        both = [torch.tensor(r.root_document.token_logprobs[-8:]) for r in (alone, result)]
+        assert torch.equal(*both)

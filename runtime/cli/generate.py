@@ -71,6 +71,10 @@ def generate(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
+    weights: Annotated[
+        str | None,
+        _setting("Memory", "int8: weights rounded to 8 bits; int8_dynamic: what they are multiplied with, too."),
+    ] = None,
     arena_tokens: Annotated[
         int | None, _setting("Memory", "Tokens that the KV arena holds, at least 1; default: 1 GiB, half a free GPU.")
     ] = None,
@@ -161,7 +165,8 @@ def generate(
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        runtime = _load(model, device, dtype, arena_tokens, settings := _settings(context))
+        settings = _settings(context)
+        runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
         if cache is not None:
             runtime.load_cache(cache)
         events = _start(runtime, text, title, opened, settings)
@@ -219,14 +224,12 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value not in (None, (), [])}
 
 
-def _load(
-    model: str, device: str | None, dtype: str | None, arena_tokens: int | None, settings: dict[str, Any]
-) -> Runtime:
+def _load(model: str, device: str | None, dtype: str | None, settings: dict[str, Any], **options: Any) -> Runtime:
     from ds2ds.generation.generation_config import GenerationConfig
     from ds2ds.runtime import Runtime
 
     GenerationConfig(**settings)  # a bad value is told before a large model is loaded
-    return Runtime.from_pretrained(model, device, dtype, arena_tokens=arena_tokens)
+    return Runtime.from_pretrained(model, device, dtype, **options)
 
 
 def _start(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds2ds.model.config import ModelConfig
-from ds2ds.model.linear import linear
+from ds2ds.model.linear import gated_unit, linear
+from ds2ds.native import operations as native
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, qk, v) -> what the rows read, [rows, heads, head_dim] like v.
@@ -20,7 +21,7 @@ qk is [rows, 2, heads, head_dim]: queries and keys, normed, not yet rotated.
 
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm over the last dimension, without weights."""
-    return F.rms_norm(x, (x.shape[-1],))
+    return native.rms_norm(x) if len(x) and native.takes(x) else F.rms_norm(x, (x.shape[-1],))
 
 
 class Attention(nn.Module):
@@ -33,7 +34,7 @@ class Attention(nn.Module):
         self.Wout = nn.Linear(config.model_dim, config.model_dim, bias=False)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        qkv = linear(x, self.Wqkv.flatten(0, 1)).view(x.shape[0], 3, self.heads, self.head_dim)
+        qkv = linear(x, self.Wqkv).view(x.shape[0], 3, self.heads, self.head_dim)
         return linear(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(x.shape), self.Wout.weight)
 
 
@@ -46,8 +47,7 @@ class GLU(nn.Module):
         self.Wdown = nn.Linear(config.mlp_dim, config.model_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        up, gate = linear(x, self.Wup_gate.weight).chunk(2, dim=-1)
-        return linear(up * F.silu(gate), self.Wdown.weight)
+        return linear(gated_unit(linear(x, self.Wup_gate.weight)), self.Wdown.weight)
 
 
 class Layer(nn.Module):

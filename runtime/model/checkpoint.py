@@ -15,6 +15,7 @@ from ds2ds.errors import CheckpointError, ConfigError
 from ds2ds.files import atomic_write
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.int8_weight import Int8Weight
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -30,8 +31,13 @@ def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
     """Write config.json and model.safetensors into a folder, in the model's dtype; a tied head is stored once.
 
     Where either cannot be written, both files stay as they were.
+
+    Raises:
+        CheckpointError: the weights are quantised: a checkpoint holds floats.
     """
     path = Path(path)
+    if isinstance(model.loss_fn.weight, Int8Weight):
+        raise CheckpointError(f"cannot save int8 weights to {path}: save the model before it is quantised")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.weight_tying:
         del state[HEAD]

@@ -14,6 +14,7 @@ from ds2ds.documents.spans import DocSpan
 from ds2ds.model.backbone import Attend, Backbone
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.linear import linear
+from ds2ds.native.invariance import batch_invariant
 
 if TYPE_CHECKING:
     from ds2ds.documents.generation_result import GenerationResult
@@ -32,11 +33,15 @@ class DS2DSModel(nn.Module):
 
     State-dict keys are those of the training code (DESIGN 5): ``embedding.weight``, ``backbone.layers.{i}...``,
     ``backbone.skip_weights`` and ``loss_fn.weight``, the lm head.
+
+    Attributes:
+        batch_invariant: compute each row as if it were alone, see ``ds2ds.native.invariance``; off by default.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.batch_invariant = False
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
         self.backbone = Backbone(config)
         head = self.embedding.weight if config.weight_tying else nn.Parameter(self.embedding.weight.detach().clone())
@@ -76,11 +81,13 @@ class DS2DSModel(nn.Module):
 
     def hidden(self, tokens: Tensor, attend: Attend) -> Tensor:
         """Token ids [rows] to final-normed hidden states [rows, model_dim]."""
-        return self.backbone(self.embedding(tokens), attend)
+        with batch_invariant(self.batch_invariant):
+            return self.backbone(self.embedding(tokens), attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., model_dim] to logits [..., vocab_size]."""
-        return linear(hidden.flatten(0, -2), self.loss_fn.weight).view(*hidden.shape[:-1], -1)
+        with batch_invariant(self.batch_invariant):
+            return linear(hidden.flatten(0, -2), self.loss_fn.weight).view(*hidden.shape[:-1], -1)
 
     def forward(self, tokens: Tensor, mask: full_pass.Mask) -> Tensor:
         """The full pass up to the lm head.

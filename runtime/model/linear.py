@@ -1,25 +1,59 @@
-"""x W^T for few rows, at the speed of memory.
+"""x W^T for few rows, at the speed of memory, for weights of floats and of int8.
 
 Decoding reads every weight once per token, so the floor is bytes over bandwidth. For one to sixteen rows of float32 on
 a CPU, torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46 and batched products of the same weights 33 to 40.
-``bench/linear.py`` measures all three (``bench/results/linear_cpu.json``).
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` comes close to it; where it
+cannot be compiled, batched products of the same weights stand in, which read 33 to 40.
+``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds2ds.model.int8_weight import LARGEST, Int8Weight
+from ds2ds.native import operations as native
+from ds2ds.native.invariance import rows_apart
+
 FEW_ROWS = 16
+"""Up to here float32 weights go the way of memory; for more rows MKL's products win."""
+
+Weight: TypeAlias = Tensor | Int8Weight
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``F.linear(x, weight)`` for x [rows, in] and weight [out, in]; equal to it up to rounding."""
-    rows = x.shape[0]
-    if rows > FEW_ROWS or weight.dtype != torch.float32 or weight.device.type != "cpu" or torch.is_grad_enabled():
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """``F.linear`` for x [rows, inputs] and weight [..., inputs], whose leading dimensions are flattened.
+
+    Returns:
+        [rows, outputs] in x's dtype, equal to torch's up to rounding; an int8 weight counts as what it dequantises to.
+    """
+    if isinstance(weight, Int8Weight):
+        return _int8(x, weight)
+    weight = weight.flatten(0, -2)
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight)
+    if x.shape[0] <= FEW_ROWS or rows_apart():
+        return native.linear_float(x, weight) if native.takes(x, weight) else _batched(x, weight)
+    return F.linear(x, weight)
+
+
+def gated_unit(x: Tensor) -> Tensor:
+    """x [rows, 2 width], which holds (up, gate), to up * silu(gate) [rows, width]."""
+    if native.takes(x):
+        return native.gated_unit(x)
+    up, gate = x.chunk(2, dim=-1)
+    return up * F.silu(gate)
+
+
+def _batched(x: Tensor, weight: Tensor) -> Tensor:
+    """Float32 on a CPU, through torch alone."""
+    rows = x.shape[0]
+    if rows > 1 and rows_apart():
+        return torch.cat([_batched(row, weight) for row in x.split(1)])
     if rows > 1:
         return torch.bmm(weight.unsqueeze(0), x.t().unsqueeze(0))[0].t()
     # One row: a batch of one would be a gemv again, so each thread gets a part of the weights.
@@ -30,3 +64,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.bmm(split, x.t().expand(parts, inputs, 1)).view(1, parts * size)
     rest = weight[parts * size :]
     return torch.cat([out, F.linear(x, rest)], dim=1) if len(rest) else out
+
+
+def _int8(x: Tensor, weight: Int8Weight) -> Tensor:
+    if native.takes(x, weight.scales):
+        if weight.dynamic:
+            return native.linear_int8_dynamic(x, weight.values, weight.scales)
+        if x.shape[0] <= FEW_ROWS or rows_apart():
+            return native.linear_int8(x, weight.values, weight.scales)
+    if weight.dynamic:
+        scales = x.abs().amax(-1, keepdim=True) / LARGEST
+        x = (x / scales.clamp_min(torch.finfo(x.dtype).tiny)).round_() * scales
+    # Scaled after the product: the int8 values are exact in every dtype, bfloat16 included.
+    values = weight.values.to(x.dtype)
+    product = linear(x, values) if x.dtype == torch.float32 else F.linear(x, values)
+    return (product * weight.scales).to(x.dtype)

@@ -1,0 +1,112 @@
+"""rows.c, compiled for this processor at its first use: the one part of the runtime that is not Python.
+
+torch has no kernel that reads int8 weights for a few float32 rows at the speed of memory, and a step of many small
+operations spends its time between them (docs/performance.md has the figures). The compiled library lies in the user's
+cache folder under a hash of all it depends on. Where there is no compiler, or DS2DS_NATIVE=0 asks for it, everything
+runs on torch's own operations, slower; that is announced once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("rows.c")
+SWITCH = "DS2DS_NATIVE"
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+WIDE = "-mprefer-vector-width=512"
+SECONDS = 120
+
+_POINTER, _INTEGER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "linear_float": (*[_INTEGER] * 3, *[_POINTER] * 4, _THREADS),
+    "linear_int8": (*[_INTEGER] * 3, *[_POINTER] * 4, _THREADS),
+    "linear_int8_dynamic": (*[_INTEGER] * 3, *[_POINTER] * 6, _THREADS),
+    "gated_unit": (*[_INTEGER] * 2, *[_POINTER] * 2, _THREADS),
+    "rms_norm": (*[_INTEGER] * 3, _POINTER, _INTEGER, ctypes.c_float, _POINTER, _THREADS),
+    "attend_rows": (
+        *[_INTEGER] * 3,
+        *[_POINTER, _INTEGER] * 2,
+        *[_POINTER] * 8,
+        _INTEGER,
+        ctypes.c_float,
+        _POINTER,
+        _THREADS,
+    ),
+}
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled functions of rows.c; None, after a warning, where they cannot be had."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled()))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, None
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        warnings.warn(
+            f"steps on the CPU run on torch's own operations, which is slower: {SOURCE.name} could not be compiled "
+            f"({reason}). A C compiler with OpenMP mends it; {SWITCH}=0 silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return loaded
+
+
+def _compiled() -> Path:
+    """The shared library, compiled unless one for the same source, compiler, processor and OpenMP is there."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise OSError("there is no C compiler")
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS
+    ).stdout
+    # torch's own OpenMP: a second pool of threads would take the cores from the first.
+    libraries = Path(torch.__file__).parent / "lib"
+    facts = (SOURCE.read_text(encoding="utf-8"), FLAGS, WIDE, version, _processor(), torch.__version__, str(libraries))
+    folder = _cache_folder()
+    target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
+    if target.is_file():
+        return target
+    wide = (WIDE,) if "x86" in platform.machine() else ()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / target.name
+        _run([compiler, *FLAGS, *wide, str(SOURCE), "-o", str(made), f"-L{libraries}", "-lm"])
+        made.replace(target)
+    return target
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user can write to, since what lies there is run."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds2ds"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise OSError(f"{folder} can be written to by others")
+    return folder
+
+
+def _processor() -> str:
+    """What -march=native goes by: a cache folder may be shared by machines."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else [platform.processor()]
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
