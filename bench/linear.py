@@ -1,8 +1,11 @@
 """x W^T for few rows: ds2ds.model.linear beside torch's linear and the floor, a plain sum over as many bytes.
 
+The same for int8 weights, beside what torch has for those: `_weight_int8pack_mm`, in bfloat16, and FBGEMM's
+`linear_dynamic`, which rounds all rows together by one scale (and makes its weights in a way that is deprecated).
+
     python bench/linear.py
 
-Side by side in one run, medians; prints a table and writes bench/results/linear_cpu.json.
+Side by side in one run, medians; prints two tables and writes bench/results/linear_cpu.json.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from rich.table import Table
 
 from ds2ds.environment import environment
 from ds2ds.files import atomic_write_text
+from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import linear
 
 RESULT = Path(__file__).parent / "results" / "linear_cpu.json"
@@ -59,6 +63,43 @@ def measure(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str, flo
     return {"outputs": outputs, "inputs": inputs, "rows": rows, **speeds}
 
 
+@torch.inference_mode()
+def measure_int8(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str, float | int | None]:
+    """GB/s of int8 weights read; None: this torch does not have it."""
+    count = max(1, WEIGHTS_BYTES // 2 // (outputs * inputs))
+    weights = [torch.randn(outputs, inputs) for _ in range(count)]
+    x = torch.randn(rows, inputs)
+    low = x.bfloat16()
+    int8, dynamic = ([Int8Weight(weight, dynamic=way) for weight in weights] for way in (False, True))
+    gigabytes = count * outputs * inputs / 1e9
+    zeros = torch.zeros(outputs, dtype=torch.int64)
+
+    def packed() -> list[object]:
+        quantised = (torch._make_per_channel_quantized_tensor(w.values, w.scales.double(), zeros, 0) for w in int8)
+        return [torch.ops.quantized.linear_prepack(one, None) for one in quantised]
+
+    def fbgemm() -> Callable[[], object]:
+        weights = packed()
+        return lambda: [torch.ops.quantized.linear_dynamic(x, w, False) for w in weights]
+
+    ways: dict[str, Callable[[], Callable[[], object]]] = {
+        "int8": lambda: lambda: [linear(x, w) for w in int8],
+        "int8_dynamic": lambda: lambda: [linear(x, w) for w in dynamic],
+        "int8pack_bfloat16": lambda: (
+            lambda: [torch._weight_int8pack_mm(low, w.values, w.scales.bfloat16()) for w in int8]
+        ),
+        "fbgemm_dynamic": fbgemm,
+        "sum": lambda: lambda: [w.values.view(-1)[: outputs * inputs // 8 * 8].view(torch.int64).sum() for w in int8],
+    }
+    speeds: dict[str, float | None] = {}
+    for name, way in ways.items():
+        try:
+            speeds[name] = round(gigabytes / seconds(way(), repeats), 1)
+        except (AttributeError, RuntimeError):
+            speeds[name] = None
+    return {"outputs": outputs, "inputs": inputs, "rows": rows, **speeds}
+
+
 def main(repeats: Annotated[int, typer.Option(min=1)] = 9, threads: Annotated[int, typer.Option(min=1)] = 2) -> None:
     """Measure, print, write."""
     torch.set_num_threads(threads)
@@ -70,7 +111,14 @@ def main(repeats: Annotated[int, typer.Option(min=1)] = 9, threads: Annotated[in
             shape, str(r["rows"]), *(str(r[n]) for n in ("ds2ds", "torch", "sum")), f"{r['ds2ds'] / r['torch']:.2f}"
         )
     Console().print(table)
-    atomic_write_text(RESULT, json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+    int8 = [measure_int8(outputs, inputs, rows, repeats) for outputs, inputs in SHAPES for rows in ROWS]
+    ways = [name for name in int8[0] if name not in ("outputs", "inputs", "rows")]
+    table = Table("int8 weights, GB/s", "rows", *ways)
+    for one in int8:
+        table.add_row(f"{one['outputs']} x {one['inputs']}", str(one["rows"]), *(str(one[way]) for way in ways))
+    Console(width=160).print(table)
+    measured = {"environment": environment(), "results": results, "int8": int8}
+    atomic_write_text(RESULT, json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

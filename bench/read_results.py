@@ -9,8 +9,8 @@ from typing import Any
 import typer
 
 RESULTS = Path(__file__).parent / "results"
-DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION = (
-    RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention")
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP = (
+    RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention", "cpu_step_cpu")
 )
 HEADINGS = {
     "ds2ds": "ds2ds",
@@ -53,6 +53,29 @@ def reuse_table(path: str | Path) -> str:
     return "\n".join([*lines, "", f"{medians}, {where}."])
 
 
+def cpu_step_table(path: str | Path) -> str:
+    """A markdown table of cpu_step_cpu.json: tokens per second of every contestant, for each batch."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    results = measured["results"]
+    lines = [_row(["", *(f"batch {result['batch']}" for result in results), "of read bandwidth"])]
+    lines.append(_row(["---", *["---:"] * (len(results) + 1)]))
+    for name in results[0]["contestants"]:
+        speeds = [f"{result['contestants'][name]['tokens_per_second']:.0f}" for result in results]
+        shares = [result["contestants"][name].get("share_of_read_bandwidth") for result in results]
+        shown = ", ".join("" if share is None else f"{share:.0%}" for share in shares)
+        lines.append(_row([name.replace("-", ", "), *speeds, shown.strip(", ")]))
+    on, settings = measured["environment"], measured["settings"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Tokens/s of all sequences, {results[0]['model']}, random weights, greedy, context {settings['context']}, "
+            f"medians of {settings['rounds']} rounds in turns, {on['threads']} threads of {on['cpu']}, "
+            f"torch {on['torch']}, {on['date'][:10]}.",
+        ]
+    )
+
+
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
     """A markdown table of retention.json for one Zipf exponent: the share of tokens that was found computed."""
     measured = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -89,7 +112,7 @@ def _row(cells: list[str]) -> str:
 def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
-    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, retention_table(RETENTION)]))
+    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, retention_table(RETENTION), cpu_step_table(CPU_STEP)]))
 
 
 if __name__ == "__main__":

@@ -77,11 +77,12 @@ class Runtime:
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
         if device is not None:
             model = model.to(parse_device(device))
-        if batch_invariant and (model.device.type != "cpu" or model.dtype != torch.float32):
-            raise ConfigError(f"batch_invariant needs float32 on a CPU, got {model.dtype} on {model.device}")
-        if batch_invariant and not native.available():
-            raise ConfigError("batch_invariant needs the compiled functions of ds2ds.native, and so a C compiler")
-        model.batch_invariant = batch_invariant
+        if batch_invariant:
+            if model.device.type != "cpu" or model.dtype != torch.float32:
+                raise ConfigError(f"batch_invariant needs float32 on a CPU, got {model.dtype} on {model.device}")
+            if not native.available():
+                raise ConfigError("batch_invariant needs the compiled functions of ds2ds.native, and so a C compiler")
+            model.batch_invariant = True
         self.model = model if weights is None else quantise_weights(model, weights)
         self._generator = LinkedDocumentGenerator(
             model,

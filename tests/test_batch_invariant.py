@@ -22,13 +22,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
-        pytest.skip("rows.c could not be compiled")
-    return request.param
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if not native.available():
+        pytest.skip("rows.c could not be compiled, without which a Runtime refuses batch_invariant")
 
 
 def made(weights: str = "float32") -> DS2DSModel:
@@ -58,9 +55,7 @@ def written(
 
     model.logits = logits  # type: ignore[method-assign]
     try:
-        # Without compiled code the same bits need the same chunks, which is for the step's limit not to cut.
-        limit = None if native.available() else 4096
-        runtime = Runtime(model, document_store=False, batch_invariant=batch_invariant, step_tokens=limit)
+        runtime = Runtime(model, document_store=False, batch_invariant=batch_invariant)
         results = runtime.generate_batch(
             batch, max_new_tokens=new_tokens, seed=3, temperature=1.0, max_link_depth=0, eos_token_id=210
         )
@@ -71,7 +66,7 @@ def written(
 
 
 @pytest.mark.parametrize("others", [1, 2, 7, 15, 16, 20])
-def test_logits_are_the_same_bits_alone_and_among_others(others: int, threads: int, code: str) -> None:
+def test_logits_are_the_same_bits_alone_and_among_others(others: int, threads: int) -> None:
     model = made()
     batch = prompts(1 + others)
     alone, tokens = written(model, batch[:1], 6)
@@ -84,8 +79,6 @@ def test_logits_are_the_same_bits_alone_and_among_others(others: int, threads: i
 
 @pytest.mark.parametrize("weights", ["int8", "int8_dynamic"])
 def test_int8_weights_too(weights: str) -> None:
-    if not native.available():
-        pytest.skip("rows.c could not be compiled")
     model = made(weights)
     batch = prompts(21)
     for one, other in zip(written(model, batch[:1], 6)[0], written(model, batch, 6)[0], strict=True):
@@ -94,8 +87,6 @@ def test_int8_weights_too(weights: str) -> None:
 
 def test_a_prompt_from_the_document_store_gives_the_same_bits() -> None:
     """It was prefilled at once, and is then found but for its last token."""
-    if not native.available():
-        pytest.skip("rows.c could not be compiled")
     model = made()
     runtime = Runtime(model, batch_invariant=True)
     (prompt,) = prompts(1)

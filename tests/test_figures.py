@@ -40,6 +40,19 @@ def test_the_readme_shows_reuse_and_retention_as_they_were_measured() -> None:
     assert tables.retention_table(RESULTS / "retention.json") in readme
 
 
+def test_the_readme_and_the_page_on_performance_show_the_cpu_step_as_it_was_measured() -> None:
+    table = load(ROOT / "bench" / "read_results.py").cpu_step_table(RESULTS / "cpu_step_cpu.json")
+    for page in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+        assert table in page.read_text(encoding="utf-8")
+
+
+def test_the_readme_quotes_what_int8_costs_as_it_was_measured() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    weights = json.loads((RESULTS / "quantised_cpu.json").read_text(encoding="utf-8"))["weights"]
+    int8, dynamic = (f"{weights[kind]['perplexity_change']:.2%}" for kind in ("int8", "int8_dynamic"))
+    assert f"perplexity on held-out entries rises by {int8} with int8 and {dynamic} with int8_dynamic" in readme
+
+
 def test_the_readme_quotes_link_events_and_compaction_as_they_were_measured() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     (event,) = json.loads((RESULTS / "link_event_cpu.json").read_text(encoding="utf-8"))["results"]

@@ -2,8 +2,8 @@
 
 Decoding reads every weight once per token, so the floor is bytes over bandwidth. For one to sixteen rows of float32 on
 a CPU, torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` comes close to it; where it
-cannot be compiled, batched products of the same weights stand in, which read 33 to 40.
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in; where it
+cannot be compiled, batched products of the same weights do, which read 33 to 40.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 """
 

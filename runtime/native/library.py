@@ -73,9 +73,7 @@ def _compiled() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("there is no C compiler")
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS
-    ).stdout
+    version = _run([compiler, "--version"])
     # torch's own OpenMP: a second pool of threads would take the cores from the first.
     libraries = Path(torch.__file__).parent / "lib"
     facts = (SOURCE.read_text(encoding="utf-8"), FLAGS, WIDE, version, _processor(), torch.__version__, str(libraries))
