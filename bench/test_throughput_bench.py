@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import baselines
@@ -93,14 +94,16 @@ def test_one_request(benchmark: Any, size: str, device: str, name: str) -> None:
         _measure(benchmark, partial(_decode, start), rounds=ROUNDS, warm=True)
 
 
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
 @pytest.mark.parametrize("size", SIZES)
-def test_ctranslate2(benchmark: Any, size: str) -> None:
+def test_ctranslate2(benchmark: Any, size: str, compute_type: str, tmp_path: Path) -> None:
     benchmark.group = f"{size}, cpu, single"
     pytest.importorskip("ctranslate2")
-    if not hasattr(baselines, "ctranslate2_gpt2"):
-        pytest.skip("bench/baselines.py has no ctranslate2_gpt2")
     (prompt,) = bench(size, "cpu")[1]["single"].prompts
-    start = partial(baselines.ctranslate2_gpt2, gpt2(size, "cpu"), prompt)
+    baselines.convert_for_ctranslate2(gpt2(size, "cpu"), tmp_path)
+    generator = baselines.ctranslate2_generator(tmp_path, compute_type, THREADS)
+    named = [str(token) for token in prompt]
+    start = partial(generator.generate_tokens, named, max_length=TOKENS, min_length=TOKENS, sampling_topk=1)
     _measure(benchmark, partial(_decode, start), rounds=ROUNDS, warm=True)
 
 
@@ -116,9 +119,12 @@ def test_transformers_with_a_static_cache(benchmark: Any, size: str, device: str
     _measure(benchmark, lambda: static_cache(gpt2(size, device), prompts, TOKENS), ROUNDS, len(prompts), warm=True)
 
 
-def _decode(start: Callable[[], Iterator[int]]) -> list[float]:
+def _decode(start: Callable[[], Iterator[Any]]) -> list[float]:
     """When each of TOKENS tokens was there."""
-    return [time.perf_counter() for _ in islice(start(), TOKENS)]
+    at = [time.perf_counter() for _ in islice(start(), TOKENS)]
+    if len(at) != TOKENS:
+        raise RuntimeError(f"{len(at)} tokens came where {TOKENS} were asked for")
+    return at
 
 
 def _measure(
