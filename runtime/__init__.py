@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ds2ds.async_runtime import AsyncRuntime as AsyncRuntime
     from ds2ds.async_runtime import EventStream as EventStream
+    from ds2ds.backend import AsyncBackend as AsyncBackend
+    from ds2ds.backend import Backend as Backend
+    from ds2ds.backend import BackendLimits as BackendLimits
     from ds2ds.corpus.document_corpus import DocumentCorpus as DocumentCorpus
     from ds2ds.corpus.graph_index import GraphIndex as GraphIndex
     from ds2ds.corpus.shards import PretokShardedBackend as PretokShardedBackend
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "async_runtime": ("AsyncRuntime", "EventStream"),
+    "backend": ("AsyncBackend", "Backend", "BackendLimits"),
     "corpus.document_corpus": ("DocumentCorpus",),
     "corpus.graph_index": ("GraphIndex",),
     "corpus.shards": ("PretokShardedBackend",),

@@ -10,13 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ds2ds.backend import BackendLimits
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.async_engine import AsyncEngine
 from ds2ds.engine.desk import Ticket
 from ds2ds.engine.limits import check_priority
-from ds2ds.errors import ConfigError, RuntimeClosedError, WorkerError
+from ds2ds.errors import ConfigError, Ds2dsError, RuntimeClosedError, WorkerError
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
+from ds2ds.generation.linked_doc_generator import Running, scoring
 from ds2ds.generation.request import Request
 from ds2ds.runtime import Runtime
 
@@ -114,7 +116,49 @@ class AsyncRuntime:
         self._engine.require_open()
         settings = self.runtime._config(config, overrides)
         requests = self.runtime.new_requests(prompts, corpus, settings, return_errors)
-        streams = [self._stream(one, [], priority) for one in requests if isinstance(one, Request)]
+        return await self._run(requests, self.runtime._generator.submit, priority, return_errors)
+
+    async def score(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]:
+        """How likely each token of each prompt is; see `Runtime.score`."""
+        self._engine.require_open()
+        settings = scoring(self.runtime._config(config, overrides))
+        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors)
+        return await self._run(requests, self.runtime._generator.submit_score, priority, return_errors)
+
+    @property
+    def limits(self) -> BackendLimits:
+        """See `Runtime.limits`; so for the next four."""
+        return self.runtime.limits
+
+    def default_config(self) -> GenerationConfig:
+        return self.runtime.default_config()
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.runtime.tokenize(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self.runtime.detokenize(tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.runtime.token_bytes(token)
+
+    async def _run(
+        self,
+        requests: Sequence[Request | Ds2dsError],
+        submit: Callable[[Request, int], Running],
+        priority: int,
+        return_errors: bool,
+    ) -> list[Any]:
+        streams = [self._stream(one, [], priority, submit=submit) for one in requests if isinstance(one, Request)]
         results = await asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors and not return_errors:
@@ -149,9 +193,16 @@ class AsyncRuntime:
     ) -> None:
         await self.aclose(cancel=kind is not None)
 
-    def _stream(self, request: Request, events: list[Any], priority: int, wait: bool = True) -> EventStream:
-        submit = partial(self.runtime._generator.submit, request, priority)
-        return EventStream(self._engine, Ticket(submit, check_priority(priority), wait, events))
+    def _stream(
+        self,
+        request: Request,
+        events: list[Any],
+        priority: int,
+        wait: bool = True,
+        submit: Callable[[Request, int], Running] | None = None,
+    ) -> EventStream:
+        start = partial(submit or self.runtime._generator.submit, request, priority)
+        return EventStream(self._engine, Ticket(start, check_priority(priority), wait, events))
 
 
 class EventStream(AsyncIterator[Event]):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ds2ds.backend import BackendLimits
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
@@ -17,7 +18,7 @@ from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
 from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
-from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config, scoring
 from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
@@ -192,12 +193,84 @@ class Runtime:
                 prompt at once, any other once all are done.
         """
         requests = self.new_requests(prompts, corpus, self._config(config, overrides), return_errors)
+        return self._run(requests, self._generator.submit, priority, return_errors)
+
+    def score(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]:
+        """How likely each token of each prompt is, given those before it, with what its links lead to in view.
+
+        Links are followed as when a request is prompted with it, but nothing is written: what the corpus lacks is not
+        read. Each result's root holds the prompt's tokens and `token_logprobs`, of which the first is NaN, and with
+        `top_logprobs` the likeliest tokens. For the rest see `generate_batch`.
+        """
+        requests = self.new_requests(prompts, corpus, scoring(self._config(config, overrides)), return_errors)
+        return self._run(requests, self._generator.submit_score, priority, return_errors)
+
+    @property
+    def limits(self) -> BackendLimits:
+        """What this can do at most."""
+        config = self.model.config
+        return BackendLimits(
+            vocab_size=config.vocab_size,
+            max_context_length=config.max_seq_len,
+            eos_token_id=self.tokenizer.eos_token_id,
+            arena_tokens=self.engine.store.arena.slots,
+            max_running=self.engine.limits.max_running,
+            max_queue=self.engine.limits.max_queue,
+            has_headings=config.layout_policy.startswith("identifier_prefix"),
+        )
+
+    def default_config(self) -> GenerationConfig:
+        """The settings of a request that gives none."""
+        return self._generator.default_config()
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text; text that looks like a special token is ordinary text."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            ConfigError: an id is outside the vocabulary.
+        """
+        for token in tokens:
+            self.token_bytes(token)
+        return self.tokenizer.decode(list(tokens))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for EOS.
+
+        Raises:
+            ConfigError: it is outside the vocabulary.
+        """
+        try:
+            return self.tokenizer.token_bytes(token)
+        except (KeyError, IndexError, OverflowError, TypeError) as error:
+            raise ConfigError(f"token id {token!r} is not in the vocabulary of {self.tokenizer.name}") from error
+
+    def _run(
+        self,
+        requests: Sequence[Request | Ds2dsError],
+        submit: Callable[[Request, int], Running],
+        priority: int,
+        return_errors: bool,
+    ) -> list[Any]:
+        """Run all requests to their ends; see `generate_batch`."""
         running: list[Running] = []
         try:
             for request in requests:
                 if isinstance(request, Request):
                     self.engine.make_way()
-                    running.append(self._generator.submit(request, priority))
+                    running.append(submit(request, priority))
             while not all(one.job.done for one in running):
                 self.engine.step()
         finally:
@@ -304,7 +377,7 @@ class Runtime:
             )
 
     def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
-        return resolve_config(config, self._generator.default_config(), overrides)
+        return resolve_config(config, self.default_config(), overrides)
 
 
 def _parse_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

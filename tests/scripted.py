@@ -100,7 +100,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str | Sequence[
         logprobs = model.logits(hidden).log_softmax(-1)
         drawn = []
         for row, document in enumerate(documents):
-            written = int(np.count_nonzero(~np.isnan(document.logprobs)))
+            written = len(document.tokens) - document.given
             token = [*tokens[document.title], *[EOS] * 1000][written]
             drawn.append(Sampled(token, float(logprobs[row, token])))
         return drawn

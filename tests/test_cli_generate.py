@@ -162,6 +162,10 @@ GIVEN: dict[str, Any] = {
     "repetition_penalty": 1.5,
     "stop": ["a", "b"],
     "logprobs": True,
+    "prompt_logprobs": True,
+    "top_logprobs": 2,
+    "stop_token_ids": [7, 9],
+    "ignore_eos": True,
 }
 
 

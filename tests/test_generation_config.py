@@ -33,13 +33,24 @@ DEFAULTS = {
     "repetition_penalty": 1.0,
     "stop": [],
     "logprobs": False,
+    "prompt_logprobs": False,
+    "top_logprobs": 0,
+    "stop_token_ids": [],
+    "ignore_eos": False,
 }
 
 POSITIVE = ("max_new_tokens", "max_tokens_per_document", "max_context_length")
 NOT_NEGATIVE = ("max_auxiliary_documents", "max_link_depth", "eos_token_id", "top_k")
-INTEGERS = (*POSITIVE, *NOT_NEGATIVE, "seed")
+INTEGERS = (*POSITIVE, *NOT_NEGATIVE, "seed", "top_logprobs")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
-SWITCHES = ("allow_corpus_fallback", "process_prompt_links", "allow_recursive_links", "logprobs")
+SWITCHES = (
+    "allow_corpus_fallback",
+    "process_prompt_links",
+    "allow_recursive_links",
+    "logprobs",
+    "prompt_logprobs",
+    "ignore_eos",
+)
 
 
 def error(**settings: Any) -> str:
@@ -54,7 +65,7 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_in_one_of_the_groups_below() -> None:
-    others = {"eviction_policy", "device", "stop"}
+    others = {"eviction_policy", "device", "stop", "stop_token_ids"}
     assert {field.name for field in fields(GenerationConfig)} == {*INTEGERS, *NUMBERS, *SWITCHES} | others
 
 

@@ -39,6 +39,8 @@ TABLE = (
     "Runtime",
     "Tokenizer",
     "Grant",
+    "Backend",
+    "AsyncBackend",
 )
 
 FLOORS = [
@@ -51,6 +53,7 @@ FLOORS = [
     {"model"},
     {"engine"},
     {"generation"},
+    {"backend"},
     {"runtime"},
     {"async_runtime", "bench"},
     {"cli", "__main__"},

@@ -105,9 +105,10 @@ class DocumentStore:
         """How many tokens of a root in progress that has no entry yet `reserve` would find computed.
 
         Its keys and values are those of a complete document of the same tokens and grants, such as the prompt of an
-        earlier request. The last token is computed anyway: the next one is drawn from it.
+        earlier request. The last token is computed anyway: the next one is drawn from it. So is what the document wants
+        computed (`fresh_from`).
         """
-        return 0 if self._prompt(document) is None else len(document.tokens) - 1
+        return 0 if self._prompt(document) is None else _copied(document)
 
     def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
@@ -143,7 +144,7 @@ class DocumentStore:
             self._publish(entry, content_of(document))
         elif prompt is not None and self._by_key.get(prompt.key or b"") is prompt:
             self._count_use(prompt)
-            entry.computed = len(document.tokens) - 1
+            entry.computed = _copied(document)
             self.slots(entry).copy_(self.slots(prompt)[..., : entry.computed, :])
             document.settled = max(document.settled, entry.computed)
         return entry
@@ -253,7 +254,7 @@ class DocumentStore:
     def _prompt(self, document: Document) -> Entry | None:
         """The entry of what a root in progress has been given, where that is all there is of it."""
         new = document not in self._entries and document.in_progress and len(document.tokens) == document.given
-        if not (self.share and document.parent is None and new):
+        if not (self.share and document.parent is None and new and _copied(document)):
             return None
         entry = self._by_key.get(self.key(prefix_content(document, document.given)))
         return entry if entry is not None and entry.computed == document.given > 0 else None
@@ -303,3 +304,9 @@ class DocumentStore:
         entry.documents = set()
         self.retention.forget(entry)
         self.arena.allocator.release(entry.extent)
+
+
+def _copied(document: Document) -> int:
+    """How many tokens of a root may be copied from a kept prompt."""
+    most = len(document.tokens) - 1
+    return most if document.fresh_from is None else min(most, document.fresh_from)

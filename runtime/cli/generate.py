@@ -99,6 +99,11 @@ def generate(
         list[str] | None,
         _setting("Length", "String that ends a document and is cut from it; may be given more than once."),
     ] = None,
+    stop_token_ids: Annotated[
+        list[int] | None,
+        _setting("Length", "Token that ends a document and is not in its text; may be given more than once."),
+    ] = None,
+    ignore_eos: Annotated[bool | None, _setting("Length", "Write on after EOS; default False.")] = None,
     eos_token_id: Annotated[
         int | None, _setting("Length", "Token that ends a document, 0 or more; default 50256, or the tokenizer's.")
     ] = None,
@@ -125,6 +130,12 @@ def generate(
     logprobs: Annotated[
         bool | None,
         _setting("Sampling", "Put every token's log-probability into --json and --save; default False."),
+    ] = None,
+    prompt_logprobs: Annotated[
+        bool | None, _setting("Sampling", "Those of the prompt's tokens, too; default False.")
+    ] = None,
+    top_logprobs: Annotated[
+        int | None, _setting("Sampling", "Beside each, those of as many of the likeliest tokens, 0 to 20; default 0.")
     ] = None,
     max_link_depth: Annotated[
         int | None,

@@ -33,6 +33,9 @@ class Document:
         given: how many tokens it was started with; the others were written.
         settled: how many of the tokens were computed at some time, so that what they read can no longer change (S4).
         capacity: how many tokens the document may come to hold; None: it is complete.
+        alternatives: by position, the likeliest tokens there and their log-probabilities, where they were asked for.
+        fresh_from: tokens from this one on are computed even where their keys and values could be copied; None: all
+            may be copied.
         text_end: how many characters of its text count; None: all. A stop string cuts it.
         content: see `content_of`; None until it is asked for.
     """
@@ -49,6 +52,8 @@ class Document:
     capacity: int | None = None
     finish_reason: str | None = None
     truncated: bool = False
+    alternatives: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    fresh_from: int | None = None
     text_end: int | None = None
     content: Content | None = None
 

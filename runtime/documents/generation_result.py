@@ -39,6 +39,8 @@ class GeneratedDocument:
         finish_reason: one of FINISH_REASONS; None for a document that was not written in this run.
         token_logprobs: float32 [len(tokens)], natural log under the model's raw distribution, NaN where a token was
             not predicted; None unless asked for.
+        top_logprobs: for each token the likeliest ones in its place, as (token, log-probability), likeliest first;
+            empty where it was not predicted; None unless asked for.
 
     Raises:
         ValueError: neither tokens nor text is given, or source is none of the above.
@@ -56,6 +58,7 @@ class GeneratedDocument:
     truncated: bool = False
     finish_reason: str | None = None
     token_logprobs: NDArray[np.float32] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.text is None:

@@ -18,9 +18,9 @@ from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
 from ds2ds.engine.planning import Planned, attach, plan
-from ds2ds.engine.step import Stopwatch, forward, sample
-from ds2ds.engine.work import Compute, Prefill, Sampled, Work
-from ds2ds.errors import ConfigError
+from ds2ds.engine.step import Stopwatch, forward, sample, score
+from ds2ds.engine.work import Compute, Prefill, Sampled, Score, Work
+from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
 
@@ -130,6 +130,7 @@ class Engine:
         with Stopwatch() as watch:
             hidden = forward(self.model, self.attention, [one.chunk for one in batch])
         self._account(batch, watch.seconds)
+        self._score(batch, hidden)
         self._draw(batch, hidden)
 
     def check_integrity(self) -> None:
@@ -196,6 +197,25 @@ class Engine:
                 share = None if decodes else seconds * len(one.chunk) / rows
                 self.store.advance(one.chunk.document, one.chunk.stop, share)
 
+    def _score(self, batch: Sequence[Planned], hidden: Tensor) -> None:
+        """Say how likely the tokens were that came after those computed, where that was asked for."""
+        row = 0
+        for one in batch:
+            work, chunk = one.job.waiting, one.chunk
+            rows = hidden[row : row + len(chunk)]
+            row += len(chunk)
+            if not isinstance(work, Score) or work.document is not chunk.document:
+                continue
+            first = max(work.start, chunk.start + 1)
+            following = work.document.tokens[first : chunk.stop + 1]
+            scored = score(self.model, rows[len(rows) - len(following) :], following, work.top)
+            if isinstance(scored, GenerationError):
+                self._finish(one.job, scored)
+                continue
+            work.found.update(zip(range(first, chunk.stop + 1), scored, strict=True))
+            if chunk.stop == work.stop:
+                self._send(one.job, [work.found[at] for at in range(work.start, work.stop + 1)])
+
     def _draw(self, batch: Sequence[Planned], hidden: Tensor) -> None:
         """Draw the next token of each document that was computed to its end for that; hidden is [rows, model_dim]."""
         drawing: list[tuple[int, Job, Compute]] = []
@@ -221,7 +241,7 @@ class Engine:
             else:
                 self._finish(job, result)
 
-    def _send(self, job: Job, drawn: Sampled | None) -> None:
+    def _send(self, job: Job, drawn: Sampled | list[Sampled] | None) -> None:
         before = job.waiting
         try:
             job.waiting = job.coroutine.send(drawn)

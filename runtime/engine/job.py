@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
-from ds2ds.engine.work import Compute, Prefill, Work
+from ds2ds.engine.work import Item, Work
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Job:
     need: int
     priority: int = 0
     number: int = 0
-    waiting: Compute | Prefill | None = None
+    waiting: Item | None = None
     done: bool = False
     error: Exception | None = None
     touched: dict[Document, None] = field(default_factory=dict)

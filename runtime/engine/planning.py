@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -33,7 +32,7 @@ class Planned:
     def decodes(self) -> bool:
         """Whether it is a document's last token alone, and one that was written."""
         document, start = self.chunk.document, self.chunk.start
-        return document.in_progress and start == len(document.tokens) - 1 and not math.isnan(document.logprobs[start])
+        return document.in_progress and document.given <= start == len(document.tokens) - 1
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,10 @@ def ready(
         seen: documents not to go into again.
     """
     attach(store, job, document)
+    work = job.waiting
+    last = work.stop if work is not None and work.document is document else len(document.tokens)
     start = store.computed(document) or store.found(document)
-    stop = min(len(document.tokens), start + PREFILL_CHUNK)
+    stop = min(last, start + PREFILL_CHUNK)
     reads = targets(document, start, stop)
     seen.add(document)
     used.add(document)

@@ -16,6 +16,9 @@ from ds2ds.errors import GenerationError
 from ds2ds.kernels import sample_rows
 from ds2ds.model.ds2ds_model import DS2DSModel
 
+SCORED_ROWS = 64
+"""Most rows whose logits are in memory at once: 13 MB of float32 for a vocabulary of 50,000."""
+
 
 @torch.inference_mode()
 def forward(model: DS2DSModel, attention: AttentionPath, chunks: Sequence[Chunk]) -> Tensor:
@@ -47,9 +50,10 @@ def sample(
         ),
         penalty_tokens=_padded(documents) if penalised else None,
     )
+    likeliest = _likeliest(logits, [s.top for s in settings])
     results: list[Sampled | GenerationError] = []
-    for document, token, logprob, status in zip(
-        documents, drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), strict=True
+    for document, token, logprob, status, top in zip(
+        documents, drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), likeliest, strict=True
     ):
         if status:
             results.append(
@@ -59,8 +63,37 @@ def sample(
                 )
             )
         else:
-            results.append(Sampled(token, logprob))
+            results.append(Sampled(token, logprob, top))
     return results
+
+
+@torch.inference_mode()
+def score(model: DS2DSModel, hidden: Tensor, tokens: Sequence[int], top: int) -> list[Sampled] | GenerationError:
+    """How likely each token was after the row before it: hidden states [len(tokens), model_dim] of those rows.
+
+    An error where a row has NaN or infinite logits.
+    """
+    scored: list[Sampled] = []
+    for at in range(0, len(tokens), SCORED_ROWS):
+        some = tokens[at : at + SCORED_ROWS]
+        logits = model.logits(hidden[at : at + SCORED_ROWS]).float()
+        given = logits.gather(1, torch.tensor(some, device=logits.device)[:, None])[:, 0]
+        total = logits.logsumexp(-1)
+        if not total.isfinite().all():
+            return GenerationError("the model gave NaN or infinite logits: check the weights and the dtype")
+        scored += map(Sampled, some, (given - total).tolist(), _likeliest(logits, [top] * len(some)))
+    return scored
+
+
+def _likeliest(logits: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """For each row of [rows, V] as many (token, log-probability) as asked for, the likeliest first."""
+    most = min(max(counts, default=0), logits.shape[1])
+    if most == 0:
+        return [()] * len(counts)
+    values, tokens = logits.topk(most)
+    logprobs = values - logits.logsumexp(-1, keepdim=True)
+    rows = zip(tokens.tolist(), logprobs.tolist(), counts, strict=True)
+    return [tuple(zip(ids[:count], given[:count], strict=True)) for ids, given, count in rows]
 
 
 def _padded(documents: Sequence[Document]) -> Tensor:

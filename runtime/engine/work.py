@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ds2ds.documents.document import Document
@@ -11,7 +11,10 @@ from ds2ds.documents.document import Document
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token of a document is drawn. The noise is keyed by (seed, position in the document, token id)."""
+    """How the next token of a document is drawn. The noise is keyed by (seed, position in the document, token id).
+
+    `top` of the likeliest tokens are told beside the drawn one.
+    """
 
     temperature: float
     top_k: int
@@ -19,6 +22,7 @@ class Sampling:
     min_p: float
     repetition_penalty: float
     seed: int
+    top: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Compute:
     document: Document
     sampling: Sampling
 
+    @property
+    def stop(self) -> int:
+        """How many of the document's tokens are to be computed."""
+        return len(self.document.tokens)
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -38,14 +47,48 @@ class Prefill:
 
     document: Document
 
+    @property
+    def stop(self) -> int:
+        return len(self.document.tokens)
+
 
 @dataclass(frozen=True)
 class Sampled:
-    """A drawn token and its natural-log probability under the model's raw distribution."""
+    """A token and its natural-log probability under the model's raw distribution.
+
+    Attributes:
+        top: the likeliest tokens and their log-probabilities, likeliest first, as many as were asked for.
+    """
 
     token: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
-Work: TypeAlias = Generator[Compute | Prefill, Any, None]
-"""A coroutine of generation; after Compute it is sent a Sampled, after Prefill None."""
+@dataclass(frozen=True)
+class Score:
+    """Compute the document's tokens but for the last one (first, all that they read), and say how likely they were.
+
+    The coroutine is sent a list[Sampled], one for each token from `start` on, given those before it. The tokens from
+    `start - 1` on must not be computed yet (`Document.fresh_from`).
+
+    Attributes:
+        start: at least 1: nothing comes before the first token.
+        top: as for Sampling.
+        found: the engine's: what it has computed so far, by position.
+    """
+
+    document: Document
+    start: int
+    top: int = 0
+    found: dict[int, Sampled] = field(default_factory=dict, compare=False)
+
+    @property
+    def stop(self) -> int:
+        return len(self.document.tokens) - 1
+
+
+Item: TypeAlias = Compute | Prefill | Score
+
+Work: TypeAlias = Generator[Item, Any, None]
+"""A coroutine of generation; after Compute it is sent a Sampled, after Score a list of them, after Prefill None."""

@@ -25,12 +25,17 @@ class DocumentOpened:
 
 @dataclass(frozen=True)
 class TokenWritten:
-    """A token was drawn. `text` is what can be shown now: a character split between tokens comes with its last."""
+    """A token was drawn. `text` is what can be shown now: a character split between tokens comes with its last.
+
+    Attributes:
+        top: the likeliest tokens in its place and their log-probabilities, as many as the request asked for.
+    """
 
     title: str
     token: int
     text: str
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

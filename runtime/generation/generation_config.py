@@ -12,6 +12,17 @@ import torch
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
 
+MOST_TOP_LOGPROBS = 20
+
+SWITCHES = (
+    "allow_corpus_fallback",
+    "process_prompt_links",
+    "allow_recursive_links",
+    "logprobs",
+    "prompt_logprobs",
+    "ignore_eos",
+)
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -35,8 +46,12 @@ class GenerationConfig:
         allow_recursive_links: follow links of documents other than the root.
         eos_token_id: ends a document.
         stop: strings that end a document; they are cut from its text.
+        stop_token_ids: tokens that end a document; they are its last, but not in its text.
+        ignore_eos: write on after EOS, as a load test does that wants so many tokens.
         seed: of all noise; None: drawn from torch's global generator, so that torch.manual_seed counts.
-        logprobs: return every token's log-probability.
+        logprobs: return every written token's log-probability.
+        prompt_logprobs: return those of the prompt's tokens too, each given those before it.
+        top_logprobs: beside each of these, as many of the likeliest tokens there, 0 to 20.
         device: must be the runtime's, if given.
 
     Raises:
@@ -62,6 +77,10 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     logprobs: bool = False
+    prompt_logprobs: bool = False
+    top_logprobs: int = 0
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
@@ -82,13 +101,16 @@ class GenerationConfig:
             raise ConfigError(f"min_p must be in [0, 1], got {self.min_p}")
         if not 0 < self._number("repetition_penalty") < math.inf:
             raise ConfigError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
-        for name in ("allow_corpus_fallback", "process_prompt_links", "allow_recursive_links", "logprobs"):
+        if not 0 <= self._integer("top_logprobs") <= MOST_TOP_LOGPROBS:
+            raise ConfigError(f"top_logprobs must be in [0, {MOST_TOP_LOGPROBS}], got {self.top_logprobs}")
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.eviction_policy, str) or self.eviction_policy not in EVICTION_POLICIES:
             names = tuple(EVICTION_POLICIES)
             raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
         self._check_stop()
+        self._check_stop_token_ids()
         if self.device is not None:
             parse_device(self.device)
 
@@ -97,6 +119,13 @@ class GenerationConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
+
+    def _check_stop_token_ids(self) -> None:
+        ids = self.stop_token_ids
+        listed = isinstance(ids, Sequence) and not isinstance(ids, str)
+        if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ConfigError(f"stop_token_ids must be a sequence of token ids >= 0, got {ids!r}")
+        object.__setattr__(self, "stop_token_ids", tuple(ids))
 
     def _integer(self, name: str) -> int:
         value = getattr(self, name)
@@ -111,9 +140,14 @@ class GenerationConfig:
         # In float32, as the sampler computes: 1e39 is infinite there, and 1e-60 is 0.
         return torch.tensor(float(value), dtype=torch.float32).item()
 
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether results hold log-probabilities."""
+        return self.logprobs or self.prompt_logprobs or self.top_logprobs > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "stop": list(self.stop)}
+        return {**asdict(self), "stop": list(self.stop), "stop_token_ids": list(self.stop_token_ids)}
 
     def with_overrides(self, **overrides: Any) -> GenerationConfig:
         """A copy with some fields changed.

@@ -18,7 +18,7 @@ from typing import Any
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
-from ds2ds.engine.work import Compute, Prefill, Work
+from ds2ds.engine.work import Item, Prefill, Score, Work
 from ds2ds.errors import CorpusError
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
 from ds2ds.generation.prompt_processor import find_links
@@ -52,11 +52,33 @@ class LinkFollower:
 
     def write_root(self) -> Work:
         """Everything: the links in the prompt, then the root, and what it comes to link to."""
+        yield from self._open_root()
+        if self.request.config.prompt_logprobs:
+            yield from self._score(self.context.root)
+        yield from self._write(self.context.root)
+
+    def score_root(self) -> Work:
+        """Say how likely the prompt's tokens are, with what its links lead to in view; nothing is written."""
+        yield from self._open_root()
+        yield from self._score(self.context.root)
+        self._close(self.context.root)
+
+    def _open_root(self) -> Work:
         root = self.context.root
         self._opened(root)
         if self.request.config.process_prompt_links:
             yield from self._resolve_links(root)
-        yield from self._write(root)
+
+    def _score(self, root: Document) -> Work:
+        """Note how likely each token that the root has is, given those before it."""
+        if len(root.tokens) < 2:
+            return
+        root.fresh_from = 0
+        scored = yield Score(root, 1, self.request.config.top_logprobs)
+        for position, one in enumerate(scored, start=1):
+            root.logprobs[position] = one.logprob
+            if one.top:
+                root.alternatives[position] = one.top
 
     def _write(self, document: Document) -> Work:
         """Write the current document to its end, following its links, and close it."""
@@ -90,7 +112,7 @@ class LinkFollower:
             self.context.note_link(target)
             parent.add_grant(position, target)
 
-    def prefill(self, title: str) -> Generator[Compute | Prefill, Any, Document]:
+    def prefill(self, title: str) -> Generator[Item, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
 
         Raises:
@@ -103,7 +125,7 @@ class LinkFollower:
         yield Prefill(document)
         return document
 
-    def _bring_in(self, found: Target) -> Generator[Compute | Prefill, Any, Document]:
+    def _bring_in(self, found: Target) -> Generator[Item, Any, Document]:
         """The document that a followed link leads to, complete. What it reads may have driven it out of the window."""
         target = found.document
         if target is None and found.outcome == "corpus":

@@ -16,6 +16,7 @@ from ds2ds.documents.layout import Layout, heading_title
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
+from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
@@ -154,7 +155,16 @@ class LinkedDocumentGenerator:
         Raises:
             QueueFullError: the engine's queue is full; ConfigError: priority is no integer.
         """
-        work = LinkFollower(request).write_root()
+        return self._submit(request, LinkFollower(request).write_root(), priority)
+
+    def submit_score(self, request: Request, priority: int = 0) -> Running:
+        """Queue a request that says how likely its prompt is, and writes nothing; its settings are those of `scoring`.
+
+        Raises: as for `submit`.
+        """
+        return self._submit(request, LinkFollower(request).score_root(), priority)
+
+    def _submit(self, request: Request, work: Work, priority: int) -> Running:
         job = self.engine.submit(work, request.context.window, request.trace, self._need(request.config), priority)
         return Running(request, job, time.perf_counter())
 
@@ -237,3 +247,8 @@ def resolve_config(
     if config is not None and not isinstance(config, GenerationConfig):
         raise ConfigError(f"config must be a GenerationConfig, got {type(config).__name__}")
     return (config or default).with_overrides(**overrides)
+
+
+def scoring(config: GenerationConfig) -> GenerationConfig:
+    """These settings, for a request that only says how likely its prompt is."""
+    return config.with_overrides(allow_corpus_fallback=False, prompt_logprobs=True, seed=0)

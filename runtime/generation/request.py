@@ -64,7 +64,13 @@ class Request:
         key = f"{config.seed}\n{document.title if document.depth else ''}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)
         return Sampling(
-            config.temperature, config.top_k or 0, config.top_p, config.min_p, config.repetition_penalty, seed
+            config.temperature,
+            config.top_k or 0,
+            config.top_p,
+            config.min_p,
+            config.repetition_penalty,
+            seed,
+            config.top_logprobs,
         )
 
     def text(self, document: Document) -> str:
@@ -89,7 +95,12 @@ class Request:
             depth=document.depth,
             truncated=document.truncated,
             finish_reason=document.finish_reason,
-            token_logprobs=np.asarray(document.logprobs, dtype=np.float32) if self.config.logprobs else None,
+            token_logprobs=np.asarray(document.logprobs, dtype=np.float32) if self.config.tells_logprobs else None,
+            top_logprobs=(
+                [list(document.alternatives.get(at, ())) for at in range(len(document.tokens))]
+                if self.config.top_logprobs
+                else None
+            ),
         )
 
 

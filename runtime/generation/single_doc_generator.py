@@ -38,12 +38,17 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     written = 0
     while (reason := _limit_reached(request, document, written)) is None:
         drawn = yield Compute(document, sampling)
+        stops = drawn.token in config.stop_token_ids
+        if stops:
+            document.text_end = len(request.text(document))
+        if drawn.top:
+            document.alternatives[len(document.tokens)] = drawn.top
         document.append(drawn.token, drawn.logprob)
         written += 1
-        piece = text.feed(drawn.token)
-        request.emit(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob))
-        if drawn.token == config.eos_token_id:
-            reason = "eos"
+        piece = "" if stops else text.feed(drawn.token)
+        request.emit(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob, drawn.top))
+        if stops or (drawn.token == config.eos_token_id and not config.ignore_eos):
+            reason = "stop" if stops else "eos"
             break
         if config.stop:
             recent += piece

@@ -1,0 +1,173 @@
+"""What a front end needs of whatever generates: one protocol for callers that wait, and its twin for asyncio.
+
+`ds2ds.Runtime` and `ds2ds.AsyncRuntime` are these; the command line, the server and every adapter use nothing else, so
+that anything with these methods can stand behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.generation.events import Event
+from ds2ds.generation.generation_config import GenerationConfig
+
+
+@dataclass(frozen=True)
+class BackendLimits:
+    """What a backend can do at most.
+
+    Attributes:
+        vocab_size: token ids are below it.
+        max_context_length: most tokens in view of a request.
+        eos_token_id: ends a document by default; None: the tokenizer has none.
+        arena_tokens: most tokens whose keys and values are kept, of all requests together.
+        max_running: most requests that run at a time.
+        max_queue: most requests that wait.
+        has_headings: documents start with "# {title}", as the model was trained.
+    """
+
+    vocab_size: int
+    max_context_length: int
+    eos_token_id: int | None
+    arena_tokens: int
+    max_running: int
+    max_queue: int
+    has_headings: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+class Texts(Protocol):
+    """What both kinds of backend tell at once."""
+
+    @property
+    def limits(self) -> BackendLimits: ...
+
+    def default_config(self) -> GenerationConfig:
+        """The settings of a request that gives none."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; what is no UTF-8 becomes U+FFFD."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for.
+
+        Raises:
+            ConfigError: it is outside the vocabulary.
+        """
+        ...
+
+
+@runtime_checkable
+class Backend(Texts, Protocol):
+    """Generates for callers that wait. Arguments, results and errors are those of `ds2ds.Runtime`."""
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        **overrides: Any,
+    ) -> GenerationResult: ...
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        **overrides: Any,
+    ) -> Iterator[Event]: ...
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]: ...
+
+    def score(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]: ...
+
+
+@runtime_checkable
+class AsyncBackend(Texts, Protocol):
+    """Generates for any number of tasks of an event loop at a time, as `ds2ds.AsyncRuntime` does."""
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        wait: bool = True,
+        **overrides: Any,
+    ) -> GenerationResult: ...
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        prompt_tokens: Iterable[int] | None = None,
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        title: str | None = None,
+        priority: int = 0,
+        wait: bool = True,
+        **overrides: Any,
+    ) -> AsyncIterator[Event]: ...
+
+    async def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]: ...
+
+    async def score(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any = None,
+        config: GenerationConfig | None = None,
+        *,
+        priority: int = 0,
+        return_errors: bool = False,
+        **overrides: Any,
+    ) -> list[Any]: ...
+
+    async def aclose(self, cancel: bool = False) -> None: ...
