@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint typecheck test-slow bench setup clean FORCE
+.PHONY: demo test lint typecheck test-slow docs bench setup clean FORCE
 
 demo: setup
 	$(BIN)/ds2ds generate "# Incremental linker" --seed 2 --temperature 0.7 --top-k 50
@@ -23,6 +23,9 @@ typecheck: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
 bench: setup $(VENV)/.bench
 	$(BIN)/python bench/decode.py
 
@@ -34,7 +37,7 @@ $(VENV)/.installed: setup.py constraints.txt $(VENV)/files.txt
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	rm -rf build
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
-		--editable ".[test,lint]" --config-settings editable_mode=strict
+		--editable ".[test,lint,docs]" --config-settings editable_mode=strict
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

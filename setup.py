@@ -36,6 +36,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
         "lint": ["ruff", "mypy"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },
     entry_points={"console_scripts": ["ds2ds=ds2ds.cli:main"]},

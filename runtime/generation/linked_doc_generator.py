@@ -49,7 +49,8 @@ class LinkedDocumentGenerator:
 
     Args:
         model: a DS2DSModel.
-        tokenizer_encode, tokenizer_decode: text to ids and back; both None for the packaged GPT-2.
+        tokenizer_encode: text to ids; None, with the next one, for the packaged GPT-2.
+        tokenizer_decode: ids to text.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body; None: what the model's config says.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
