@@ -1,4 +1,4 @@
-"""Links to the repository's own files lead there on a page in the repository; on the site, which lacks them, they are text."""
+"""Links to the repository's own files: on the site, which lacks them, they are text."""
 
 import re
 
