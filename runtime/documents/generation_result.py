@@ -37,6 +37,7 @@ class GeneratedDocument:
         depth: links between the root and this document.
         truncated: it was cut at max_tokens_per_document.
         finish_reason: one of FINISH_REASONS; None for a document that was not written in this run.
+        given: how many of the tokens it was started with; the others were written. None if that is not known.
         token_logprobs: float32 [len(tokens)], natural log under the model's raw distribution, NaN where a token was
             not predicted; None unless asked for.
         top_logprobs: for each token the likeliest ones in its place, as (token, log-probability), likeliest first;
@@ -57,6 +58,7 @@ class GeneratedDocument:
     depth: int = 0
     truncated: bool = False
     finish_reason: str | None = None
+    given: int | None = None
     token_logprobs: NDArray[np.float32] | None = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
 

@@ -95,6 +95,7 @@ class Request:
             depth=document.depth,
             truncated=document.truncated,
             finish_reason=document.finish_reason,
+            given=document.given,
             token_logprobs=np.asarray(document.logprobs, dtype=np.float32) if self.config.tells_logprobs else None,
             top_logprobs=(
                 [list(document.alternatives.get(at, ())) for at in range(len(document.tokens))]
