@@ -34,7 +34,16 @@ setup(
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "hypothesis>=6",
+            "scipy>=1.11",
+            # Of what is tested against, or adapted to:
+            "transformers>=5",
+            "lm_eval>=0.4.9",
+        ],
+        "eval": ["lm_eval>=0.4.9"],
         "lint": ["ruff", "mypy"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],

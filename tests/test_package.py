@@ -55,7 +55,7 @@ FLOORS = [
     {"generation"},
     {"backend"},
     {"runtime"},
-    {"async_runtime", "bench"},
+    {"async_runtime", "bench", "adapters"},
     {"cli", "__main__"},
 ]
 LIGHT = ("corpus", "documents", "tokenizer", "errors", "files")
