@@ -30,6 +30,7 @@ class GeneratedDocument:
 
     Attributes:
         tokens: the whole document as the model reads it, layout included; None if only text is known.
+        given: how many of the tokens it was started with; the others were written. None: not known.
         text: decoded, without end marks, up to a stop string if one ended it.
         source: "generated", "corpus", or the file it was read from.
         parent_title: title of the document whose link brought it in; None for the root.
@@ -56,6 +57,7 @@ class GeneratedDocument:
     truncated: bool = False
     finish_reason: str | None = None
     token_logprobs: NDArray[np.float32] | None = None
+    given: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.text is None:

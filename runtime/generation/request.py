@@ -90,6 +90,7 @@ class Request:
             truncated=document.truncated,
             finish_reason=document.finish_reason,
             token_logprobs=np.asarray(document.logprobs, dtype=np.float32) if self.config.logprobs else None,
+            given=document.given,
         )
 
 
