@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -30,6 +31,9 @@ from ds2ds.tokenizer import Tokenizer
 
 MAX_BYTES = 2**30
 """Most memory for the arrays of one map, unless the caller says otherwise."""
+
+STORED = np.float32
+"""What the arrays of a map are kept in."""
 
 SCORES = 2**24
 """Most scores of one layer at once: 64 MiB in float32, and about three times that while they are worked on."""
@@ -112,11 +116,11 @@ class _Recorder:
             )
         self.column = {document: number for number, document in enumerate(documents)}
         self.row = {token: number for number, token in enumerate(tokens)}
-        self.shares: NDArray[np.float32] = np.zeros((*rows, len(documents)), np.float32)
+        self.shares: NDArray[np.float32] = np.zeros((*rows, len(documents)), STORED)
         self.in_view: NDArray[np.bool_] = np.zeros((rows[0], len(documents)), np.bool_)
         self.weights: list[NDArray[np.float32]] | None = None
         if per_token:
-            self.weights = [np.zeros((*rows, len(one.tokens)), np.float32) for one in documents]
+            self.weights = [np.zeros((*rows, len(one.tokens)), STORED) for one in documents]
 
     @torch.inference_mode()
     def run(self, engine: Engine, batch: Rows) -> None:
@@ -128,9 +132,9 @@ class _Recorder:
                 column = self.column[document]
                 self.in_view[rows, column] = True
                 # Added, for a document that is granted twice at a time is read twice.
-                self.shares[rows, layer, :, column] += part.sum(-1).float().cpu().numpy()
+                self.shares[rows, layer, :, column] += part.sum(-1).cpu().numpy()
                 if self.weights is not None:
-                    self.weights[column][rows, layer, :, : part.shape[-1]] += part.float().cpu().numpy()
+                    self.weights[column][rows, layer, :, : part.shape[-1]] += part.cpu().numpy()
 
         model = engine.model
         ids = torch.tensor([batch.document.tokens[token] for token in batch.tokens], device=model.device)
@@ -147,9 +151,7 @@ def _bring_in(engine: Engine, documents: Sequence[Document]) -> Work:
 def _batches(rows: Rows, heads: int) -> list[Rows]:
     """The same rows in pieces of at most SCORES scores, or of one row."""
     most = max(1, SCORES // (heads * rows.keys))
-    return [
-        Rows(rows.document, rows.tokens[at : at + most], rows.view) for at in range(0, len(rows.tokens), most)
-    ]
+    return [Rows(rows.document, rows.tokens[at : at + most], rows.view) for at in range(0, len(rows.tokens), most)]
 
 
 def _place(result: GenerationResult, document: str | int | None) -> int:
@@ -180,7 +182,7 @@ def _chosen_tokens(result: GenerationResult, place: int, tokens: Tokens) -> list
         chosen = list(range(*tokens.indices(length)))
     else:
         try:
-            chosen = [index(one) for one in ([tokens] if isinstance(tokens, int) else tokens)]
+            chosen = [index(one) for one in ([tokens] if isinstance(tokens, Integral) else tokens)]
         except TypeError as error:
             raise ConfigError(f"tokens must be indices, a range or a slice, got {tokens!r}") from error
     wrong = next((one for one in chosen if not -length <= one < length), None)

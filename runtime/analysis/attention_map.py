@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,8 @@ class AttentionMap:
 
 def _chosen(asked: int | Iterable[int] | None, count: int, what: str) -> list[int]:
     try:
-        chosen = list(range(count)) if asked is None else [index(asked)] if isinstance(asked, int) else [*asked]
-        numbers = [index(one) for one in chosen]
+        chosen = range(count) if asked is None else [asked] if isinstance(asked, Integral) else asked
+        numbers = [index(one) for one in chosen]  # type: ignore[union-attr]
     except TypeError as error:
         raise ConfigError(f"{what} must be an integer, several, or None, got {asked!r}") from error
     if not numbers or not all(0 <= one < count for one in numbers):
