@@ -21,7 +21,7 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c"]},
+    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -34,8 +34,9 @@ setup(
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
+        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11", "matplotlib>=3.9"],
         "lint": ["ruff", "mypy"],
+        "pictures": ["matplotlib>=3.9"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },
     entry_points={"console_scripts": ["ds2ds=ds2ds.cli:main"]},

@@ -39,6 +39,9 @@ TABLE = (
     "Runtime",
     "Tokenizer",
     "Grant",
+    "AttentionMap",
+    "link_graph_html",
+    "link_graph_svg",
 )
 
 FLOORS = [
@@ -50,7 +53,7 @@ FLOORS = [
     {"attention"},
     {"model"},
     {"engine"},
-    {"generation"},
+    {"generation", "analysis", "pictures"},
     {"runtime"},
     {"async_runtime", "bench"},
     {"cli", "__main__"},

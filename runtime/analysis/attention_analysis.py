@@ -182,7 +182,8 @@ def _chosen_tokens(result: GenerationResult, place: int, tokens: Tokens) -> list
         chosen = list(range(*tokens.indices(length)))
     else:
         try:
-            chosen = [index(one) for one in ([tokens] if isinstance(tokens, Integral) else tokens)]
+            several: Any = [tokens] if isinstance(tokens, Integral) else tokens
+            chosen = [index(one) for one in several]
         except TypeError as error:
             raise ConfigError(f"tokens must be indices, a range or a slice, got {tokens!r}") from error
     wrong = next((one for one in chosen if not -length <= one < length), None)

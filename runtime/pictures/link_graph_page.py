@@ -19,9 +19,13 @@ def link_graph_html(result: GenerationResult) -> str:
     documents = result.get_all_documents()
     articles = [_article(index, graph, texts) for index in range(len(documents))]
     # The card of the document that is shown is marked, which a rule can only say for each one by its name.
-    shown = [f"body:has(#d{index}:target) .n{index}" for index in range(len(documents))]
-    marked = ", ".join(f"{rule} .box" for rule in [*shown, "body:not(:has(article:target)) .n0"])
-    css = f"{asset('link_graph_page.css')}{marked} {{ stroke: var(--mark); stroke-width: 3; }}\n"
+    shown = {index: f"body:has(#d{index}:target)" for index in range(len(documents))}
+    rules = [(rule, index) for index, rule in shown.items()] + [("body:not(:has(article:target))", 0)]
+    cards, lines = (
+        ", ".join(part) for part in zip(*((f"{r} .n{i} .box", f"{r} .from{i} .way") for r, i in rules), strict=True)
+    )
+    css = asset("link_graph_page.css")
+    css += f"{cards} {{ stroke: var(--mark); stroke-width: 3; }}\n{lines} {{ stroke: var(--mark); }}\n"
     body = (
         f'<main>\n<section class="graph" id="graph" aria-label="Link graph">\n'
         f"{draw_link_graph(result, lambda index: f'#d{index}')}</section>\n"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from rich.cells import cell_len
+
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
 from ds2ds.documents.link_graph import Edge, LinkGraph, link_graph
 from ds2ds.documents.title_utils import title_key
@@ -21,8 +23,10 @@ CARD, BETWEEN, GAP, MARGIN = 186, 148, 12, 20
 LOWEST, HIGHEST, SMALL = 42, 74, 26
 """Height of a card, by its tokens; and of one that no token ever read."""
 
-LEAST_SCALE = 0.7
+LEAST_SCALE = 0.75
 """A page with less room for the drawing lets it be scrolled."""
+
+_Box = tuple[float, float, float, float]
 
 SOURCES = ("generated", "corpus")
 """Sources with a colour of their own; all others share one."""
@@ -55,7 +59,8 @@ def draw_link_graph(result: GenerationResult, address: Callable[[int], str | Non
     title = f"Link graph of {result.root_document.title}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="link-graph" width="{width}" height="{height + 34:.0f}" '
-        f'viewBox="0 0 {width} {height + 34:.0f}" style="min-width: {width * LEAST_SCALE:.0f}px" role="group" aria-label="{escape(title)}">',
+        f'viewBox="0 0 {width} {height + 34:.0f}" style="min-width: {width * LEAST_SCALE:.0f}px" role="group" '
+        f'aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title>",
         f"<style>{asset('link_graph.css')}</style>",
         '<defs><marker id="link-graph-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
@@ -98,6 +103,7 @@ class _Drawing:
         edges = [(line.source, line.target) for line in self.lines_drawn]
         unread = {(line.source, line.target) for line in self.lines_drawn if not line.grants}
         self.layout: Layout = layered_layout(self.heights, edges, GAP, unread)
+        self.labels: list[_Box] = []
         self.outgoing = self._ports(lambda line: line.source, lambda line: line.target, 0)
         self.incoming = self._ports(lambda line: line.target, lambda line: line.source, -1)
 
@@ -135,8 +141,7 @@ class _Drawing:
 
     def lines(self) -> list[str]:
         drawn = []
-        # What matters most is drawn last, above the others.
-        for line in sorted(self.lines_drawn, key=lambda line: ("unread", "evicted", "reads").index(line.style)):
+        for line in sorted(self.lines_drawn, key=lambda line: ("reads", "evicted", "unread").index(line.style)):
             points = self._points(line)
             way = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"]
             for number, ((x0, y0), (x1, y1)) in enumerate(pairwise(points)):
@@ -148,10 +153,10 @@ class _Drawing:
                 )
             arrow = "" if line.style == "unread" else ' marker-end="url(#link-graph-arrow)"'
             drawn.append(
-                f'<g class="line {line.style} from{line.source} to{line.target}"><title>{escape(self._told(line))}</title>'
+                f'<g class="line {line.style} from{line.source}"><title>{escape(self._told(line))}</title>'
                 f'<path class="way" d="{" ".join(way)}"{arrow}/>{self._label(line, points)}</g>'
             )
-        return drawn
+        return drawn[::-1]  # what matters most had the choice of its label's place, and is above the others
 
     def legend(self) -> list[tuple[str, int]]:
         """The keys to what is in the drawing, each with the room it takes."""
@@ -207,23 +212,28 @@ class _Drawing:
         return ports
 
     def _label(self, line: _Line, points: Sequence[tuple[float, float]]) -> str:
+        """The line's label where it covers no other; where there is no such place, its tooltip must do."""
         if not line.grants:
             return ""
         where = ", ".join(_span(grant) for grant in line.grants)
         text = self.texts.link_text(line.source, line.target)
         if text is not None and title_key(text) != title_key(self.documents[line.target].title):
             where = f"{shorten(text, max(6, 21 - len(where)))} {where}"
-        label = escape(shorten(where, 23))
-        # At the end that fewer lines share.
-        shared = [
-            sum(getattr(other, side) == getattr(line, side) for other in self.lines_drawn)
-            for side in ("source", "target")
-        ]
-        at_target = shared[1] <= shared[0]
-        (x, y), (_, beyond) = (points[-1], points[-2]) if at_target else (points[0], points[1])
-        y += 13 if beyond < y - 8 else -4  # on the side from which the line does not come
-        place = f'x="{x - 10:.1f}" text-anchor="end"' if at_target else f'x="{x + 5:.1f}"'
-        return f'<text class="label" y="{y:.1f}" {place}>{label}</text>'
+        label = shorten(where, 23)
+        wide = 6.2 * cell_len(label)
+        # First at the end that fewer lines share, and on the side from which the line does not come.
+        at_source = sum(other.source == line.source for other in self.lines_drawn)
+        at_target = sum(other.target == line.target for other in self.lines_drawn)
+        for end in (True, False) if at_target <= at_source else (False, True):
+            (x, y), (_, beyond) = (points[-1], points[-2]) if end else (points[0], points[1])
+            left = x - 10 - wide if end else x + 5
+            for down in (13, -4) if beyond < y - 8 else (-4, 13):
+                box = (left, y + down - 10, left + wide, y + down + 2)
+                if not any(_overlap(box, other) for other in self.labels):
+                    self.labels.append(box)
+                    place = f'x="{x - 10:.1f}" text-anchor="end"' if end else f'x="{left:.1f}"'
+                    return f'<text class="label" y="{y + down:.1f}" {place}>{escape(label)}</text>'
+        return ""
 
     def _told(self, line: _Line) -> str:
         source, target = (self.documents[index].title for index in (line.source, line.target))
@@ -245,6 +255,10 @@ def _lines(graph: LinkGraph) -> list[_Line]:
         if parent is not None and index not in read
     ]
     return lines
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _span(edge: Edge) -> str:
