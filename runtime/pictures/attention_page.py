@@ -36,13 +36,12 @@ def attention_page(shown: AttentionMap, max_bytes: int) -> str:
         # The square root, as most weights are far below 1/255.
         "weights": [_packed(np.round(np.sqrt(array) * 255).astype(np.uint8)) for array in weights],
     }
-    title = f"Attention of {shown.titles[0]}"
     size = f"{len(shown.tokens):,} tokens, {shown.layers} layers of {shown.heads} heads"
     rows = set(shown.tokens.tolist())
     texts = [_text(number, shown, rows) for number in range(len(shown.titles))]
     linked = f'<section class="linked" aria-label="Documents it read">\n{"".join(texts[1:])}</section>\n'
     body = f"""<header>
-<h1 dir="auto">{escape(title)}</h1>
+<h1>Attention of <bdi>{escape(shown.titles[0])}</bdi></h1>
 <p class="facts">{size}. A token's row is what it read itself: the next token was drawn from it. {note}</p>
 <div class="controls">{_select("layer", layers)}{_select("head", heads)}
 <label>Colour <select id="colour"><option value="drawn">by attention drawn</option>
@@ -60,7 +59,7 @@ def attention_page(shown: AttentionMap, max_bytes: int) -> str:
 </aside>
 </main>
 <script type="application/json" id="data">{json_for_script(data)}</script>"""
-    return page(title, asset("attention.css"), body, asset("attention.js"))
+    return page(f"Attention of {shown.titles[0]}", asset("attention.css"), body, asset("attention.js"))
 
 
 def _within(shown: AttentionMap, max_bytes: int) -> tuple[Sequence[NDArray[np.float32]], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,14 @@ def draw_heat_map(shown: AttentionMap, shares: NDArray[np.float32], path: Path) 
                 else:
                     cell_axes.axis("off")
             parts[strips + row].colorbar(image, ax=list(within), label="share", pad=0.02)
-        title = f"Attention of {len(shown.tokens)} tokens of “{shorten(shown.titles[0], 60)}”"
+        title = f"Attention of {len(shown.tokens)} tokens of “{_name(shown.titles[0], 60)}”"
         figure.suptitle(title, fontsize=11, parse_math=False)
         metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
         kind = path.suffix.lower()[1:]
-        atomic_write(path, lambda partial: figure.savefig(partial, format=kind, dpi=150, metadata=metadata))
+        with warnings.catch_warnings():
+            # A box stands for what the font lacks; an SVG is shown with the fonts of whoever looks at it.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            atomic_write(path, lambda partial: figure.savefig(partial, format=kind, dpi=150, metadata=metadata))
 
 
 def _strip(axes: Axes, shown: AttentionMap, shares: NDArray[np.float32], here: slice, columns: int) -> None:
@@ -81,7 +85,7 @@ def _strip(axes: Axes, shown: AttentionMap, shares: NDArray[np.float32], here: s
     axes.set_xlim(-0.5, columns - 0.5)
     texts = [_label(shown.token_texts[0][token], token) for token in shown.tokens[here]]
     axes.set_xticks(range(count), texts, rotation=90, fontsize=7, parse_math=False)
-    names = [shorten(title, 26) for title in shown.titles]
+    names = [_name(title) for title in shown.titles]
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel(f"tokens {shown.tokens[here.start]} to {shown.tokens[here.stop - 1]}")
     axes.spines[:].set_visible(False)
@@ -93,7 +97,7 @@ def _cells(axes: Axes, shown: AttentionMap, document: int) -> AxesImage:
     seen = shown.in_view[:, document]
     mean = shown.shares[seen, :, :, document].mean(0) if seen.any() else np.zeros((shown.layers, shown.heads))
     image = axes.imshow(mean, aspect="auto", cmap=_colours(), vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(f"{shorten(shown.titles[document], 26)}\nin view of {seen.sum()}", fontsize=8, parse_math=False)
+    axes.set_title(f"{_name(shown.titles[document])}\nin view of {seen.sum()}", fontsize=8, parse_math=False)
     for axis, count, name in ((axes.xaxis, shown.heads, "head"), (axes.yaxis, shown.layers, "layer")):
         axis.set_ticks(range(0, count, -(-count // 12)))
         axis.set_label_text(name)
@@ -109,6 +113,8 @@ def _colours() -> Colormap:
 
 def _label(text: str, token: int) -> str:
     """A token on an axis: on one line, and never nothing."""
-    shown = text.replace("\n", "↵").replace("\t", "⇥")
-    shown = "".join(one if one.isprintable() else "\ufffd" for one in shown)
-    return shorten(shown, 14) or (f"#{token}" if not text else "␣")
+    return _name(text.replace("\n", "↵").replace("\t", "⇥"), 14) or (f"#{token}" if not text else "␣")
+
+
+def _name(text: str, width: int = 26) -> str:
+    return shorten("".join(one if one.isprintable() else "\ufffd" for one in text), width)
