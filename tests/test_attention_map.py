@@ -343,3 +343,16 @@ def test_a_file_in_the_way(made: AttentionMap, tmp_path: Path) -> None:
     with pytest.raises(Ds2dsError, match="cannot write"):
         made.to_npz(tmp_path / "file" / "map.npz")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_a_gpu_s_arena_is_read_alike(dtype: torch.dtype, atol: float) -> None:
+    model = copy.deepcopy(small_model()).to(dtype)
+    cpu = Runtime(copy.deepcopy(model).float(), TOKENIZER, arena_tokens=4096).attention(simple(), per_token=True)
+    runtime = Runtime(model, TOKENIZER, device="cuda", arena_tokens=4096)
+    gpu = runtime.attention(simple(), per_token=True)
+    np.testing.assert_allclose(gpu.shares, cpu.shares, atol=atol)
+    np.testing.assert_array_equal(gpu.in_view, cpu.in_view)
+    assert is_clean(runtime)

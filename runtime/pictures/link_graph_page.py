@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.documents.link_graph import LinkGraph, link_graph
-from ds2ds.pictures.link_graph_svg import draw_link_graph, facts, told_span
+from ds2ds.pictures.document_card import about
+from ds2ds.pictures.link_graph_svg import draw_link_graph, told_span
 from ds2ds.pictures.linked_text import LinkedTexts, Piece
 from ds2ds.pictures.markup import asset, escape, page
 
@@ -37,7 +38,6 @@ def link_graph_html(result: GenerationResult) -> str:
 def _article(index: int, graph: LinkGraph, texts: LinkedTexts) -> str:
     document = texts.documents[index]
     heading = "h1" if index == 0 else "h2"
-    about = facts(document).removeprefix(document.title).strip(" ()")
     read = {edge.target for edge in graph.edges if edge.source == index}
     lists = _list("Reads", [(edge.target, told_span(edge)) for edge in graph.edges if edge.source == index], texts)
     lists += _list("Read by", [(edge.source, told_span(edge)) for edge in graph.edges if edge.target == index], texts)
@@ -48,7 +48,7 @@ def _article(index: int, graph: LinkGraph, texts: LinkedTexts) -> str:
     return (
         f'<article id="d{index}"{" class=root" if index == 0 else ""} tabindex="-1">\n'
         f'<{heading} dir="auto">{escape(document.title)}</{heading}>\n'
-        f'<p class="facts">{escape(about)} <a class="up" href="#graph">to the graph</a></p>\n'
+        f'<p class="facts">{escape(about(document))} <a class="up" href="#graph">to the graph</a></p>\n'
         f'<div class="text" dir="auto">{text}</div>\n{lists}</article>\n'
     )
 

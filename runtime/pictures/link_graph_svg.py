@@ -6,30 +6,24 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from rich.cells import cell_len
 
-from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.documents.link_graph import Edge, LinkGraph, link_graph
 from ds2ds.documents.title_utils import title_key
+from ds2ds.pictures.document_card import CARD, OTHER, SOURCES, card_height, draw_card, source_class, source_name
 from ds2ds.pictures.layered_layout import Layout, layered_layout
 from ds2ds.pictures.linked_text import LinkedTexts
 from ds2ds.pictures.markup import asset, escape, shorten
 
-CARD, BETWEEN, GAP, MARGIN = 186, 148, 12, 20
-"""Width of a document's card, room for edges between two layers and between two cards, and around it all."""
-
-LOWEST, HIGHEST, SMALL = 42, 74, 26
-"""Height of a card, by its tokens; and of one that no token ever read."""
+BETWEEN, GAP, MARGIN = 148, 12, 20
+"""Room for lines between two layers, between two cards, and around it all."""
 
 LEAST_SCALE = 0.75
 """A page with less room for the drawing lets it be scrolled."""
 
 _Box = tuple[float, float, float, float]
-
-SOURCES = ("generated", "corpus")
-"""Sources with a colour of their own; all others share one."""
 
 
 def link_graph_svg(result: GenerationResult) -> str:
@@ -96,10 +90,7 @@ class _Drawing:
         self.lines_drawn = _lines(link_graph(result))
         self.read = {0} | {line.target for line in self.lines_drawn if line.grants}
         most = max(len(document.tokens or ()) for document in self.documents) or 1
-        self.heights = [
-            LOWEST + (HIGHEST - LOWEST) * (len(document.tokens or ()) / most) ** 0.5 if index in self.read else SMALL
-            for index, document in enumerate(self.documents)
-        ]
+        self.heights = [card_height(one, most, small=i not in self.read) for i, one in enumerate(self.documents)]
         edges = [(line.source, line.target) for line in self.lines_drawn]
         unread = {(line.source, line.target) for line in self.lines_drawn if not line.grants}
         self.layout: Layout = layered_layout(self.heights, edges, GAP, unread)
@@ -112,32 +103,13 @@ class _Drawing:
         return sorted(range(len(self.documents)), key=lambda index: (self.layout.layer[index], self.layout.y[index]))
 
     def card(self, index: int, address: str | None) -> str:
-        document, small = self.documents[index], index not in self.read
-        height = self.heights[index]
-        source = document.source if document.source in SOURCES else "other"
-        kind = f"card {source}{' root' if index == 0 else ''}{' small' if small else ''}"
-        # A truncated document's lower edge is torn.
-        right, bottom = CARD, height
-        teeth = "".join(f" l-6 {'-4' if tooth % 2 else '4'}" for tooth in range(CARD // 6))
-        edge = f"V{bottom - 4:.1f}{teeth}" if document.truncated else f"V{bottom:.1f}H0"
-        inner = [
-            f"<title>{escape(facts(document))}</title>",
-            f'<path class="box" d="M0 0H{right}{edge}z"/>',
-            f'<rect class="source" width="5" height="{height - 4 * document.truncated:.1f}"/>',
-        ]
-        if small:
-            inner.append(f'<text class="name" x="14" y="17">{escape(shorten(document.title, 26))}</text>')
-        else:
-            middle = height / 2
-            inner.append(f'<text class="name" x="14" y="{middle - 3:.1f}">{escape(shorten(document.title, 23))}</text>')
-            inner.append(
-                f'<text class="facts" x="14" y="{middle + 13:.1f}">{escape(shorten(_short(document), 30))}</text>'
-            )
         x = MARGIN + self.layout.layer[index] * (CARD + BETWEEN)
-        y = MARGIN + self.layout.y[index] - height / 2
-        name = "g" if address is None else "a"
-        to = "" if address is None else f' href="{escape(address)}"'
-        return f'<{name} class="{kind} n{index}" transform="translate({x},{y:.1f})"{to}>{"".join(inner)}</{name}>'
+        y = MARGIN + self.layout.y[index] - self.heights[index] / 2
+        drawn = draw_card(self.documents[index], self.heights[index], small=index not in self.read)
+        name, to = ("g", "") if address is None else ("a", f' href="{escape(address)}"')
+        kind = f"card {source_class(self.documents[index])} n{index}"
+        kind += " root" * (index == 0) + " small" * (index not in self.read)
+        return f'<{name} class="{kind}" transform="translate({x},{y:.1f})"{to}>{drawn}</{name}>'
 
     def lines(self) -> list[str]:
         drawn = []
@@ -161,11 +133,10 @@ class _Drawing:
     def legend(self) -> list[tuple[str, int]]:
         """The keys to what is in the drawing, each with the room it takes."""
         keys = []
-        sources = {document.source if document.source in SOURCES else "other" for document in self.documents}
-        for source in (*SOURCES, "other"):
-            if source in sources:
-                others = sorted({_source(d) for d in self.documents if d.source not in SOURCES})
-                name = source if source in SOURCES else others[0] if len(others) == 1 else "from elsewhere"
+        for source in (*SOURCES, OTHER):
+            names = sorted({source_name(one) for one in self.documents if source_class(one) == source})
+            if names:
+                name = names[0] if len(names) == 1 else "from elsewhere"
                 keys.append((f'<rect class="key {source}" y="-9" width="11" height="11"/>', 17, name))
         styles = {line.style for line in self.lines_drawn}
         for style, name in (
@@ -268,22 +239,3 @@ def _span(edge: Edge) -> str:
 def told_span(edge: Edge) -> str:
     """Which tokens read a document, in words."""
     return f"from token {edge.position} on" if edge.end is None else f"tokens {edge.position} to {edge.end - 1}"
-
-
-def _source(document: GeneratedDocument) -> str:
-    return document.source.name if isinstance(document.source, Path) else document.source
-
-
-def _short(document: GeneratedDocument) -> str:
-    tokens = "text only" if document.tokens is None else f"{len(document.tokens):,} tokens"
-    return f"{tokens} · {_source(document)}"
-
-
-def facts(document: GeneratedDocument) -> str:
-    """A document's title and what is known of it, in a line."""
-    told = [_short(document)]
-    if document.finish_reason is not None:
-        told.append(f"ended by {document.finish_reason}")
-    if document.truncated:
-        told.append("truncated")
-    return f"{document.title} ({' · '.join(told)})"

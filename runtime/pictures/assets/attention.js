@@ -90,7 +90,7 @@ function show() {
   byId("status").textContent = row === null
     ? `Mean of ${rows.length} tokens` : `Token ${rows[row]}, ${named(0, rows[row])}, read:`;
 }
-const named = (doc, key) => "\u201c\u2068" + (spans[doc][key].textContent.trim() || "\u00a0") + "\u2069\u201d";
+const named = (doc, key) => "\u201c\u2068" + (spans[doc][key].textContent.trim() || "no text") + "\u2069\u201d";
 const mean = list => list.reduce((a, b) => a + b, 0) / list.length;
 
 function showShares(over) {
