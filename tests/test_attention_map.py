@@ -175,16 +175,19 @@ def test_nothing_depends_on_what_is_in_the_arena(monkeypatch: pytest.MonkeyPatch
     assert is_clean(runtime)
 
 
-def test_documents_never_in_view_together_need_not_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each grant ends where the next begins; the arena has room for the root and one of the targets."""
-    targets = [GeneratedDocument(f"T{n}", tokens=encode("x" * 60), depth=1, parent_title="root") for n in range(4)]
-    grants = [Grant(5 + 5 * n, f"T{n}", 10 + 5 * n) for n in range(4)]
-    result = GenerationResult(GeneratedDocument("root", tokens=encode("y" * 30), is_root=True, grants=grants), targets)
-    runtime = small_runtime(arena_tokens=96)
-    check(runtime.attention(result, per_token=True), runtime.model, result, "root", 2e-5)
+def test_documents_read_far_apart_need_not_fit_together() -> None:
+    """The arena has room for the root and one of its targets, but not for both."""
+    targets = [GeneratedDocument(f"T{n}", tokens=encode(f"{n}" * 500), depth=1, parent_title="root") for n in (0, 1)]
+    grants = [Grant(5, "T0", 100), Grant(600, "T1", 700)]
+    tokens = encode("root " * 208)
+    result = GenerationResult(GeneratedDocument("root", tokens=tokens, is_root=True, grants=grants), targets)
+    model = small_model(0, 2048)
+    runtime = Runtime(model, TOKENIZER, arena_tokens=len(tokens) + 512)
+    for _ in range(2):
+        check(runtime.attention(result, tokens=range(0, 1040, 60), per_token=True), model, result, "root", 2e-5)
     assert is_clean(runtime)
     with pytest.raises(ArenaFullError, match="arena_tokens"):
-        small_runtime(arena_tokens=64).attention(result)
+        Runtime(model, TOKENIZER, arena_tokens=len(tokens) + 256).attention(result)
 
 
 def test_beside_requests_that_run(monkeypatch: pytest.MonkeyPatch) -> None:

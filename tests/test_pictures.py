@@ -266,9 +266,19 @@ def test_crossings_are_undone() -> None:
         {4: 3, 5: 2, 6: 1}[leaf] for leaf in sorted((4, 5, 6), key=lambda node: layout.y[node])
     ]
     assert layout.y[0] == pytest.approx(layout.y[2])  # in the middle of what it reads
+    # What a walk meets first is not always best: 1 and 3 read 4, 2 between them reads 5.
+    layout = layered_layout([20.0] * 6, [(0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (3, 4)], 10.0)
+    assert (layout.y[4] < layout.y[5]) == (max(layout.y[1], layout.y[3]) < layout.y[2])
+    assert (layout.y[4] > layout.y[5]) == (min(layout.y[1], layout.y[3]) > layout.y[2])
     assert _crossings([[0, 1], [2, 3]], {0: [3], 1: [2]}) == 1
     assert _crossings([[0, 1], [2, 3]], {0: [2, 3], 1: [2, 3]}) == 1
     assert _crossings([[0, 1], [2, 3]], {0: [2], 1: [2, 3]}) == 0
+
+
+def test_weak_edges_draw_nothing_towards_each_other() -> None:
+    edges = [(0, 1), (0, 2), (0, 3)]
+    assert layered_layout([20.0] * 4, edges, 10.0, edges[1:]).y[0] == 10  # beside 1, which is topmost
+    assert layered_layout([20.0] * 4, edges, 10.0).y[0] == 40  # in the middle of all three
 
 
 @QUICK
@@ -374,6 +384,13 @@ def test_the_page_stands_alone_and_has_every_token(made: AttentionMap, tmp_path:
         assert part is not None and "".join(Elements(part[1]).texts) == "".join(texts)
         assert part[1].count("<span") == len(texts)
     assert page == made.to_html()
+
+
+def test_the_script_finds_what_it_looks_for(made: AttentionMap) -> None:
+    page = made.to_html()
+    ids = {attributes["id"] for _, attributes in Elements(page).found if "id" in attributes}
+    wanted = set(re.findall(r'byId\("(\w+)"\)', page))
+    assert len(wanted) > 5 and wanted <= ids
 
 
 def test_a_page_of_one_document_has_no_others() -> None:

@@ -64,7 +64,7 @@ def analyse_attention(
 
     def record_all() -> Work:
         for batch in batches:
-            # Just these are pinned, so that an arena does in which the document could be written.
+            # Just these are pinned: all that a long document ever read need not fit the arena together.
             window[:] = dict.fromkeys([subject, *(target for target, _ in batch.view)])
             yield from _bring_in(engine, window)
             recorder.run(engine, batch)

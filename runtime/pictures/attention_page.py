@@ -7,6 +7,7 @@ without help; `assets/attention.js` colours.
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.errors import ConfigError
-from ds2ds.pictures.markup import asset, escape, json_for_script, page
+from ds2ds.pictures.markup import asset, escape, page
 
 
 def attention_page(shown: AttentionMap, max_bytes: int) -> str:
@@ -27,7 +28,7 @@ def attention_page(shown: AttentionMap, max_bytes: int) -> str:
     """
     weights, note = _within(shown, max_bytes)
     _, layers, heads, _ = weights[0].shape
-    data = {
+    data = {  # numbers and base64 alone: nothing that could end the element that it stands in
         "rows": shown.tokens.tolist(),
         "inView": ["".join("1" if one else "0" for one in row) for row in shown.in_view],
         "shape": [shown.layers, shown.heads],
@@ -58,7 +59,7 @@ def attention_page(shown: AttentionMap, max_bytes: int) -> str:
 <p class="hint">Point at a token to see what it read; click, or Enter, keeps it; arrow keys move on; Esc shows all.</p>
 </aside>
 </main>
-<script type="application/json" id="data">{json_for_script(data)}</script>"""
+<script type="application/json" id="data">{json.dumps(data)}</script>"""
     return page(f"Attention of {shown.titles[0]}", asset("attention.css"), body, asset("attention.js"))
 
 

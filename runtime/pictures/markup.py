@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 from importlib.resources import files
-from typing import Any
 
 from rich.cells import get_character_cell_size
 
@@ -37,12 +35,6 @@ def shorten(text: str, width: int) -> str:
 
 def asset(name: str) -> str:
     return (files("ds2ds.pictures") / "assets" / name).read_text(encoding="utf-8")
-
-
-def json_for_script(values: Any) -> str:
-    """JSON that may stand in a script element: no `<` that could end it."""
-    text = json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def page(title: str, css: str, body: str, script: str = "") -> str:
