@@ -21,7 +21,7 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c"]},
+    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -39,10 +39,12 @@ setup(
             "pytest-benchmark>=4",
             "hypothesis>=6",
             "scipy>=1.11",
+            "matplotlib>=3.9",
             # Of what is tested against, or adapted to:
             "transformers>=5",
             "lm_eval>=0.4.9",
         ],
+        "pictures": ["matplotlib>=3.9"],
         "eval": ["lm_eval>=0.4.9"],
         "lint": ["ruff", "mypy"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

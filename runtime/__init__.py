@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds2ds.analysis.attention_map import AttentionMap as AttentionMap
     from ds2ds.async_runtime import AsyncRuntime as AsyncRuntime
     from ds2ds.async_runtime import EventStream as EventStream
     from ds2ds.backend import AsyncBackend as AsyncBackend
@@ -45,10 +46,13 @@ if TYPE_CHECKING:
     from ds2ds.generation.warming import Warmed as Warmed
     from ds2ds.model.config import ModelConfig as ModelConfig
     from ds2ds.model.ds2ds_model import DS2DSModel as DS2DSModel
+    from ds2ds.pictures.link_graph_page import link_graph_html as link_graph_html
+    from ds2ds.pictures.link_graph_svg import link_graph_svg as link_graph_svg
     from ds2ds.runtime import Runtime as Runtime
     from ds2ds.tokenizer import Tokenizer as Tokenizer
 
 _MODULES = {
+    "analysis.attention_map": ("AttentionMap",),
     "async_runtime": ("AsyncRuntime", "EventStream"),
     "backend": ("AsyncBackend", "Backend", "BackendLimits"),
     "corpus.document_corpus": ("DocumentCorpus",),
@@ -86,6 +90,8 @@ _MODULES = {
     "generation.warming": ("Warmed",),
     "model.config": ("ModelConfig",),
     "model.ds2ds_model": ("DS2DSModel",),
+    "pictures.link_graph_page": ("link_graph_html",),
+    "pictures.link_graph_svg": ("link_graph_svg",),
     "runtime": ("Runtime",),
     "tokenizer": ("Tokenizer",),
 }

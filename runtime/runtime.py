@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ds2ds.analysis.attention_analysis import MAX_BYTES, Tokens, analyse_attention
+from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.backend import BackendLimits
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
@@ -369,6 +371,35 @@ class Runtime:
         self._require_store("load_cache")
         self.engine.store.use_weights(fingerprint(self.model))
         return load_store(self.engine.store, Path(path), digest(self.model), self.model.config.vocab_size)
+
+    def attention(
+        self,
+        result: GenerationResult,
+        document: str | int | None = None,
+        tokens: Tokens = None,
+        *,
+        per_token: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> AttentionMap:
+        """How much attention tokens of a result's document gave to each document in their view, by layer and head.
+
+        Computed anew, on demand: generation is not slowed by it. What the store still has of the documents is reused,
+        what it lacks is prefilled, and the document itself stays there for the next analysis. The row of token t is
+        what t itself read; the token at t was drawn from the row of t - 1.
+
+        Args:
+            result: of this model.
+            document: its title, or its index in `result.get_all_documents()`; None: the root.
+            tokens: indices, a range or a slice of the document's tokens; None: all that were written, or just all if
+                none were.
+            per_token: also what each token of each document received (`AttentionMap.weights`).
+            max_bytes: most memory that the arrays may take.
+
+        Raises:
+            ConfigError: there is no such document or token, the result cannot be this model's, or the arrays would
+                take more than max_bytes; ArenaFullError: the arena is too small.
+        """
+        return analyse_attention(self.engine, self.tokenizer, result, document, tokens, per_token, max_bytes)
 
     def _require_store(self, what: str) -> None:
         if not self.engine.store.share:

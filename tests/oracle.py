@@ -30,10 +30,12 @@ class Document:
 
 @dataclass
 class Computed:
-    """Per layer keys, rotated at local positions, and values [n, heads, head_dim]."""
+    """Per layer keys, rotated at local positions, and values [n, heads, head_dim], and the weights of attention
+    [heads, n, keys]: over the keys of each grant's target, in the order of the grants, then over its own."""
 
     keys: list[Tensor]
     values: list[Tensor]
+    weights: list[Tensor]
     log_probs: Tensor
 
 
@@ -60,6 +62,10 @@ class Oracle:
         """
         done: dict[Document, Computed | None] = {}
         return [self._compute(document, done).log_probs for document in documents]
+
+    def attention(self, document: Document) -> list[Tensor]:
+        """Per layer float64 [heads, n, keys], as Computed has it."""
+        return self._compute(document, {}).weights
 
     def _compute(self, document: Document, done: dict[Document, Computed | None]) -> Computed:
         if document not in done:
@@ -94,6 +100,7 @@ class Oracle:
         pushed: list[Tensor] = []
         keys: list[Tensor] = []
         values: list[Tensor] = []
+        attention: list[Tensor] = []
         for layer in range(self.layers):
             if layer >= half and pushed:
                 x = x + self.weights["backbone.skip_weights"][layer - half] * pushed.pop()
@@ -112,6 +119,7 @@ class Oracle:
                 for at, part, mask in zip(positions, all_keys, visible, strict=True)
             ]
             weights = (torch.cat(scores, -1) / q.shape[-1] ** 0.5).softmax(-1)
+            attention.append(weights)
             read = torch.einsum("hts,shd->thd", weights, torch.cat(all_values)).flatten(1)
             x = x + read @ self.weights[prefix + "attn.Wout.weight"].T
             up, gate = (rms_norm(x) @ self.weights[prefix + "mlp.Wup_gate.weight"].T).chunk(2, -1)
@@ -119,7 +127,7 @@ class Oracle:
             if layer < half:
                 pushed.append(x)
         logits = rms_norm(x) @ self.weights["loss_fn.weight"].T
-        return Computed(keys, values, logits.log_softmax(-1))
+        return Computed(keys, values, attention, logits.log_softmax(-1))
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [n, heads, head_dim] at positions [n]."""

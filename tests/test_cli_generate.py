@@ -115,6 +115,8 @@ def test_save(folder: Path, tmp_path: Path) -> None:
     assert {entry.name for entry in out.iterdir()} == {
         *(f"{create_filename(title)}.md" for title in ("Home", "Apple", "Pear")),
         "graph.json",
+        "graph.html",
+        "graph.svg",
         "result.json",
     }
     home = (out / f"{create_filename('Home')}.md").read_text(encoding="utf-8")

@@ -41,6 +41,9 @@ TABLE = (
     "Grant",
     "Backend",
     "AsyncBackend",
+    "AttentionMap",
+    "link_graph_html",
+    "link_graph_svg",
 )
 
 FLOORS = [
@@ -52,7 +55,7 @@ FLOORS = [
     {"attention"},
     {"model"},
     {"engine"},
-    {"generation"},
+    {"generation", "analysis", "pictures"},
     {"backend"},
     {"runtime"},
     {"async_runtime", "bench", "adapters"},

@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from ds2ds import GeneratedDocument, GenerationConfig, GenerationResult, Grant, create_filename
+from ds2ds import (
+    GeneratedDocument,
+    GenerationConfig,
+    GenerationResult,
+    Grant,
+    create_filename,
+    link_graph_html,
+    link_graph_svg,
+)
 from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.generation.save import check_folder, graph, save_result
+
+REST = {"graph.json", "result.json", "graph.svg", "graph.html"}
 
 
 def make_result(*titles: str) -> GenerationResult:
@@ -33,7 +43,9 @@ def test_a_file_for_each_document_the_graph_and_the_result(tmp_path: Path) -> No
     save_result(result, tmp_path / "a" / "out")
     out = tmp_path / "a" / "out"
     files = {f"{create_filename(title)}.md" for title in ("root", "C++", "C#")}
-    assert names(out) == files | {"graph.json", "result.json"}
+    assert names(out) == files | REST
+    assert (out / "graph.svg").read_text(encoding="utf-8") == link_graph_svg(result)
+    assert (out / "graph.html").read_text(encoding="utf-8") == link_graph_html(result)
     assert (out / f"{create_filename('root')}.md").read_text(encoding="utf-8") == "hé [a](a)\n"
     assert (out / f"{create_filename('C#')}.md").read_text(encoding="utf-8") == "about C#\n"
     assert json.loads((out / "result.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result.to_dict()))
@@ -75,14 +87,14 @@ def test_an_untitled_root_and_a_document_called_root_are_two(tmp_path: Path) -> 
     result = make_result("root")
     save_result(result, tmp_path / "out")
     name = create_filename("root")
-    assert names(tmp_path / "out") == {f"{name}.md", f"{name}_2.md", "graph.json", "result.json"}
+    assert names(tmp_path / "out") == {f"{name}.md", f"{name}_2.md", *REST}
     assert graph(result)["edges"] == [{"source": name, "target": f"{name}_2", "position": 1, "end": None}]
     save_result(result, tmp_path / "out")  # it is known as a result again
 
 
 def test_titles_longer_than_a_file_name(tmp_path: Path) -> None:
     save_result(make_result("x" * 400, "x" * 401, "日" * 400), tmp_path / "out")
-    assert len(names(tmp_path / "out")) == 6
+    assert len(names(tmp_path / "out")) == 4 + len(REST)
 
 
 def test_an_earlier_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -91,6 +103,14 @@ def test_an_earlier_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert f"{create_filename('C')}.md" in names(tmp_path / "out")
     assert f"{create_filename('A')}.md" not in names(tmp_path / "out")
     assert names(tmp_path) == {"out"}
+
+
+def test_a_result_without_pictures_is_one_too(tmp_path: Path) -> None:
+    save_result(make_result("A"), tmp_path / "out")
+    for name in ("graph.svg", "graph.html"):
+        (tmp_path / "out" / name).unlink()
+    save_result(make_result("B"), tmp_path / "out")
+    assert names(tmp_path / "out") > REST
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:

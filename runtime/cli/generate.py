@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ds2ds.cli.pictures import check_pictures, write_pictures
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
 from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
@@ -57,11 +58,25 @@ def generate(
     save: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for the documents as markdown, graph.json and result.json; made as a whole."
+            metavar="DIR",
+            help="Folder for the documents as markdown, their graph (.json, .svg, .html) and result.json; made whole.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to draw the link graph: .html, texts and all, or .svg.")
+    ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the root's tokens read, by layer and head: .html to explore, .png or .svg a heat map, or .npz.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Let --save replace a folder that holds something else.")
+        bool,
+        typer.Option(
+            "--force", help="Let --save replace a folder that holds something else, --picture and --attention a file."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
     dtype: Annotated[
@@ -171,6 +186,7 @@ def generate(
     text = _read_prompt(prompt, title)
     if save is not None:
         check_folder(save, force=force)
+    check_pictures(picture, attention, force=force)
     terminal = sys.stdout.isatty() and not as_json
     console = Console() if terminal else Console(stderr=True)
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
@@ -192,14 +208,17 @@ def generate(
         save_result(result, save, force=force)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+        write_pictures(runtime, result, picture, attention)
         return
     console.print()
     console.print(document_tree(result))
     console.print(figures(result, written), style="dim", highlight=False, soft_wrap=not console.is_terminal)
     if (note := remark(result, written)) is not None:
         console.print(note, style="yellow", highlight=False, soft_wrap=not console.is_terminal)
-    if save is not None:
-        console.print(f"saved to {save}", style="dim", highlight=False, soft_wrap=True)
+    write_pictures(runtime, result, picture, attention)
+    for path in (save, picture, attention):
+        if path is not None:
+            console.print(f"saved to {path}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _read_prompt(prompt: str | None, title: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A result on disk: a markdown file per document, the graph between them, and all of it as JSON."""
+"""A result on disk: a markdown file per document, the graph between them, drawn too, and all of it as JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from typing import Any
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
 from ds2ds.documents.title_utils import create_filename, generate_title_hash
 from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.pictures.link_graph_page import link_graph_html
+from ds2ds.pictures.link_graph_svg import link_graph_svg
 
 GRAPH_NAME = "graph.json"
 RESULT_NAME = "result.json"
+DRAWING_NAME = "graph.svg"
+PAGE_NAME = "graph.html"
 
 _DOCUMENT_NAME = re.compile(r".*_[0-9a-f]{6}(_[0-9]+)?\.md")
 _LONGEST_STEM = 200  # file systems take 255 bytes; a title is as long as a model makes it
@@ -24,11 +28,12 @@ _LONGEST_STEM = 200  # file systems take 255 bytes; a title is as long as a mode
 def save_result(result: GenerationResult, folder: str | Path, *, force: bool = False) -> None:
     """Write a result into a folder that appears, or is replaced, as a whole.
 
-    It holds `create_filename(title)`.md per document (its text), graph.json (`graph`) and result.json
-    (`GenerationResult.to_dict`).
+    It holds `create_filename(title)`.md per document (its text), graph.json (`graph`), result.json
+    (`GenerationResult.to_dict`), and the graph to look at: graph.svg and graph.html (`ds2ds.pictures`).
 
     Raises:
-        ConfigError: the folder may not be replaced, see `check_folder`; Ds2dsError: it cannot be written.
+        ConfigError: the folder may not be replaced, see `check_folder`, or a grant fits no document of the result;
+            Ds2dsError: it cannot be written.
     """
     folder = Path(folder).absolute()
     check_folder(folder, force=force)
@@ -130,6 +135,8 @@ def _write_files(result: GenerationResult, folder: Path) -> None:
     for file, values, indent in ((GRAPH_NAME, graph(result), 2), (RESULT_NAME, result.to_dict(), None)):
         text = json.dumps(values, ensure_ascii=False, indent=indent, allow_nan=False)
         (folder / file).write_text(text + "\n", encoding="utf-8")
+    for file, drawn in ((DRAWING_NAME, link_graph_svg(result)), (PAGE_NAME, link_graph_html(result))):
+        (folder / file).write_text(drawn, encoding="utf-8")
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -149,4 +156,5 @@ def _replace(folder: Path, partial: Path) -> None:
 def _holds_result(folder: Path) -> bool:
     names = {entry.name for entry in folder.iterdir()}
     own = {GRAPH_NAME, RESULT_NAME}
-    return own <= names and all(_DOCUMENT_NAME.fullmatch(name) for name in names - own)
+    rest = names - own - {DRAWING_NAME, PAGE_NAME}  # results of earlier versions lack these
+    return own <= names and all(_DOCUMENT_NAME.fullmatch(name) for name in rest)

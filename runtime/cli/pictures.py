@@ -1,0 +1,67 @@
+"""Files to look at, from options of ``ds2ds generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from ds2ds.documents.generation_result import GenerationResult
+    from ds2ds.runtime import Runtime
+
+PICTURES = (".html", ".svg")
+HEAT_MAPS = (".png", ".svg")
+ATTENTION = (".html", ".npz", *HEAT_MAPS)
+
+
+def check_pictures(picture: Path | None, attention: Path | None, *, force: bool) -> None:
+    """Whether both files can be made: told before anything is generated.
+
+    Raises:
+        ConfigError: an ending that is not known, a file that is already there (unless `force`), or one file for both;
+            Ds2dsError: what draws heat maps is not installed.
+    """
+    for option, path, endings in (("--picture", picture, PICTURES), ("--attention", attention, ATTENTION)):
+        if path is None:
+            continue
+        if path.suffix.lower() not in endings:
+            raise ConfigError(f"{option} must end in {', '.join(endings)}, got {str(path)!r}")
+        if path.is_dir():
+            raise ConfigError(f"{option}: {path} is a folder: name a file")
+        if path.exists() and not force:
+            raise ConfigError(f"{option}: {path} is already there: pass --force to replace it")
+    if picture is not None and attention is not None and picture.absolute() == attention.absolute():
+        raise ConfigError(f"--picture and --attention must be two files, got {picture} for both")
+    if attention is not None and attention.suffix.lower() in HEAT_MAPS:
+        from ds2ds.pictures.heat_map import require_matplotlib
+
+        require_matplotlib()
+
+
+def write_pictures(runtime: Runtime, result: GenerationResult, picture: Path | None, attention: Path | None) -> None:
+    """Make the files asked for.
+
+    Raises:
+        Ds2dsError: one cannot be made, or written.
+    """
+    if picture is not None:
+        from ds2ds.pictures.link_graph_page import link_graph_html
+        from ds2ds.pictures.link_graph_svg import link_graph_svg
+
+        drawn = link_graph_svg(result) if picture.suffix.lower() == ".svg" else link_graph_html(result)
+        try:
+            atomic_write_text(picture, drawn)
+        except OSError as error:
+            raise Ds2dsError(f"cannot write {picture}: {error}") from error
+    if attention is not None:
+        kind = attention.suffix.lower()
+        found = runtime.attention(result, per_token=kind not in HEAT_MAPS)
+        if kind == ".html":
+            found.to_html(attention)
+        elif kind == ".npz":
+            found.to_npz(attention)
+        else:
+            found.heatmap(attention)
