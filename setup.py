@@ -26,6 +26,7 @@ setup(
         "torch>=2.11",
         "numpy>=1.26",
         "tiktoken>=0.7",
+        "rapidfuzz>=3",
         "safetensors>=0.4",
         "rich>=13",
         "typer>=0.12",
@@ -35,6 +36,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
+        "embeddings": ["sentence-transformers>=3"],
         "lint": ["ruff", "mypy"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },

@@ -162,7 +162,9 @@ GIVEN: dict[str, Any] = {
     "repetition_penalty": 1.5,
     "stop": ["a", "b"],
     "logprobs": True,
+    "title_resolution": ["exact", "folded", "edit:0.9"],
 }
+LISTED_WITH_COMMAS = ("title_resolution",)
 
 
 def test_options_reach_the_settings(folder: Path) -> None:
@@ -170,6 +172,7 @@ def test_options_reach_the_settings(folder: Path) -> None:
     arguments = []
     for name, value in GIVEN.items():
         option = name.replace("_", "-")
+        value = ",".join(value) if name in LISTED_WITH_COMMAS else value
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         else:

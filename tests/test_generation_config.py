@@ -33,6 +33,7 @@ DEFAULTS = {
     "repetition_penalty": 1.0,
     "stop": [],
     "logprobs": False,
+    "title_resolution": [],
 }
 
 POSITIVE = ("max_new_tokens", "max_tokens_per_document", "max_context_length")
@@ -54,7 +55,7 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_in_one_of_the_groups_below() -> None:
-    others = {"eviction_policy", "device", "stop"}
+    others = {"eviction_policy", "device", "stop", "title_resolution"}
     assert {field.name for field in fields(GenerationConfig)} == {*INTEGERS, *NUMBERS, *SWITCHES} | others
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
 
@@ -37,6 +38,11 @@ class GenerationConfig:
         stop: strings that end a document; they are cut from its text.
         seed: of all noise; None: drawn from torch's global generator, so that torch.manual_seed counts.
         logprobs: return every token's log-probability.
+        title_resolution: how a link's target finds its document, in order: "exact", the corpus' own rule, always the
+            first; "folded", without case, punctuation, diacritics and spacing; "redirects[=FILE]", other names from a
+            JSON file, or the corpus' redirects.json; "edit[:MINIMUM]", the likest title by edit distance;
+            "embeddings=MODEL[:MINIMUM]", the nearest by a sentence-transformers model. Or all in one string, with
+            commas. Empty: exact alone, or what a ResolvingCorpus has.
         device: must be the runtime's, if given.
 
     Raises:
@@ -62,6 +68,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     logprobs: bool = False
+    title_resolution: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
@@ -89,6 +96,7 @@ class GenerationConfig:
             names = tuple(EVICTION_POLICIES)
             raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
         self._check_stop()
+        self._check_title_resolution()
         if self.device is not None:
             parse_device(self.device)
 
@@ -97,6 +105,15 @@ class GenerationConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
+
+    def _check_title_resolution(self) -> None:
+        given = self.title_resolution
+        if not isinstance(given, str | Sequence):
+            raise ConfigError(f"title_resolution must be a string or a sequence of strings, got {given!r}")
+        try:
+            object.__setattr__(self, "title_resolution", resolver_order(given) if given else ())
+        except ConfigError as error:
+            raise ConfigError(f"title_resolution: {error}") from error
 
     def _integer(self, name: str) -> int:
         value = getattr(self, name)
@@ -113,7 +130,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "stop": list(self.stop)}
+        return {**asdict(self), "stop": list(self.stop), "title_resolution": list(self.title_resolution)}
 
     def with_overrides(self, **overrides: Any) -> GenerationConfig:
         """A copy with some fields changed.
