@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator
 from typing import Any
 
 from rapidfuzz import process
@@ -17,17 +16,23 @@ from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import ConfigError
 
 MINIMUM = 0.85
+MOST_EDITS = 2
+
+
+def likeness(edits: int, longer: int) -> float:
+    """1 where there are no edits, 0 where nothing is left. `longer`: the length of the longer title."""
+    return 1 - edits / longer
 
 
 class EditResolver:
-    """The title most alike, if it is alike enough and no other is as alike.
+    """The title with the fewest edits, if these are few and no other title has as few.
 
-    Likeness is 1 - edits / length of the longer title, where an edit inserts, removes or replaces a character or swaps
-    two neighbours (rapidfuzz's OSA), and titles are compared by their ``title_key``: case and spacing do not count,
-    punctuation does. Digits must be the same: "X.25" and "X.29" are two things, not one with a slip.
+    An edit inserts, removes or replaces a character or swaps two neighbours (rapidfuzz's OSA). At most MOST_EDITS, and
+    so few that the likeness, 1 - edits / length of the longer title, reaches the minimum. Titles are compared by their
+    ``title_key``: case and spacing do not count, punctuation does. Digits must be the same: "X.25" and "X.29" are two
+    things, not one with a slip.
 
-    Keeps the keys in memory, made at the first look-up, sorted by length, for only titles of about the same length can
-    be alike. A look-up goes through those.
+    Keeps the keys in memory, made at the first look-up, by length: a look-up goes through those of about its own.
 
     Args:
         minimum: the least likeness, in (0, 1].
@@ -52,21 +57,22 @@ class EditResolver:
             numbers.append(number)
         return by_length
 
-    def _alike(self, key: str, minimum: float) -> Iterator[tuple[list[str], array[int]]]:
-        """The keys that can be so alike, the nearest lengths first: a difference in length takes as many edits."""
-        by_length = self._by_length()
-        for length in sorted(by_length, key=lambda length: abs(length - len(key))):
-            if 1 - abs(length - len(key)) / max(length, len(key)) >= minimum:
-                yield by_length[length]
-
     def find(self, title: str) -> Match | None:
         key = title_key(title)
         if not key:
             return None
-        best, found = self.minimum, list[int]()
-        for keys, numbers in self._alike(key, self.minimum):
-            alike = process.extract(key, keys, scorer=OSA.normalized_similarity, score_cutoff=best, limit=None)
-            for other, score, place in alike:  # the most alike first
+        by_length = self._by_length()
+        best, found = 0.0, list[int]()
+        # The nearest lengths first; a difference in length takes as many edits.
+        for difference in (0, 1, -1, 2, -2):
+            keys, numbers = by_length.get(len(key) + difference, ([], []))
+            longer = len(key) + max(difference, 0)
+            allowed = [edits for edits in range(MOST_EDITS + 1) if likeness(edits, longer) >= max(self.minimum, best)]
+            if not allowed or allowed[-1] < abs(difference):
+                continue
+            near = process.extract(key, keys, scorer=OSA.distance, score_cutoff=allowed[-1], limit=None)
+            for other, edits, place in near:  # the fewest edits first
+                score = likeness(edits, longer)
                 if score < best:
                     break
                 if same_digits(key, other):
@@ -82,11 +88,12 @@ class EditResolver:
         key = title_key(title)
         if not key:
             return []
-        scorer = OSA.normalized_similarity
         scored = [
             (score, numbers[place])
-            for keys, numbers in self._alike(key, minimum)
-            for _, score, place in process.extract(key, keys, scorer=scorer, score_cutoff=minimum, limit=limit)
+            for keys, numbers in self._by_length().values()
+            for _, score, place in process.extract(
+                key, keys, scorer=OSA.normalized_similarity, score_cutoff=minimum, limit=limit
+            )
         ]
         best = heapq.nsmallest(limit, scored, key=lambda pair: (-pair[0], pair[1]))
         return [Match(self._titles[number], self.name, round(score, 4)) for score, number in best]
