@@ -13,7 +13,9 @@ Prints tables, writes bench/results/resolving_cpu.json; the last line of the out
 from __future__ import annotations
 
 import random
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ds2ds.corpus.document_corpus import DocumentCorpus
+from ds2ds.corpus.document_corpus import DocumentCorpus, corpus_folder
 from ds2ds.corpus.resolving.chain import ResolverChain
 from ds2ds.corpus.resolving.edit import MINIMUM as EDIT_MINIMUM
 from ds2ds.corpus.resolving.edit import EditResolver
@@ -250,7 +252,10 @@ def main(
     dice = random.Random(seed)
     encoder = None if model is None else Remembering(model)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    with DocumentCorpus("demo") as corpus:
+    with tempfile.TemporaryDirectory() as temporary:
+        # A copy: vectors are kept beside the corpus.
+        folder = Path(shutil.copytree(corpus_folder("demo"), Path(temporary) / "corpus"))
+        corpus = DocumentCorpus(folder)
         asked = look_ups(corpus, count, dice)
         gone = dice.sample([title for title in corpus.titles() if corpus.graph.incoming(title)], count)
         absent: list[Look] = [(title, None) for title in gone]
@@ -269,6 +274,7 @@ def main(
         took = microseconds(corpus, model, asked["one slip"][:200])
         titles = len(corpus)
         large = at_scale(corpus, scale, dice)
+        corpus.close()
 
     table = Table(title=f"Of {count} look-ups each among {titles:,} titles: % right / % wrong")
     names = list(results["one slip"])

@@ -13,6 +13,8 @@ from ds2ds.corpus.resolving.vectors import Progress, Vectors, encode_titles, ope
 from ds2ds.documents.title_match import Match
 from ds2ds.errors import ConfigError
 
+# With all-MiniLM-L6-v2 (bench/results/resolving_cpu.json) this resolves 30% of the link texts that are not the title of
+# their target rightly and 2% wrongly; 0.85 does 40% and 5%, and takes every tenth title that is not there for another.
 MINIMUM = 0.9
 _TIE = 1e-4  # vectors of one text differ by rounding, by what stood beside it in the batch
 _CHUNK = 1 << 16
@@ -54,8 +56,9 @@ class EmbeddingResolver:
     def find(self, title: str) -> Match | None:
         vectors = self._vectors()
         (wanted,) = self._encoder.encode([title])
-        chunks = range(0, len(vectors), _CHUNK)
-        scores = np.concatenate([vectors[start : start + _CHUNK] @ wanted for start in chunks])
+        scores = np.empty(len(vectors), dtype=np.float32)
+        for start in range(0, len(vectors), _CHUNK):
+            scores[start : start + _CHUNK] = vectors[start : start + _CHUNK] @ wanted
         near = np.flatnonzero(scores >= self.minimum)
         found: list[int] = []
         best = 0.0
