@@ -12,6 +12,7 @@ Prints tables, writes bench/results/resolving_cpu.json; the last line of the out
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import statistics
@@ -239,6 +240,18 @@ def at_scale(corpus: DocumentCorpus, count: int, dice: random.Random) -> dict[st
             **shares(found, asked),
         }
     return measured
+
+
+def markdown_table(file: Path) -> str:
+    """The table of docs/titles.md: the resolvers with their default minimums."""
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    edit, embeddings = (f"{name}:{minimum}" for name, minimum in measured["defaults"].items())
+    names = ["exact", "folded", edit, embeddings, "exact,folded,edit"]
+    lines = ["| looked up | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    for kind, row in measured["results"].items():
+        cells = (f"{row[name]['right']:.0%} / {row[name]['wrong']:.1%}" for name in names)
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main(

@@ -267,9 +267,9 @@ def edit_by_brute_force(titles: Sequence[str], title: str, minimum: float) -> Ma
         digits = [[c for c in text if c.isdecimal()] for text in (key, near)]
         edits, longer = edits_between(key, near), max(len(key), len(near))
         if key and near and digits[0] == digits[1] and edits <= MOST_EDITS and 1 - edits / longer >= minimum:
-            scored.append((1 - edits / longer, other))
-    best = [other for score, other in scored if score == max(scored)[0]]
-    return Match(best[0], "edit", round(max(scored)[0], 4)) if len(best) == 1 else None
+            scored.append((edits, 1 - edits / longer, other))
+    best = [(score, other) for edits, score, other in scored if edits == min(scored)[0]]
+    return Match(best[0][1], "edit", round(best[0][0], 4)) if len(best) == 1 else None
 
 
 letters = st.text(st.sampled_from("abAB 1"), min_size=1, max_size=9)
@@ -299,6 +299,8 @@ def test_edit_refuses_what_two_titles_are_as_near_to() -> None:
     edit = EditResolver(corpus, 0.8)
     assert edit.find("compmutator") is None
     assert edit.find("comutator") is None
+    assert EditResolver(Titled("stack", "stackses"), 0.5).find("stacks") == Match("stack", "edit", 0.8333)
+    assert EditResolver(Titled("stack", "stacksy"), 0.5).find("stacks") is None  # an edit each
     assert edit.find("commutatorr") == Match("commutator", "edit", 0.9091)
     assert EditResolver(Titled("abcdefgh", "abcdefgh"), 0.8).find("abcdefghi") == Match("abcdefgh", "edit", 0.8889)
 

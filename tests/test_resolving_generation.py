@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from scripted import EOS, TOKENIZER, Texts, encode, follow, small_runtime
 from scripted import run as generate
 from titled import Titled
@@ -16,16 +19,22 @@ from typer.testing import CliRunner
 from ds2ds import (
     ConfigError,
     CorpusError,
+    DocumentClosed,
     DocumentContext,
     DocumentCorpus,
+    DocumentOpened,
+    GeneratedDocument,
     GenerationConfig,
     LinkClosed,
     Match,
     PromptLinkProcessor,
     ResolvingCorpus,
+    TokenWritten,
 )
 from ds2ds.cli import app
+from ds2ds.cli.rendering import TerminalRenderer
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
+from ds2ds.corpus.resolving import edit, embeddings
 from ds2ds.corpus.resolving.edit import EditResolver
 from ds2ds.documents.content import content_of
 from ds2ds.documents.document import Document
@@ -313,3 +322,60 @@ def test_generate_with_title_resolution(corpus: str, tmp_path: Path) -> None:
     (edge,) = json.loads((out / "graph.json").read_text())["edges"]
     assert (edge["link"], edge["resolved_by"]) == ("compilers", "edit")
     assert isinstance(ds2ds(*arguments, "--title-resolution", "fuzzy").exception, ConfigError)
+
+
+def test_a_terminal_shows_how_a_target_was_found() -> None:
+    events = [
+        DocumentOpened("Home", "generated", 0, None, ""),
+        LinkClosed("Home", "c", "compilers", 3, "corpus", "", "edit", 0.8889),
+        DocumentOpened("compiler", "corpus", 1, "Home", "text"),
+        DocumentClosed("compiler", None, GeneratedDocument("compiler", tokens=[1, 2], source="corpus")),
+        LinkClosed("Home", "l", "Linked-List", 5, "corpus", "", "folded", 1.0),
+        DocumentOpened("linked list", "corpus", 1, "Home", "text"),
+        DocumentClosed(
+            "linked list", None, GeneratedDocument("linked list", tokens=[1], source="corpus", truncated=True)
+        ),
+        # A document that was evicted comes back without being opened: what is said of it is not said of the next.
+        LinkClosed("Home", "c", "compilers", 6, "corpus", "", "edit", 0.8889),
+        LinkClosed("Home", "g", "Graph", 7, "corpus", "", "exact", 1.0),
+        DocumentOpened("Graph", "corpus", 1, "Home", "text"),
+        DocumentClosed("Graph", None, GeneratedDocument("Graph", tokens=[1], source="corpus")),
+        TokenWritten("Home", 1, "end", -1.0),
+        DocumentClosed("Home", "eos", GeneratedDocument("Home", tokens=[1], text="end")),
+    ]
+    out = io.StringIO()
+    renderer = TerminalRenderer(Console(file=out, width=100))
+    for event in events:
+        renderer.show(event)
+    renderer.finish()
+    assert [line.strip() for line in out.getvalue().splitlines() if "->" in line] == [
+        '-> compiler (corpus, 2 tokens, as "compilers", edit 0.89)',
+        '-> linked list (corpus, 1 token, cut, as "Linked-List", folded)',
+        "-> Graph (corpus, 1 token)",
+    ]
+
+
+# What is written of the measurement
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_on_titles_shows_the_measurement() -> None:
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        from resolving import RESULT, markdown_table
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    page = (ROOT / "docs" / "titles.md").read_text(encoding="utf-8")
+    assert markdown_table(RESULT) in page
+    measured = json.loads(RESULT.read_text(encoding="utf-8"))
+    assert measured["defaults"] == {"edit": edit.MINIMUM, "embeddings": embeddings.MINIMUM}
+    took, large = measured["look_up_us"], measured["large"]
+    assert (
+        f"Among {measured['titles']:,} titles a look-up takes {took['exact']:.0f} µs (exact), {took['folded']:.0f} µs "
+        f"(folded), {took['edit']:.0f} µs (edit) and {took['embeddings'] / 1e3:.0f} ms (embeddings"
+    ) in " ".join(page.split())
+    assert (
+        f"among {large['titles']:,} titles, {large['folded']['look_up_us']:.0f} µs (folded) and "
+        f"{large['edit']['look_up_us'] / 1e3:.0f} ms (edit)"
+    ) in " ".join(page.split())

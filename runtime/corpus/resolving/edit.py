@@ -65,26 +65,25 @@ class EditResolver:
         if not key:
             return None
         by_length = self._by_length()
-        best, found = 0.0, list[int]()
+        fewest, likest, found = MOST_EDITS, 0.0, list[int]()
         # The nearest lengths first; a difference in length takes as many edits.
         for difference in (0, 1, -1, 2, -2):
             keys, numbers = by_length.get(len(key) + difference, ([], []))
             longer = len(key) + max(difference, 0)
-            allowed = [edits for edits in range(MOST_EDITS + 1) if likeness(edits, longer) >= max(self.minimum, best)]
+            allowed = [edits for edits in range(fewest + 1) if likeness(edits, longer) >= self.minimum]
             if not allowed or allowed[-1] < abs(difference):
                 continue
             near = process.extract(key, keys, scorer=OSA.distance, score_cutoff=allowed[-1], limit=None)
-            for other, edits, place in near:  # the fewest edits first
-                score = likeness(edits, longer)
-                if score < best:
-                    break
-                if same_digits(key, other):
-                    if score > best:
-                        found.clear()
-                    best = score
-                    found.append(numbers[place])
+            for other, edits, place in near:
+                if edits > fewest or not same_digits(key, other):
+                    continue
+                if edits < fewest:
+                    fewest, likest = edits, 0.0
+                    found.clear()
+                likest = max(likest, likeness(edits, longer))
+                found.append(numbers[place])
         only = self._titles.only(found)
-        return None if only is None else Match(only, self.name, round(best, 4))
+        return None if only is None else Match(only, self.name, round(likest, 4))
 
     def closest(self, title: str, limit: int, minimum: float) -> list[Match]:
         """The titles most alike, whatever their digits, for a person to choose from; the most alike first."""
