@@ -29,6 +29,7 @@ from ds2ds import (
     Match,
     PromptLinkProcessor,
     ResolvingCorpus,
+    Runtime,
     TokenWritten,
 )
 from ds2ds.cli import app
@@ -163,7 +164,10 @@ def test_a_document_in_view_wins_over_what_is_like_it_in_the_corpus(monkeypatch:
     assert [(grant.target, grant.match) for grant in context.root.grants] == [(written, None)]
 
 
-def test_a_written_document_that_was_evicted_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_auxiliary_documents", [1, 5])
+def test_a_written_document_wins_in_view_and_evicted(
+    monkeypatch: pytest.MonkeyPatch, max_auxiliary_documents: int
+) -> None:
     script = {"": " [a](alphabet soup) [b](Bee) [a](Alphabet Soup) end", "alphabet soup": "written", "Bee": "b"}
     follow(monkeypatch, script)
 
@@ -176,8 +180,9 @@ def test_a_written_document_that_was_evicted_wins_too(monkeypatch: pytest.Monkey
         return None if len(calls) == 1 else real(self, title)
 
     monkeypatch.setattr(EditResolver, "find", find)
-    result = generate("p", corpus, title_resolution="edit", max_auxiliary_documents=1)
-    assert [grant.title for grant in result.root_document.grants] == ["alphabet soup", "Bee", "alphabet soup"]
+    result = generate("p", corpus, title_resolution="edit", max_auxiliary_documents=max_auxiliary_documents)
+    granted = ["alphabet soup", "Bee", "alphabet soup"]  # in view, the first grant still holds
+    assert [grant.title for grant in result.root_document.grants] == granted[: 3 if max_auxiliary_documents == 1 else 2]
     assert calls == ["alphabet soup", "Bee"]  # the third was not asked for
 
 
@@ -379,3 +384,16 @@ def test_the_page_on_titles_shows_the_measurement() -> None:
         f"among {large['titles']:,} titles, {large['folded']['look_up_us']:.0f} µs (folded) and "
         f"{large['edit']['look_up_us'] / 1e3:.0f} ms (edit)"
     ) in " ".join(page.split())
+
+
+def test_the_python_of_the_page_runs() -> None:
+    page = (ROOT / "docs" / "titles.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, Any] = {
+        "runtime": Runtime.from_pretrained("demo", max_queue=4),
+        "prompt": "A [compilers](compilers)",
+    }
+    exec(examples[0], names)
+    exec(examples[1], names)
+    assert ("compiler", "compilers", "plurals", 1.0) in reads(names["result"].root_document)
