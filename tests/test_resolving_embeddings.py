@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from titled import Titled
+from typer.testing import CliRunner
 
 from ds2ds import ConfigError, CorpusError, DocumentCorpus, Match
+from ds2ds.cli import app
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
 from ds2ds.corpus.resolving.digits import same_digits
 from ds2ds.corpus.resolving.embeddings import EmbeddingResolver
@@ -216,6 +218,23 @@ def test_without_the_package_the_extra_is_named(folder: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with DocumentCorpus(folder) as corpus, pytest.raises(ConfigError, match=r"pip install 'ds2ds\[embeddings\]'"):
         corpus.resolver("embeddings=some/model")
+
+
+def test_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ds2ds.corpus.resolving.making.SentenceEncoder", Topics)
+    arguments = [
+        "corpus",
+        "resolve",
+        "almost automobile",
+        "-c",
+        str(folder),
+        "--resolvers",
+        "folded,embeddings=any:0.95",
+    ]
+    first, again = (CliRunner().invoke(app, arguments) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0
+    assert first.stdout == again.stdout == "exact\t-\nfolded\t-\nembeddings=any:0.95\tcar\t0.96\n"
+    assert (first.stderr, again.stderr) == ("titles: 8 of 8\n", "")  # vectors are computed the first time
 
 
 # A real model. Loading the packages takes longer than all of the above.

@@ -78,9 +78,8 @@ class EditResolver:
                 if edits > fewest or not same_digits(key, other):
                     continue
                 if edits < fewest:
-                    fewest, likest = edits, 0.0
                     found.clear()
-                likest = max(likest, likeness(edits, longer))
+                fewest, likest = edits, likeness(edits, longer)
                 found.append(numbers[place])
         only = self._titles.only(found)
         return None if only is None else Match(only, self.name, round(likest, 4))
