@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ds2ds.backend import BackendLimits as BackendLimits
     from ds2ds.corpus.document_corpus import DocumentCorpus as DocumentCorpus
     from ds2ds.corpus.graph_index import GraphIndex as GraphIndex
+    from ds2ds.corpus.resolving.resolving_corpus import ResolvingCorpus as ResolvingCorpus
     from ds2ds.corpus.shards import PretokShardedBackend as PretokShardedBackend
     from ds2ds.documents.document_context import DocumentContext as DocumentContext
     from ds2ds.documents.generation_result import GeneratedDocument as GeneratedDocument
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ds2ds.documents.link_detector import LinkDetector as LinkDetector
     from ds2ds.documents.spans import DocSpan as DocSpan
     from ds2ds.documents.spans import SpanGrant as SpanGrant
+    from ds2ds.documents.title_match import Match as Match
     from ds2ds.documents.title_utils import create_filename as create_filename
     from ds2ds.documents.title_utils import generate_title_hash as generate_title_hash
     from ds2ds.documents.title_utils import normalize_title as normalize_title
@@ -57,11 +59,13 @@ _MODULES = {
     "backend": ("AsyncBackend", "Backend", "BackendLimits"),
     "corpus.document_corpus": ("DocumentCorpus",),
     "corpus.graph_index": ("GraphIndex",),
+    "corpus.resolving.resolving_corpus": ("ResolvingCorpus",),
     "corpus.shards": ("PretokShardedBackend",),
     "documents.document_context": ("DocumentContext",),
     "documents.generation_result": ("GeneratedDocument", "GenerationResult", "Grant", "Trace"),
     "documents.link_detector": ("DetectedLink", "LinkDetector"),
     "documents.spans": ("DocSpan", "SpanGrant"),
+    "documents.title_match": ("Match",),
     "documents.title_utils": (
         "create_filename",
         "generate_title_hash",

@@ -168,7 +168,9 @@ GIVEN: dict[str, Any] = {
     "top_logprobs": 2,
     "stop_token_ids": [7, 9],
     "ignore_eos": True,
+    "title_resolution": ["exact", "folded", "edit:0.9"],
 }
+LISTED_WITH_COMMAS = ("title_resolution",)
 
 
 def test_options_reach_the_settings(folder: Path) -> None:
@@ -176,6 +178,7 @@ def test_options_reach_the_settings(folder: Path) -> None:
     arguments = []
     for name, value in GIVEN.items():
         option = name.replace("_", "-")
+        value = ",".join(value) if name in LISTED_WITH_COMMAS else value
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         else:

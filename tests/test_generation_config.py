@@ -37,6 +37,7 @@ DEFAULTS = {
     "top_logprobs": 0,
     "stop_token_ids": [],
     "ignore_eos": False,
+    "title_resolution": [],
 }
 
 POSITIVE = ("max_new_tokens", "max_tokens_per_document", "max_context_length")
@@ -65,7 +66,7 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_in_one_of_the_groups_below() -> None:
-    others = {"eviction_policy", "device", "stop", "stop_token_ids"}
+    others = {"eviction_policy", "device", "stop", "stop_token_ids", "title_resolution"}
     assert {field.name for field in fields(GenerationConfig)} == {*INTEGERS, *NUMBERS, *SWITCHES} | others
 
 

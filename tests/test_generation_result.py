@@ -77,7 +77,9 @@ def test_as_json(result: GenerationResult) -> None:
     result.root_document.token_logprobs = np.array([np.nan, -0.5], dtype=np.float32)
     result.auxiliary_documents[0].source = Path("notes/c.md")
     read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert read["root_document"]["grants"] == [{"position": 3, "title": "C", "end": None}]
+    assert read["root_document"]["grants"] == [
+        {"position": 3, "title": "C", "end": None, "link": "", "resolved_by": None, "score": None}
+    ]
     assert read["root_document"]["token_logprobs"] == [None, -0.5]
     assert read["auxiliary_documents"][0]["source"] == "notes/c.md"
     assert read["auxiliary_documents"][0]["token_logprobs"] is None

@@ -56,7 +56,8 @@ def test_a_file_for_each_document_the_graph_and_the_result(tmp_path: Path) -> No
 
 
 def test_the_graph_says_who_reads_what_from_where() -> None:
-    root = GeneratedDocument("root", tokens=[1] * 9, is_root=True, grants=[Grant(4, "A", 7)], finish_reason="eos")
+    root = GeneratedDocument("root", tokens=[1] * 9, is_root=True, grants=[Grant(4, "A", 7, "a", "edit", 0.9)])
+    root.finish_reason = "eos"
     leaf = GeneratedDocument("B", tokens=[1], source="corpus", parent_title="A", depth=2)
     middle = GeneratedDocument(
         "A", tokens=[1] * 3, parent_title="root", depth=1, grants=[Grant(2, "B")], truncated=True
@@ -64,8 +65,8 @@ def test_the_graph_says_who_reads_what_from_where() -> None:
     a, b, r = (create_filename(title) for title in ("A", "B", "root"))
     found = graph(GenerationResult(root, [leaf, middle], GenerationConfig()))
     assert found["edges"] == [
-        {"source": r, "target": a, "position": 4, "end": 7},
-        {"source": a, "target": b, "position": 2, "end": None},
+        {"source": r, "target": a, "position": 4, "end": 7, "link": "a", "resolved_by": "edit", "score": 0.9},
+        {"source": a, "target": b, "position": 2, "end": None, "link": "", "resolved_by": None, "score": None},
     ]
     by_id = {node["id"]: node for node in found["nodes"]}
     assert by_id[r]["parent"] is None and by_id[a]["parent"] == r and by_id[b]["parent"] == a
@@ -88,7 +89,7 @@ def test_an_untitled_root_and_a_document_called_root_are_two(tmp_path: Path) -> 
     save_result(result, tmp_path / "out")
     name = create_filename("root")
     assert names(tmp_path / "out") == {f"{name}.md", f"{name}_2.md", *REST}
-    assert graph(result)["edges"] == [{"source": name, "target": f"{name}_2", "position": 1, "end": None}]
+    assert [(edge["source"], edge["target"]) for edge in graph(result)["edges"]] == [(name, f"{name}_2")]
     save_result(result, tmp_path / "out")  # it is known as a result again
 
 

@@ -152,7 +152,7 @@ def main(
     try:
         result = convert(read_entries(source))
         documents = [SourceDocument(document.title, document.body) for document in result.documents]
-        summary = write_corpus(out, documents, force=force)
+        summary = write_corpus(out, documents, redirects=result.redirects, force=force)
     except (OSError, SourceError, Ds2dsError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -18,9 +17,11 @@ from ds2ds.cli.progress import progress_bar
 from ds2ds.corpus.build.markdown_folder import TITLES_FROM, build_corpus
 from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.corpus.resolving.chain import ResolverChain
+from ds2ds.corpus.resolving.making import prepare_resolvers
+from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.corpus.search import CorpusSearch, corpus_tokenizer, document_text
 from ds2ds.corpus.statistics import sample_links
-from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
 
 app = typer.Typer(no_args_is_help=True, help="Make a corpus of markdown notes, and look into one.")
@@ -137,10 +138,35 @@ def show(
 
 def _unknown(title: str, documents: DocumentCorpus) -> str:
     """Names the titles closest to one that is unknown."""
-    titles = {title_key(name): name for name in documents.titles()}
-    close = difflib.get_close_matches(title_key(title), titles, n=5, cutoff=0.6)
+    from ds2ds.corpus.resolving.edit import EditResolver  # it loads rapidfuzz, which is for those who need it
+
+    close = EditResolver(documents).closest(title, limit=5, minimum=0.6)
     message = f"{documents.path} has no document called {title!r}"
-    return f"{message}; close to it: {', '.join(titles[key] for key in close)}" if close else message
+    return f"{message}; close to it: {', '.join(match.title for match in close)}" if close else message
+
+
+@app.command()
+def resolve(
+    title: Annotated[str, typer.Argument(help="A link's target.")],
+    corpus: CorpusOption = DEMO,
+    resolvers: Annotated[
+        str,
+        typer.Option(
+            help="Resolvers, with commas: exact, folded, redirects[=FILE], edit[:MINIMUM], embeddings=MODEL[:MINIMUM]."
+        ),
+    ] = "exact,folded,edit",
+) -> None:
+    """What each resolver takes a link's target to mean; the first that finds a document leads the link there."""
+    names = resolver_order(resolvers)
+    with DocumentCorpus(corpus) as documents, progress_bar("titles") as progress:
+        prepare_resolvers(documents, names, progress)
+        found = [ResolverChain([documents.resolver(name)]).find(title) for name in names]
+    first = next((match for match in found if match is not None), None)
+    for name, match in zip(names, found, strict=True):
+        outcome = "-" if match is None else f"{match.title}\t{match.score:.2f}"
+        typer.echo(f"{name}\t{outcome}")
+    if first is None:
+        sys.exit(1)
 
 
 @app.command()

@@ -14,9 +14,12 @@ import typer
 from rich.console import Console
 
 from ds2ds.cli.pictures import check_pictures, write_pictures
+from ds2ds.cli.progress import progress_bar
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
 from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.corpus.resolving.making import prepare_resolvers
+from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.errors import ConfigError
 from ds2ds.generation.events import Done, Event, TokenWritten
 
@@ -166,6 +169,14 @@ def generate(
         bool | None, _setting("Links", "Follow links of documents other than the root; default True.")
     ] = None,
     process_prompt_links: Annotated[bool | None, _setting("Links", "Follow links in the prompt; default True.")] = None,
+    title_resolution: Annotated[
+        str | None,
+        _setting(
+            "Links",
+            "How a link's target finds its document, in order, with commas: exact, folded, redirects[=FILE], "
+            "edit[:MINIMUM], embeddings=MODEL[:MINIMUM]; default exact.",
+        ),
+    ] = None,
     eviction_policy: Annotated[
         str | None,
         _setting(
@@ -190,9 +201,12 @@ def generate(
     terminal = sys.stdout.isatty() and not as_json
     console = Console() if terminal else Console(stderr=True)
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
+        settings = _settings(context)
+        if opened is not None and title_resolution is not None:
+            with progress_bar("titles") as progress:
+                prepare_resolvers(opened, resolver_order(title_resolution), progress)
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        settings = _settings(context)
         runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
         if cache is not None:
             runtime.load_cache(cache)

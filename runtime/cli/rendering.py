@@ -9,8 +9,8 @@ from typing import Protocol, TextIO
 from rich.console import Console
 
 from ds2ds.cli.styled_text import LinkMarker, WordWrap, printable
-from ds2ds.cli.summary import count
-from ds2ds.generation.events import DocumentClosed, DocumentOpened, Event, TokenWritten
+from ds2ds.cli.summary import count, resolution
+from ds2ds.generation.events import DocumentClosed, DocumentOpened, Event, LinkClosed, TokenWritten
 
 
 class Renderer(Protocol):
@@ -92,12 +92,13 @@ class PlainRenderer:
 
 @dataclass
 class _Open:
-    """A document that is open; `notice` is the line that tells of it."""
+    """A document that is open; `notice` is the line that tells of it, `link` what it says of the link to it."""
 
     text: StopFilter
     title: str
     depth: int
     written: bool
+    link: str = ""
     marker: LinkMarker = field(default_factory=LinkMarker)
     notice: str = "corpus"
 
@@ -112,6 +113,7 @@ class TerminalRenderer:
         self._stop = stop
         self._stack: list[_Open] = []
         self._brought_in: list[_Open] = []
+        self._link = ""  # how the last link found its document, if not by its title
         self._wrap = WordWrap(self._write, lambda: console.width)
 
     def show(self, event: Event) -> None:
@@ -120,6 +122,8 @@ class TerminalRenderer:
         elif isinstance(event, TokenWritten):
             document = self._stack[-1]
             self._write_text(document.marker.feed(document.text.feed(event.text)))
+        elif isinstance(event, LinkClosed):
+            self._link = "".join(f", {how}" for how in resolution(event.target, event.resolved_by, event.score))
         elif isinstance(event, DocumentClosed):
             self._closed(event)
 
@@ -132,7 +136,9 @@ class TerminalRenderer:
         self._wrap.margin = ""
 
     def _opened(self, event: DocumentOpened) -> None:
-        document = _Open(StopFilter(self._stop), printable(event.title), event.depth, event.source != "corpus")
+        document = _Open(
+            StopFilter(self._stop), printable(event.title), event.depth, event.source != "corpus", self._link
+        )
         self._stack.append(document)
         if event.depth:
             self._brought_in.append(document)
@@ -148,7 +154,7 @@ class TerminalRenderer:
         tokens = count(len(event.document.tokens or ()), "token")
         if not document.written:
             cut = ", cut" if event.document.truncated else ""
-            document.notice = f"corpus, {tokens}{cut}"
+            document.notice = f"corpus, {tokens}{cut}{document.link}"
             return
         rest = document.text.flush(event.document.text)
         self._write_text(document.marker.feed(rest) + document.marker.flush())

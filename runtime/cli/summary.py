@@ -6,7 +6,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ds2ds.cli.styled_text import printable
-from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.corpus.resolving.exact import EXACT
+from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult, Grant
 
 
 def document_tree(result: GenerationResult) -> Tree:
@@ -29,12 +30,22 @@ def _label(document: GeneratedDocument) -> Text:
         facts.append("cut")
     label = Text(printable(document.title), style="bold") + Text("  " + ", ".join(facts), style="not bold dim")
     if document.grants:
-        reads = (
-            f"{printable(grant.title)} [{grant.position}:{'' if grant.end is None else grant.end}]"
-            for grant in document.grants
-        )
-        label.append("\nreads " + ", ".join(reads), style="not bold cyan")
+        label.append("\nreads " + ", ".join(map(_reads, document.grants)), style="not bold cyan")
     return label
+
+
+def _reads(grant: Grant) -> str:
+    facts = resolution(grant.link, grant.resolved_by, grant.score)
+    how = f" ({', '.join(facts)})" if facts else ""
+    return f"{printable(grant.title)} [{grant.position}:{'' if grant.end is None else grant.end}]{how}"
+
+
+def resolution(link: str, resolved_by: str | None, score: float | None) -> list[str]:
+    """How a link's target led to its document, as in: as "compilers", edit 0.93. Nothing, where it was its title."""
+    if resolved_by in (None, EXACT):
+        return []
+    sure = "" if score in (None, 1) else f" {score:.2f}"
+    return [f'as "{printable(link)}"', f"{resolved_by}{sure}"]
 
 
 def figures(result: GenerationResult, written: int) -> str:
@@ -54,6 +65,8 @@ def figures(result: GenerationResult, written: int) -> str:
         "not followed": trace.links_not_followed,
     }
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in links.items() if count)
+    others = (f"{count} by {name}" for name, count in trace.links_resolved_by.items() if name != EXACT)
+    outcomes = "; ".join(filter(None, [outcomes, ", ".join(others)]))
     parts.append(count(trace.links_found, "link") + (f" ({outcomes})" if outcomes else ""))
     if trace.evictions:
         parts.append(count(trace.evictions, "eviction"))

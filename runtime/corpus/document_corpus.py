@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from ds2ds.corpus.graph_index import GraphIndex, Node
 from ds2ds.corpus.names import title_variants
+from ds2ds.corpus.resolving.making import CorpusResolvers
+from ds2ds.corpus.resolving.resolver import Resolver
 from ds2ds.corpus.shards import PretokShardedBackend
 from ds2ds.errors import CorpusError
 
@@ -57,6 +59,7 @@ class DocumentCorpus:
         self.graph = GraphIndex(self.path)
         self.metadata = self.graph.metadata
         self.shards = PretokShardedBackend(self.path, self.metadata.shard_filenames, self.metadata.dtype_str)
+        self._resolvers = CorpusResolvers()
 
     def __len__(self) -> int:
         return len(self.graph)
@@ -67,6 +70,20 @@ class DocumentCorpus:
     def titles(self) -> Iterator[str]:
         """All raw titles, in the order of the graph file."""
         return iter(self.graph)
+
+    def title_at(self, number: int) -> str:
+        """The raw title at this place, from 0, of the graph file."""
+        return self.graph.node(number).title
+
+    def resolver(self, text: str) -> Resolver:
+        """The resolver of this corpus that `text` describes, as in "edit:0.9" (see ``resolving.specification``).
+
+        Made once, with all that it keeps.
+
+        Raises:
+            ConfigError, CorpusError: it cannot be made.
+        """
+        return self._resolvers.get(self, text)
 
     def resolve(self, title: str) -> str | None:
         """The raw title of the document that `title` means (see ``get_title_variants``), or None."""

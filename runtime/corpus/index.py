@@ -207,7 +207,7 @@ def _open_current(path: Path, schema_version: str, fingerprint: str) -> Database
     return None
 
 
-def _cache_folder(folder: Path) -> Path:
+def cache_folder(folder: Path) -> Path:
     """Where the indexes of a corpus go that cannot be written to."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ds2ds" / "corpus" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
@@ -228,7 +228,7 @@ def open_database(
         CorpusError: the corpus is malformed, or the index can be written to neither place.
     """
     fingerprint = graph_fingerprint(folder / GRAPH_NAME)
-    places = (folder / name, _cache_folder(folder) / name)
+    places = (folder / name, cache_folder(folder) / name)
     for path in places:
         database = _open_current(path, schema_version, fingerprint)
         if database is not None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ds2ds.documents.content import Content
+    from ds2ds.documents.title_match import Match
 
 
 @dataclass(frozen=True)
 class DocumentGrant:
-    """From token `position` on, up to `end` (None: to the last), a document reads all of `target` (S1, S2)."""
+    """From token `position` on, up to `end` (None: to the last), a document reads all of `target` (S1, S2).
+
+    `link` is the link's target as it was written, `match` how the corpus knew it (None: it did not). They are kept for
+    the result: what is computed does not depend on them.
+    """
 
     position: int
     target: Document
     end: int | None = None
+    link: str = ""
+    match: Match | None = None
 
     def covers(self, token: int) -> bool:
         """Whether the token at this index reads the target."""
@@ -77,10 +84,10 @@ class Document:
     def has_open_grant(self, target: Document) -> bool:
         return any(grant.target is target and grant.end is None for grant in self.grants)
 
-    def add_grant(self, position: int, target: Document) -> None:
+    def add_grant(self, position: int, target: Document, link: str = "", match: Match | None = None) -> None:
         """Let tokens from `position` on read `target`. No effect where an open grant of it is there already."""
         if not self.has_open_grant(target):
-            self.grants.append(DocumentGrant(position, target))
+            self.grants.append(DocumentGrant(position, target, None, link, match))
             self.grants.sort(key=lambda grant: grant.position)
 
     def end_grants(self, target: Document) -> None:
@@ -90,6 +97,6 @@ class Document:
             if grant.target is target and grant.end is None:
                 if grant.position >= self.settled:
                     continue  # no token has read it and none will
-                grant = DocumentGrant(grant.position, target, self.settled)
+                grant = replace(grant, end=self.settled)
             kept.append(grant)
         self.grants = kept

@@ -17,11 +17,21 @@ FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_f
 
 @dataclass(frozen=True)
 class Grant:
-    """From token `position` up to `end` (None: to the last), a document reads all of the one titled `title`."""
+    """From token `position` up to `end` (None: to the last), a document reads all of the one titled `title`.
+
+    Attributes:
+        link: the target of the link that brought it in, as written.
+        resolved_by: the resolver that led from `link` to a document of the corpus: "exact", or one of
+            GenerationConfig.title_resolution; None: it is not of the corpus.
+        score: how sure that resolver was, in [0, 1]; None without one.
+    """
 
     position: int
     title: str
     end: int | None = None
+    link: str = ""
+    resolved_by: str | None = None
+    score: float | None = None
 
 
 @dataclass
@@ -85,7 +95,8 @@ class Trace:
     """What a run did. Seconds are wall time; a step shared by several requests counts in full for each.
 
     `tokens_reused` were computed for other requests, or earlier, and were found in the document store: those of
-    `documents_reused` documents, and of the prompt.
+    `documents_reused` documents, and of the prompt. `links_resolved_by` counts, for each resolver, the links whose
+    targets it found in the corpus, followed or not.
     """
 
     forward_passes: int = 0
@@ -98,6 +109,7 @@ class Trace:
     links_generated: int = 0
     links_already_in_view: int = 0
     links_not_followed: int = 0
+    links_resolved_by: dict[str, int] = field(default_factory=dict)
     evictions: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "sampling": 0.0, "total": 0.0}

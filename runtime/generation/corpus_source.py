@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ds2ds.corpus.document_corpus import DocumentCorpus
+from ds2ds.corpus.resolving.chain import ResolverChain
+from ds2ds.corpus.resolving.exact import ExactResolver
+from ds2ds.corpus.resolving.resolving_corpus import ResolvingCorpus
 from ds2ds.documents.document import Document
+from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.title_match import Match
 from ds2ds.errors import ConfigError, CorpusError
 
 
@@ -44,11 +49,29 @@ def open_corpus(corpus: Any) -> Corpus | None:
 class CorpusSource:
     """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none.
 
+    Args:
+        title_resolution: the resolvers to try, as in GenerationConfig; none: those of a ResolvingCorpus, or exact.
+
     Raises:
-        ConfigError: the corpus says that another tokenizer made it.
+        ConfigError: the corpus says that another tokenizer made it, or a resolver cannot be made; CorpusError: what a
+            resolver needs is damaged.
     """
 
-    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom") -> None:
+    def __init__(
+        self,
+        corpus: Corpus | None,
+        layout: Layout,
+        vocab_size: int,
+        tokenizer_name: str = "custom",
+        title_resolution: Sequence[str] = (),
+    ) -> None:
+        self._others = ResolverChain(())
+        if corpus is not None:
+            resolving = corpus if isinstance(corpus, ResolvingCorpus) else ResolvingCorpus(corpus, ())
+            corpus = resolving.corpus
+            # The first one is exact, which `resolve` is.
+            asked_for = ResolverChain([resolving.resolver(text) for text in title_resolution[1:]])
+            self._others = asked_for if title_resolution else resolving.others
         made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
         if made_with is not None and tokenizer_name not in (made_with, "custom"):
             raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")
@@ -57,14 +80,22 @@ class CorpusSource:
         self.vocab_size = vocab_size
 
     def resolve(self, title: str) -> str | None:
-        """The title under which the corpus knows a document, or None."""
-        if self.corpus is None:
+        """The title under which the corpus knows a document by its own rule, or None."""
+        match = None if self.corpus is None else ExactResolver(self.corpus).find(title)
+        return None if match is None else match.title
+
+    def match(self, title: str, context: DocumentContext) -> Match | None:
+        """The document of the corpus that a link means, or None.
+
+        What the corpus has under just this title comes first, then the request's own documents of this title, which
+        are for `context` to give; only then whatever the other resolvers take it to mean.
+        """
+        canonical = self.resolve(title)
+        if canonical is not None:
+            return Match(canonical, ExactResolver.name)
+        if context.find(title) is not None or context.find_evicted(title) is not None:
             return None
-        resolve = getattr(self.corpus, "resolve", None)
-        if resolve is not None:
-            found: str | None = resolve(title)
-            return found
-        return title if self.corpus.has_document(title) else None
+        return self._others.find(title)
 
     def tokens(self, title: str) -> list[int]:
         """A document's tokens as the model reads them: layout prefix, body, layout suffix. Empty if the body is.

@@ -45,6 +45,7 @@ class LinkClosed:
     Attributes:
         outcome: "corpus", "generated", "in_view", or "not_followed".
         reason: why it was not followed; else empty.
+        resolved_by, score: the resolver that found the target in the corpus, and how sure it was; None: none did.
     """
 
     title: str
@@ -53,6 +54,8 @@ class LinkClosed:
     position: int
     outcome: str
     reason: str = ""
+    resolved_by: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
 
@@ -52,6 +53,11 @@ class GenerationConfig:
         logprobs: return every written token's log-probability.
         prompt_logprobs: return those of the prompt's tokens too, each given those before it.
         top_logprobs: beside each of these, as many of the likeliest tokens there, 0 to 20.
+        title_resolution: how a link's target finds its document, in order: "exact", the corpus' own rule, always the
+            first; "folded", without case, punctuation, diacritics and spacing; "redirects[=FILE]", other names from a
+            JSON file, or the corpus' redirects.json; "edit[:MINIMUM]", the likest title by edit distance;
+            "embeddings=MODEL[:MINIMUM]", the nearest by a sentence-transformers model. Or all in one string, with
+            commas. Empty: exact alone, or what a ResolvingCorpus has.
         device: must be the runtime's, if given.
 
     Raises:
@@ -81,6 +87,7 @@ class GenerationConfig:
     top_logprobs: int = 0
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    title_resolution: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
@@ -111,6 +118,7 @@ class GenerationConfig:
             raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
         self._check_stop()
         self._check_stop_token_ids()
+        self._check_title_resolution()
         if self.device is not None:
             parse_device(self.device)
 
@@ -126,6 +134,15 @@ class GenerationConfig:
         if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             raise ConfigError(f"stop_token_ids must be a sequence of token ids >= 0, got {ids!r}")
         object.__setattr__(self, "stop_token_ids", tuple(ids))
+
+    def _check_title_resolution(self) -> None:
+        given = self.title_resolution
+        if not isinstance(given, str | Sequence):
+            raise ConfigError(f"title_resolution must be a string or a sequence of strings, got {given!r}")
+        try:
+            object.__setattr__(self, "title_resolution", resolver_order(given) if given else ())
+        except ConfigError as error:
+            raise ConfigError(f"title_resolution: {error}") from error
 
     def _integer(self, name: str) -> int:
         value = getattr(self, name)
@@ -147,7 +164,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "stop": list(self.stop), "stop_token_ids": list(self.stop_token_ids)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def with_overrides(self, **overrides: Any) -> GenerationConfig:
         """A copy with some fields changed.

@@ -18,6 +18,7 @@ from typing import Any
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
+from ds2ds.documents.title_match import Match, found_by
 from ds2ds.engine.work import Item, Prefill, Score, Work
 from ds2ds.errors import CorpusError
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
@@ -36,10 +37,11 @@ class Target:
     tokens: tuple[int, ...] = ()
     truncated: bool = False
     reason: str = ""
+    match: Match | None = None
 
 
-def _nowhere(reason: str) -> Target:
-    return Target("not_followed", reason=reason)
+def _nowhere(reason: str, match: Match | None = None) -> Target:
+    return Target("not_followed", reason=reason, match=match)
 
 
 class LinkFollower:
@@ -103,14 +105,22 @@ class LinkFollower:
         found = self._locate(parent, link.target)
         self._count(found)
         self.request.emit(
-            LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
+            LinkClosed(
+                self.request.title(parent),
+                link.text,
+                link.target,
+                position,
+                found.outcome,
+                found.reason,
+                *found_by(found.match),
+            )
         )
         if found.outcome == "not_followed":
             return
         target = yield from self._bring_in(found)
         if target in self.context.window:
             self.context.note_link(target)
-            parent.add_grant(position, target)
+            parent.add_grant(position, target, link.target, found.match)
 
     def prefill(self, title: str) -> Generator[Item, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
@@ -151,24 +161,27 @@ class LinkFollower:
             return _nowhere(forbidden)
         if not title or is_external(title):
             return _nowhere("an external address" if title else "empty target")
-        canonical = request.corpus.resolve(title)
+        match = request.corpus.match(title, context)
+        canonical = None if match is None else match.title
         title = canonical or title
         known = request.corpus.same(context.find(title), canonical)
         if known is not None:
             if known.in_progress:
-                return _nowhere("a document still being written" if known is not parent else "a link to itself")
-            return Target("in_view", title, known)
+                return _nowhere("a document still being written" if known is not parent else "a link to itself", match)
+            return Target("in_view", title, known, match=match)
         evicted = request.corpus.same(context.find_evicted(title), canonical)
         if evicted is not None:
             fits, reason = context.make_room(len(evicted.tokens))
-            return Target(evicted.source, title, evicted) if fits else _nowhere(reason)
+            return Target(evicted.source, title, evicted, match=match) if fits else _nowhere(reason, match)
         if canonical is not None:
             tokens = request.corpus.tokens(canonical)
             if not tokens:
-                return _nowhere("an empty document")
+                return _nowhere("an empty document", match)
             cut = tokens[: config.max_tokens_per_document]
             fits, reason = context.make_room(len(cut))
-            return Target("corpus", title, None, tuple(cut), len(cut) < len(tokens)) if fits else _nowhere(reason)
+            if not fits:
+                return _nowhere(reason, match)
+            return Target("corpus", title, None, tuple(cut), len(cut) < len(tokens), match=match)
         if not config.allow_corpus_fallback:
             return _nowhere("not in the corpus")
         tokens = request.layout.prefix(title) or [config.eos_token_id]
@@ -195,6 +208,9 @@ class LinkFollower:
             "not_followed": "links_not_followed",
         }[found.outcome]
         setattr(trace, counter, getattr(trace, counter) + 1)
+        if found.match is not None:
+            resolver = found.match.resolver
+            trace.links_resolved_by[resolver] = trace.links_resolved_by.get(resolver, 0) + 1
 
     def _opened(self, document: Document) -> None:
         request = self.request

@@ -193,7 +193,9 @@ class LinkedDocumentGenerator:
             config.max_tokens_per_document,
         )
         context.initialize_root(tokens, title)
-        source = CorpusSource(open_corpus(corpus), layout, self.model.config.vocab_size, self.tokenizer.name)
+        source = CorpusSource(
+            open_corpus(corpus), layout, self.model.config.vocab_size, self.tokenizer.name, config.title_resolution
+        )
         return Request(config, context, source, layout, self.tokenizer, Trace(), emit)
 
     def _root(

@@ -58,7 +58,7 @@ class PromptLinkProcessor:
         """
         reader = context.current
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
-        source = CorpusSource(open_corpus(corpus), layout, self.vocab_size)
+        source = CorpusSource(open_corpus(corpus), layout, self.vocab_size, title_resolution=config.title_resolution)
         missing: list[str] = []
         if not config.process_prompt_links or config.max_link_depth == 0:
             return missing
@@ -66,7 +66,8 @@ class PromptLinkProcessor:
             title = known.link.target
             if not title or is_external(title):
                 continue
-            canonical = source.resolve(title)
+            match = source.match(title, context)
+            canonical = None if match is None else match.title
             target = source.same(context.find(canonical or title), canonical)
             if target is None and canonical is not None:
                 tokens = source.tokens(canonical)
@@ -78,5 +79,5 @@ class PromptLinkProcessor:
                 missing.append(title)
             if target is not None and not target.in_progress:
                 context.note_link(target)
-                reader.add_grant(known.position, target)
+                reader.add_grant(known.position, target, title, match)
         return missing

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ds2ds.documents.document import Document
+from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.title_match import found_by
 from ds2ds.engine.work import Sampling
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
@@ -82,6 +83,9 @@ class Request:
     def title(self, document: Document) -> str:
         return document.title or UNTITLED_ROOT
 
+    def _grant(self, grant: DocumentGrant) -> Grant:
+        return Grant(grant.position, self.title(grant.target), grant.end, grant.link, *found_by(grant.match))
+
     def record(self, document: Document) -> GeneratedDocument:
         """The document as a result holds it."""
         return GeneratedDocument(
@@ -91,7 +95,7 @@ class Request:
             source=document.source,
             is_root=document.parent is None,
             parent_title=None if document.parent is None else self.title(document.parent),
-            grants=[Grant(grant.position, self.title(grant.target), grant.end) for grant in document.grants],
+            grants=[self._grant(grant) for grant in document.grants],
             depth=document.depth,
             truncated=document.truncated,
             finish_reason=document.finish_reason,

@@ -81,9 +81,9 @@ def graph(result: GenerationResult) -> dict[str, Any]:
 
     Returns:
         {"nodes": [{id, title, file, source, is_root, depth, parent, tokens, finish_reason, truncated}],
-        "edges": [{source, target, position, end}]}: from token `position` on, up to `end` (None: to its last), the
-        document `source` reads all of `target`. Nodes are called by their id; `parent` is the one whose link brought
-        the node in.
+        "edges": [{source, target, position, end, link, resolved_by, score}]}: from token `position` on, up to `end`
+        (None: to its last), the document `source` reads all of `target`; the other three as in `Grant`. Nodes are
+        called by their id; `parent` is the one whose link brought the node in.
     """
     documents = result.get_all_documents()
     ids = _names(documents)
@@ -107,7 +107,15 @@ def graph(result: GenerationResult) -> dict[str, Any]:
             }
         )
         edges += [
-            {"source": name, "target": by_title[grant.title], "position": grant.position, "end": grant.end}
+            {
+                "source": name,
+                "target": by_title[grant.title],
+                "position": grant.position,
+                "end": grant.end,
+                "link": grant.link,
+                "resolved_by": grant.resolved_by,
+                "score": grant.score,
+            }
             for grant in document.grants
         ]
     return {"nodes": nodes, "edges": edges}

@@ -109,6 +109,15 @@ class Vault:
                 return min(candidates, key=lambda note: _rank(note, name, source))
         return None
 
+    def redirects(self) -> dict[str, str]:
+        """Name -> title, for the other names of notes that are one note's alone; in order of name."""
+        titles = {title_key(note.title) for note in self.notes}
+        return {
+            name: note.title
+            for name, note in sorted(((n, note) for note in self.notes for n in _names(note)), key=lambda pair: pair[0])
+            if len(self._by_name[title_key(name)]) == 1 and title_key(name) not in titles
+        }
+
     def is_attachment(self, target: str) -> bool:
         """Whether `target`, a path, has the name of a file that is no note."""
         return _normal(target.partition("#")[0].strip().rpartition("/")[2]) in self._attachments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.corpus.format import GRAPH_NAME, Metadata, write_metadata
 from ds2ds.corpus.index import INDEX_NAME, build_index
 from ds2ds.corpus.names import find_node
+from ds2ds.corpus.resolving.redirects import REDIRECTS_NAME
 from ds2ds.corpus.search import SEARCH_NAME, build_search_index
 from ds2ds.documents.title_utils import create_filename, title_key
 from ds2ds.errors import CorpusError
@@ -124,6 +125,7 @@ def write_corpus(
     workers: int = 1,
     force: bool = False,
     search: bool = True,
+    redirects: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CorpusSummary:
     """Write a corpus (DESIGN 5) with its indexes. The same documents give the same bytes, with any number of workers.
@@ -142,6 +144,7 @@ def write_corpus(
         workers: processes that load, tokenize and find links. More than 1 needs an importable main module.
         force: replace a corpus that is already there.
         search: write the full-text index too.
+        redirects: other names of documents, name to title; written to redirects.json, if there are any.
         progress: called with the number of documents done so far.
 
     Raises:
@@ -168,6 +171,9 @@ def write_corpus(
         outgoing, unresolved = _edges(nodes, targets)
         _write_graph(folder / GRAPH_NAME, nodes, outgoing, places)
         write_metadata(folder, Metadata(tokenizer_name, dtype_str, tuple(shards.filenames)))
+        if redirects:
+            text = json.dumps(dict(redirects), ensure_ascii=False, indent=1)
+            (folder / REDIRECTS_NAME).write_text(text + "\n", encoding="utf-8", newline="\n")
         build_index(folder / GRAPH_NAME, folder / INDEX_NAME)
         if search:
             with DocumentCorpus(folder) as corpus:
