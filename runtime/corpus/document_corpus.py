@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ds2ds.corpus.graph_index import GraphIndex, Node
+from ds2ds.corpus.index import Progress
 from ds2ds.corpus.names import title_variants
 from ds2ds.corpus.shards import PretokShardedBackend
 from ds2ds.errors import CorpusError
@@ -39,6 +39,7 @@ class DocumentCorpus:
     Args:
         dataset_path: a folder with metadata.json, tokenized_graph.jsonl and shards; or "demo", the packaged FOLDOC
             (a folder of that name is "./demo").
+        progress: told (done, of how many) while the corpus is indexed, which happens once, at its first opening.
 
     Attributes:
         path: the folder.
@@ -52,9 +53,9 @@ class DocumentCorpus:
         CorpusError: no corpus there, or a malformed one: names the file and the reason.
     """
 
-    def __init__(self, dataset_path: str | Path) -> None:
+    def __init__(self, dataset_path: str | Path, progress: Progress = lambda done, total: None) -> None:
         self.path = corpus_folder(dataset_path)
-        self.graph = GraphIndex(self.path)
+        self.graph = GraphIndex(self.path, progress)
         self.metadata = self.graph.metadata
         self.shards = PretokShardedBackend(self.path, self.metadata.shard_filenames, self.metadata.dtype_str)
 
@@ -97,11 +98,8 @@ class DocumentCorpus:
             raise CorpusError(f"document {node.title!r}: {error}") from error
 
     def most_linked(self, count: int) -> list[str]:
-        """The raw titles of the documents that most others link to, most first, ties in the order of the graph file.
-
-        Reads the whole graph file: some seconds per million documents.
-        """
-        return heapq.nlargest(count, self.titles(), key=lambda title: len(self.graph.incoming(title)))
+        """The raw titles of the documents that most others link to, most first, ties in the order of the graph file."""
+        return self.graph.most_linked(count)
 
     def get_title_variants(self, title: str) -> list[str]:
         """The names under which `title` is looked for, in order: as it is (a raw title or an identifier), with single
