@@ -1,9 +1,9 @@
 """The SQLite index beside tokenized_graph.jsonl: it makes opening a corpus independent of its size.
 
-A row a node: its names, where its tokens lie, where its line lies in the JSON lines (edges are read from there), and how
-many documents link to it. An index belongs to a graph file by that file's size and a digest of its bytes, not by its time of change, which an
-installation alters. It is built into a temporary file and moved into place, so several processes may build it at once;
-beside a corpus that cannot be written to, it goes to the user's cache.
+A row a node: its names, where its tokens lie, where its line lies in the JSON lines (edges are read from there), and
+how many documents link to it. An index belongs to a graph file by that file's size and a digest of its bytes, not by
+its time of change, which an installation alters. It is built into a temporary file and moved into place, so several
+processes may build it at once; beside a corpus that cannot be written to, it goes to the user's cache.
 """
 
 from __future__ import annotations
