@@ -33,7 +33,8 @@ class Runtime:
     Args:
         model: moved to `device` if one is given.
         tokenizer: None for the packaged GPT-2, or whatever `ds2ds.tokenizer.as_tokenizer` takes.
-        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
+        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`; None: what the model's
+            config says. Where that says another than "null", no other is taken.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
         arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
         document_store: compute a document once for all requests that bring it in, and keep it while there is room.
@@ -60,7 +61,7 @@ class Runtime:
         self,
         model: DS2DSModel,
         tokenizer: Any = None,
-        layout_policy: str | None = "null",
+        layout_policy: str | None = None,
         device: str | torch.device | None = None,
         *,
         arena_tokens: int | None = None,
@@ -87,7 +88,7 @@ class Runtime:
         self._generator = LinkedDocumentGenerator(
             model,
             tokenizer=tokenizer,
-            layout_policy=layout_policy or "null",
+            layout_policy=layout_policy,
             engine=Engine(
                 model,
                 arena_tokens,

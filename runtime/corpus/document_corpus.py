@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,18 @@ from ds2ds.corpus.shards import PretokShardedBackend
 from ds2ds.errors import CorpusError
 
 DEMO = "demo"
+SAMPLE = 32
+HEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a glance at a document shows: its first HEAD tokens, its last one, and the largest id. It is not empty."""
+
+    title: str
+    head: tuple[int, ...]
+    last: int
+    largest: int
 
 
 def corpus_folder(dataset_path: str | Path) -> Path:
@@ -46,6 +60,7 @@ class DocumentCorpus:
         metadata: its metadata.json (tokenizer, dtype_str, shard_filenames).
         graph: its GraphIndex.
         shards: its PretokShardedBackend.
+        told_of_layout: whether a warning about its documents' layout has been given.
 
     Safe to share between threads and to use after a fork. After ``close`` every look-up raises CorpusError.
 
@@ -58,6 +73,7 @@ class DocumentCorpus:
         self.graph = GraphIndex(self.path, progress)
         self.metadata = self.graph.metadata
         self.shards = PretokShardedBackend(self.path, self.metadata.shard_filenames, self.metadata.dtype_str)
+        self.told_of_layout = False
 
     def __len__(self) -> int:
         return len(self.graph)
@@ -100,6 +116,18 @@ class DocumentCorpus:
     def most_linked(self, count: int) -> list[str]:
         """The raw titles of the documents that most others link to, most first, ties in the order of the graph file."""
         return self.graph.most_linked(count)
+
+    @cached_property
+    def sample(self) -> tuple[Sampled, ...]:
+        """A glance at SAMPLE evenly spaced documents (all, if there are no more), the empty ones left out."""
+        count = min(SAMPLE, len(self))
+        nodes = (self.graph.node(i * len(self) // count) for i in range(count))
+        bodies = ((node.title, self.read(node)) for node in nodes)
+        return tuple(
+            Sampled(title, tuple(body[:HEAD].tolist()), int(body[-1]), int(body.max()))
+            for title, body in bodies
+            if len(body)
+        )
 
     def get_title_variants(self, title: str) -> list[str]:
         """The names under which `title` is looked for, in order: as it is (a raw title or an identifier), with single

@@ -10,6 +10,7 @@ from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.documents.document import Document
 from ds2ds.documents.layout import Layout
 from ds2ds.errors import ConfigError, CorpusError
+from ds2ds.generation.pairing import check_ids
 
 
 @runtime_checkable
@@ -42,16 +43,9 @@ def open_corpus(corpus: Any) -> Corpus | None:
 
 
 class CorpusSource:
-    """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none.
+    """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none."""
 
-    Raises:
-        ConfigError: the corpus says that another tokenizer made it.
-    """
-
-    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom") -> None:
-        made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
-        if made_with is not None and tokenizer_name not in (made_with, "custom"):
-            raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")
+    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int) -> None:
         self.corpus = corpus
         self.layout = layout
         self.vocab_size = vocab_size
@@ -86,12 +80,7 @@ class CorpusSource:
 
     def check_vocabulary(self, title: str, tokens: Iterable[int]) -> None:
         """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
-        wrong = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise CorpusError(
-                f"document {title!r} would hold token id {wrong}, outside the model's vocabulary of "
-                f"{self.vocab_size}: corpus, tokenizer and eos_token_id must be of this model"
-            )
+        check_ids(title, tokens, self.vocab_size)
 
     def same(self, document: Document | None, canonical: str | None) -> Document | None:
         """`document`, which was found by its folded title, or None if the corpus knows it as another document.

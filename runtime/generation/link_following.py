@@ -15,6 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from ds2ds.attention.masks import READS_LINKS
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
@@ -88,7 +89,8 @@ class LinkFollower:
         target = yield from self._bring_in(found)
         if target in self.context.window:
             self.context.note_link(target)
-            parent.add_grant(position, target)
+            if self.request.mask_type == READS_LINKS:
+                parent.add_grant(position, target)
 
     def prefill(self, title: str) -> Generator[Compute | Prefill, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
