@@ -39,7 +39,7 @@ class LinkClosed:
 
     Attributes:
         outcome: "corpus", "generated", "in_view", or "not_followed".
-        reason: why it was not followed; else empty.
+        reason: why it was not followed, or is followed but not read (the model's mask_type is not cross_doc_link).
     """
 
     title: str

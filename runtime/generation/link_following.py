@@ -81,15 +81,17 @@ class LinkFollower:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
         found = self._locate(parent, link.target)
         self._count(found)
+        reads = self.request.mask_type == READS_LINKS
+        reason = found.reason or ("" if reads else f"not read: the model's mask_type is {self.request.mask_type}")
         self.request.emit(
-            LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
+            LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, reason)
         )
         if found.outcome == "not_followed":
             return
         target = yield from self._bring_in(found)
         if target in self.context.window:
             self.context.note_link(target)
-            if self.request.mask_type == READS_LINKS:
+            if reads:
                 parent.add_grant(position, target)
 
     def prefill(self, title: str) -> Generator[Compute | Prefill, Any, Document]:

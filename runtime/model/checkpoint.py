@@ -79,7 +79,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
     state = dict(state)
     if config.weight_tying and EMBEDDING in state:
         head = state.setdefault(HEAD, state[EMBEDDING])
-        if head.shape == state[EMBEDDING].shape and not torch.equal(head, state[EMBEDDING]):
+        if head.shape == state[EMBEDDING].shape and not bool((head == state[EMBEDDING]).all()):
             raise CheckpointError(f"{source}: weight_tying is on, but {HEAD} differs from {EMBEDDING}")
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -117,7 +117,9 @@ def _read_config(path: Path) -> ModelConfig:
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise CheckpointError(f"no {file.name} in {file.parent}")
+        others = sorted(path.name for path in file.parent.iterdir() if path.name != CONFIG_NAME)
+        there = f"; it has {', '.join(others[:5])}: the weights must be in one file of that name" if others else ""
+        raise CheckpointError(f"no {file.name} in {file.parent}{there}")
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
