@@ -18,6 +18,7 @@ from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config
+from ds2ds.generation.pairing import check_layout
 from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
@@ -76,6 +77,7 @@ class Runtime:
     ) -> None:
         if not isinstance(model, DS2DSModel):
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
+        check_layout(model.config, layout_policy)
         if device is not None:
             model = model.to(parse_device(device))
         if batch_invariant:

@@ -21,7 +21,7 @@ from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
-from ds2ds.generation.pairing import check_corpus, check_encodes, check_model
+from ds2ds.generation.pairing import check_corpus, check_encodes, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
@@ -51,7 +51,7 @@ class LinkedDocumentGenerator:
         model: a DS2DSModel.
         tokenizer_encode, tokenizer_decode: text to ids and back; both None for the packaged GPT-2.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
-        layout_policy: what stands around a document's body; None: what the model's config says.
+        layout_policy: what stands around a document's body, whatever the model's config says; None: that.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -79,7 +79,7 @@ class LinkedDocumentGenerator:
         self.model = model
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
-        check_model(model.config, self.tokenizer, self.layout_policy)
+        check_tokenizer(model.config, self.tokenizer)
         self.engine = engine or Engine(model)
 
     def generate(

@@ -27,18 +27,25 @@ ENOUGH = 8
 """...if so many were sampled."""
 
 
-def check_model(config: ModelConfig, tokenizer: Tokenizer, layout_policy: str) -> None:
-    """Whether a model, by what its checkpoint says, goes with a tokenizer and a layout.
+def check_layout(config: ModelConfig, layout_policy: str | None) -> None:
+    """Whether a layout is the one of the checkpoint. (Its "null" may mean that nobody said: it goes with any.)
 
     Raises:
-        ConfigError: the tokenizer or the layout is another than the checkpoint's. (Layout "null" in a checkpoint may
-            mean that nobody said: it goes with any.)
+        ConfigError: it is another.
     """
-    if config.layout_policy not in ("null", layout_policy):
+    if config.layout_policy not in ("null", layout_policy) and layout_policy is not None:
         raise ConfigError(
             f"layout_policy is {layout_policy!r}, but the model was trained with {config.layout_policy!r}: leave it "
             "out, or name that one"
         )
+
+
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Whether a tokenizer is the one of the checkpoint, as far as both have names.
+
+    Raises:
+        ConfigError: it is another.
+    """
     # Below GPT-2's size the name "gpt2" is only what the field says where nobody filled it in.
     claimed = config.tokenizer if config.tokenizer != "gpt2" or config.vocab_size >= VOCAB_SIZE else UNNAMED
     if UNNAMED not in (claimed, tokenizer.name) and claimed != tokenizer.name:
