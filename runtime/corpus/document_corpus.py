@@ -60,7 +60,7 @@ class DocumentCorpus:
         metadata: its metadata.json (tokenizer, dtype_str, shard_filenames).
         graph: its GraphIndex.
         shards: its PretokShardedBackend.
-        told_of_layout: whether a warning about its documents' layout has been given.
+        layouts_checked: the layouts with which the documents' own has been compared (``generation.pairing``).
 
     Safe to share between threads and to use after a fork. After ``close`` every look-up raises CorpusError.
 
@@ -73,7 +73,7 @@ class DocumentCorpus:
         self.graph = GraphIndex(self.path, progress)
         self.metadata = self.graph.metadata
         self.shards = PretokShardedBackend(self.path, self.metadata.shard_filenames, self.metadata.dtype_str)
-        self.told_of_layout = False
+        self.layouts_checked: set[tuple[str, int, str]] = set()
 
     def __len__(self) -> int:
         return len(self.graph)

@@ -84,7 +84,7 @@ def check_decodes(config: ModelConfig) -> None:
 def check_corpus(corpus: Any, layout: Layout, vocab_size: int, tokenizer: Tokenizer) -> None:
     """Whether a corpus goes with all that; of a DocumentCorpus, a sample of its documents is looked at.
 
-    Warns (UserWarning, once for each corpus opened) where nearly all bodies start with the heading, or have the end
+    Warns (UserWarning, once for each layout and corpus opened) where nearly all bodies start with the heading, or have the end
     marks, that the layout puts around them: a model trained on exactly that corpus and layout has seen them doubled,
     any other has not.
 
@@ -103,7 +103,9 @@ def check_corpus(corpus: Any, layout: Layout, vocab_size: int, tokenizer: Tokeni
     sample = corpus.sample
     for document in sample:
         check_ids(document.title, [document.largest], vocab_size)
-    if len(sample) >= ENOUGH:
+    checked = (layout.policy, layout.eos_token_id, tokenizer.name)
+    if len(sample) >= ENOUGH and checked not in corpus.layouts_checked:
+        corpus.layouts_checked.add(checked)
         _warn_of_layout(corpus, sample, layout, tokenizer)
 
 
@@ -122,14 +124,14 @@ def _warn_of_layout(corpus: DocumentCorpus, sample: Sequence[Sampled], layout: L
     headed = [one for one in sample if layout.has_heading and _has_heading(one, eos, tokenizer)]
     marked = [one for one in sample if layout.has_marks and eos in (one.head[0], one.last)]
     for found, what in ((headed, "start with their own heading"), (marked, f"start or end with EOS ({eos})")):
-        if len(found) >= LAID_OUT * len(sample) and not corpus.told_of_layout:
-            corpus.told_of_layout = True
+        if len(found) >= LAID_OUT * len(sample):
             warnings.warn(
                 f"{len(found)} of {len(sample)} sampled documents of {corpus.path} {what}, {found[0].title!r} for one, "
                 f"and layout_policy {layout.policy!r} adds the same: the model reads it twice. A corpus holds bodies "
                 "alone (`ds2ds corpus build` writes them so), unless the model was trained with it doubled",
                 stacklevel=2,
             )
+            return
 
 
 def _has_heading(document: Sampled, eos: int, tokenizer: Tokenizer) -> bool:

@@ -32,7 +32,8 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     ``hyperparameters.json`` is {"model": {num_layers, model_dim, num_heads, max_seq_len, mask_type, link_detector,
     weight_tying, ...}, "data": {layout_policy: null | name}}; settings that only training needs are passed over, and
     those that are null count as not given. Weights all bfloat16, float16 or float64 stay so; others become float32.
-    A wrong `num_heads` cannot be seen: the weights have the same shapes under any. The weights are read with ``weights_only=True``: a file that would run code is refused.
+    A wrong `num_heads` cannot be seen: the weights have the same shapes under any. The weights are read with
+    ``weights_only=True``: a file that would run code is refused.
 
     Raises:
         CheckpointError: a file is missing, damaged or unsafe, or the weights do not fit the settings.
