@@ -84,9 +84,9 @@ def check_decodes(config: ModelConfig) -> None:
 def check_corpus(corpus: Any, layout: Layout, vocab_size: int, tokenizer: Tokenizer) -> None:
     """Whether a corpus goes with all that; of a DocumentCorpus, a sample of its documents is looked at.
 
-    Warns (UserWarning, once for each layout and corpus opened) where nearly all bodies start with the heading, or have the end
-    marks, that the layout puts around them: a model trained on exactly that corpus and layout has seen them doubled,
-    any other has not.
+    Warns (UserWarning, once for each layout and corpus opened) where nearly all bodies start with the heading, or have
+    the end marks, that the layout puts around them: a model trained on exactly that corpus and layout has seen them
+    doubled, any other has not.
 
     Raises:
         ConfigError: the corpus says that another tokenizer made it; CorpusError: it holds ids outside the model's
