@@ -311,3 +311,10 @@ def test_errors_name_what_is_there_instead(tmp_path: Path) -> None:
     weights.rename(tmp_path / "out" / "model-00001-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"no model.safetensors in .*it has model-00001-of-00002.safetensors"):
         load_checkpoint(tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trained())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*file/out: .*Not a directory"):
+        import_run(run, tmp_path / "file" / "out")

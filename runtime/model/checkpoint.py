@@ -33,7 +33,7 @@ def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
     Where either cannot be written, both files stay as they were.
 
     Raises:
-        CheckpointError: the weights are quantised: a checkpoint holds floats.
+        CheckpointError: the weights are quantised: a checkpoint holds floats; or the folder cannot be written.
     """
     path = Path(path)
     if isinstance(model.loss_fn.weight, Int8Weight):
@@ -47,7 +47,10 @@ def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
         atomic_write(path / WEIGHTS_NAME, lambda weights: save_file(state, weights, metadata={"format": "pt"}))
 
     # The weights are put in place once the configuration is written too, and only its renaming is left.
-    atomic_write(path / CONFIG_NAME, write)
+    try:
+        atomic_write(path / CONFIG_NAME, write)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a checkpoint to {path}: {error}") from error
 
 
 def load_checkpoint(
