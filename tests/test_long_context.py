@@ -107,8 +107,8 @@ def test_positions_beyond_16k() -> None:
 
 @pytest.mark.slow
 def test_a_prompt_of_30k_tokens() -> None:
-    """Its scores alone would be 2 x 30,000 x 30,000 floats, 7 GB a layer. (On two busy cores: 13 s, and two minutes
-    for the reference.)"""
+    """Its scores alone would be 2 x 30,000 x 30,000 floats, 7 GB a layer. (On two cores that others use too: 13 s, and
+    two to five minutes for the reference.)"""
     assert write(tiny(num_layers=2, model_dim=32), 30_000) < 200
 
 
