@@ -21,6 +21,7 @@ from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config, scoring
+from ds2ds.generation.pairing import check_layout
 from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
@@ -36,7 +37,8 @@ class Runtime:
     Args:
         model: moved to `device` if one is given.
         tokenizer: None for the packaged GPT-2, or whatever `ds2ds.tokenizer.as_tokenizer` takes.
-        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
+        layout_policy: what stands around a document's body, see `ds2ds.documents.layout`; None: what the model's
+            config says. Where that says another than "null", no other is taken.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
         arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
         document_store: compute a document once for all requests that bring it in, and keep it while there is room.
@@ -63,7 +65,7 @@ class Runtime:
         self,
         model: DS2DSModel,
         tokenizer: Any = None,
-        layout_policy: str | None = "null",
+        layout_policy: str | None = None,
         device: str | torch.device | None = None,
         *,
         arena_tokens: int | None = None,
@@ -78,6 +80,7 @@ class Runtime:
     ) -> None:
         if not isinstance(model, DS2DSModel):
             raise ConfigError(f"model must be a DS2DSModel, got {type(model).__name__}")
+        check_layout(model.config, layout_policy)
         if device is not None:
             model = model.to(parse_device(device))
         if batch_invariant:
@@ -90,7 +93,7 @@ class Runtime:
         self._generator = LinkedDocumentGenerator(
             model,
             tokenizer=tokenizer,
-            layout_policy=layout_policy or "null",
+            layout_policy=layout_policy,
             engine=Engine(
                 model,
                 arena_tokens,

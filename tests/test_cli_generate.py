@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from ds2ds import DS2DSModel, GenerationConfig, Runtime, create_filename
 from ds2ds.cli import app
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
+from ds2ds.corpus.document_corpus import SAMPLE
 from ds2ds.errors import CheckpointError, ConfigError, CorpusError
 from ds2ds.generation.events import Event, TokenWritten
 from ds2ds.model.checkpoint import save_checkpoint
@@ -232,12 +233,14 @@ def test_a_value_of_the_wrong_type_is_a_usage_error(folder: Path) -> None:
 
 
 def test_a_damaged_corpus_ends_the_text_with_a_line_end(folder: Path, tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", [SourceDocument("Apple", "A fruit.")])
-    with open(tmp_path / "corpus" / "shard_000000.bin", "r+b") as shard:
+    documents = [SourceDocument(f"Page {number}", "A page.") for number in range(2 * SAMPLE)]
+    documents[1] = SourceDocument("Apple", "A fruit.")  # every other one is looked at before anything is written
+    write_corpus(tmp_path / "corpus", documents, max_tokens_per_shard=1)
+    with open(tmp_path / "corpus" / "shard_000001.bin", "r+b") as shard:
         shard.truncate(1025)
     done = run(folder, PROMPT, "--corpus", str(tmp_path / "corpus"))
     assert isinstance(done.exception, CorpusError)
-    assert "shard_000000.bin" in str(done.exception)
+    assert "shard_000001.bin" in str(done.exception)
     assert done.stdout == PROMPT + "\n"
 
 

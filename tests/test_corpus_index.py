@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from foreign_corpus import write_foreign_corpus
@@ -40,9 +41,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The indexes built from here on."""
     built: list[Path] = []
 
-    def counted(graph: Path, out: Path) -> None:
+    def counted(graph: Path, out: Path, *progress: Any) -> None:
         built.append(out)
-        build_index(graph, out)
+        build_index(graph, out, *progress)
 
     monkeypatch.setattr(index_module, "build_index", counted)
     return built
@@ -80,10 +81,10 @@ def test_it_stays_valid_when_copied(folder: Path, tmp_path: Path, monkeypatch: p
 def unwritable(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
     """Nobody, not even root, can write in these folders."""
 
-    def refusing(graph: Path, out: Path) -> None:
+    def refusing(graph: Path, out: Path, *progress: Any) -> None:
         if any(out.is_relative_to(folder) for folder in folders):
             raise PermissionError(13, "Permission denied", str(out))
-        build_index(graph, out)
+        build_index(graph, out, *progress)
 
     monkeypatch.setattr(index_module, "build_index", refusing)
 

@@ -656,14 +656,22 @@ def test_the_models_own_layout_is_the_default(writes: Writes) -> None:
 def test_defaults_fit_the_model_and_the_tokenizer() -> None:
     config = generator().default_config()
     assert (config.max_context_length, config.eos_token_id) == (512, EOS)
-    assert LinkedDocumentGenerator(small_model()).default_config().eos_token_id == 50256
+    # GPT-2's tokenizer is not this model's: no token ends a document.
+    assert LinkedDocumentGenerator(small_model()).default_config().eos_token_id == 264
 
 
-def test_an_eos_outside_the_vocabulary_cannot_start_a_document(writes: Writes) -> None:
+def test_an_eos_outside_the_vocabulary_is_refused() -> None:
     made = generator()
     config = GenerationConfig(max_context_length=200)  # EOS is GPT-2's, the model knows 264 tokens
-    with pytest.raises(CorpusError, match=r"document 'Q' would hold token id 50256, outside .* of 264"):
+    with pytest.raises(ConfigError, match=r"eos_token_id must be in the model's vocabulary of 264 .*, got 50256"):
         made.generate("[q](Q)", config=config)
+    assert not made.engine.running
+
+
+def test_an_eos_just_outside_the_vocabulary_ends_nothing_and_cannot_start_a_document(writes: Writes) -> None:
+    made = generator()
+    with pytest.raises(CorpusError, match=r"document 'Q' would hold token id 264, outside .* of 264"):
+        made.generate("[q](Q)", config=GenerationConfig(max_context_length=200, eos_token_id=264))
     assert not made.engine.running
 
 
@@ -672,5 +680,5 @@ def test_a_heading_outside_the_vocabulary_cannot_start_a_document() -> None:
     made = LinkedDocumentGenerator(small_model(), layout_policy="identifier_prefix")
     spelled = [token for letter in "[q](Query)" for token in made.tokenizer.encode(letter)]
     with pytest.raises(CorpusError, match=r"document 'Query' would hold token id \d+, outside .* of 264"):
-        made.generate(prompt_tokens=spelled)
+        made.generate(prompt_tokens=spelled, config=GenerationConfig(max_context_length=200, eos_token_id=0))
     assert not made.engine.running

@@ -144,7 +144,7 @@ def test_another_device_than_the_models() -> None:
         device = torch.device("cuda", 0)
 
     with pytest.raises(ConfigError, match="device is 'cpu', but the model is on 'cuda:0'"):
-        fit_config(GenerationConfig(max_context_length=9, device="cpu"), Elsewhere())  # type: ignore[arg-type]
+        fit_config(GenerationConfig(max_context_length=9, device="cpu", eos_token_id=0), Elsewhere())  # type: ignore[arg-type]
 
 
 # Stop strings

@@ -83,3 +83,9 @@ MASKS: dict[str, Callable[[int, Sequence[DocSpan]], Tensor]] = {
     "cross_doc_link": cross_doc_link,
 }
 """The definitions. Each raises ValueError where `check_spans` does."""
+
+BIDIRECTIONAL = ("full", "doc_bidirectional")
+"""Under these a token reads what comes after it, so nothing can be written token by token."""
+
+READS_LINKS = "cross_doc_link"
+"""The one under which a document reads what it links to."""

@@ -21,11 +21,14 @@ class Rotary:
     def __init__(self, head_dim: int, max_positions: int, device: torch.device | str = "cpu") -> None:
         if head_dim % 4:
             raise ValueError(f"head_dim must be divisible by 4, got {head_dim}")
-        frequencies = (1 / BASE) ** torch.linspace(0, 1, head_dim // 4, dtype=torch.float32)
-        frequencies = torch.cat([frequencies, torch.zeros(head_dim // 4)])
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        self.cos = angles.cos().repeat(1, 2).to(device)
-        self.sin = torch.cat([angles.sin(), -angles.sin()], dim=-1).to(device)
+        # Angles in double precision: a float32 angle is off by 2e-3 radians at position 32,000, by another amount at
+        # each, and keys would seem to move.
+        frequencies = (1 / BASE) ** torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
+        frequencies = torch.cat([frequencies, torch.zeros_like(frequencies)])
+        angles = torch.outer(torch.arange(max_positions, dtype=torch.float64), frequencies)
+        cos, sin = angles.cos().float(), angles.sin().float()
+        self.cos = cos.repeat(1, 2).to(device)
+        self.sin = torch.cat([sin, -sin], dim=-1).to(device)
 
     def to(self, device: torch.device | str) -> Rotary:
         self.cos, self.sin = self.cos.to(device), self.sin.to(device)

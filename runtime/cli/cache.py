@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ds2ds.cli.progress import progress_bar
+from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.summary import count
-from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.corpus.document_corpus import DEMO
 from ds2ds.errors import CacheError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Prefill documents of a corpus into a file that later runs start from.")
@@ -41,7 +41,7 @@ def warm(
         raise CacheError(f"{out} is already there: pass --force to replace it")
     if bool(titles) == (most_linked is not None):
         raise ConfigError("give titles, or --most-linked N, and not both")
-    with DocumentCorpus(corpus) as opened:
+    with open_corpus_telling(corpus) as opened:
         if most_linked is not None:
             wanted = opened.most_linked(most_linked)
         else:

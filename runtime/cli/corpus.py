@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from ds2ds.cli.progress import progress_bar
+from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.corpus.build.markdown_folder import TITLES_FROM, build_corpus
 from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
@@ -83,7 +83,7 @@ def info(
     ] = 1000,
 ) -> None:
     """What a corpus holds."""
-    with DocumentCorpus(corpus_path or corpus) as documents:
+    with open_corpus_telling(corpus_path or corpus) as documents:
         tokens, edges = documents.graph.totals()
         links = sample_links(documents, corpus_tokenizer(documents), sample)
         share = f"{links.resolving / links.found:.2%}" if links.found else "none"
@@ -116,7 +116,7 @@ def show(
     corpus: CorpusOption = DEMO,
 ) -> None:
     """Print a document and its links."""
-    with DocumentCorpus(corpus) as documents:
+    with open_corpus_telling(corpus) as documents:
         resolved = documents.resolve(title)
         if resolved is None:
             raise CorpusError(_unknown(title, documents))
@@ -176,7 +176,7 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Documents to list.")] = 10,
 ) -> None:
     """Full-text search, the best match first."""
-    with DocumentCorpus(corpus) as documents, progress_bar("indexing") as progress:
+    with open_corpus_telling(corpus) as documents, progress_bar("indexing") as progress:
         index = CorpusSearch(documents, progress=lambda done: progress(done, len(documents)))
         hits = index.search(" ".join(words), limit, *_MARK)
         index.close()

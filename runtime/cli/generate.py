@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from ds2ds.cli.pictures import check_pictures, write_pictures
-from ds2ds.cli.progress import progress_bar
+from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
 from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
@@ -256,7 +256,7 @@ def _read_prompt(prompt: str | None, title: str | None) -> str:
 def _open_corpus(corpus: str | None, model: str) -> contextlib.AbstractContextManager[DocumentCorpus | None]:
     if corpus is None:
         corpus = DEMO if model == DEMO else "none"
-    return contextlib.nullcontext() if corpus == "none" else DocumentCorpus(corpus)
+    return contextlib.nullcontext() if corpus == "none" else open_corpus_telling(corpus)
 
 
 def _settings(context: typer.Context) -> dict[str, Any]:

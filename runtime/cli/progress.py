@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ds2ds.corpus.document_corpus import DocumentCorpus
+
 _LINES = 10
 
 
@@ -30,3 +32,9 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def open_corpus_telling(path: str) -> DocumentCorpus:
+    """Open a corpus; telling of it while it is indexed, as it is once, where it is large."""
+    with progress_bar("indexing the corpus, percent") as progress:
+        return DocumentCorpus(path, progress)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ds2ds.corpus.graph_index import GraphIndex, Node
+from ds2ds.corpus.index import Progress
 from ds2ds.corpus.names import title_variants
 from ds2ds.corpus.resolving.making import CorpusResolvers
 from ds2ds.corpus.resolving.resolver import Resolver
@@ -19,6 +21,18 @@ from ds2ds.corpus.shards import PretokShardedBackend
 from ds2ds.errors import CorpusError
 
 DEMO = "demo"
+SAMPLE = 32
+HEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a glance at a document shows: its first HEAD tokens, its last one, and the largest id. It is not empty."""
+
+    title: str
+    head: tuple[int, ...]
+    last: int
+    largest: int
 
 
 def corpus_folder(dataset_path: str | Path) -> Path:
@@ -41,12 +55,14 @@ class DocumentCorpus:
     Args:
         dataset_path: a folder with metadata.json, tokenized_graph.jsonl and shards; or "demo", the packaged FOLDOC
             (a folder of that name is "./demo").
+        progress: told (done, of how many) while the corpus is indexed, which happens once, at its first opening.
 
     Attributes:
         path: the folder.
         metadata: its metadata.json (tokenizer, dtype_str, shard_filenames).
         graph: its GraphIndex.
         shards: its PretokShardedBackend.
+        layouts_checked: the layouts with which the documents' own has been compared (``generation.pairing``).
 
     Safe to share between threads and to use after a fork. After ``close`` every look-up raises CorpusError.
 
@@ -54,12 +70,13 @@ class DocumentCorpus:
         CorpusError: no corpus there, or a malformed one: names the file and the reason.
     """
 
-    def __init__(self, dataset_path: str | Path) -> None:
+    def __init__(self, dataset_path: str | Path, progress: Progress = lambda done, total: None) -> None:
         self.path = corpus_folder(dataset_path)
-        self.graph = GraphIndex(self.path)
+        self.graph = GraphIndex(self.path, progress)
         self.metadata = self.graph.metadata
         self.shards = PretokShardedBackend(self.path, self.metadata.shard_filenames, self.metadata.dtype_str)
         self._resolvers = CorpusResolvers()
+        self.layouts_checked: set[tuple[str, int, str]] = set()
 
     def __len__(self) -> int:
         return len(self.graph)
@@ -114,11 +131,20 @@ class DocumentCorpus:
             raise CorpusError(f"document {node.title!r}: {error}") from error
 
     def most_linked(self, count: int) -> list[str]:
-        """The raw titles of the documents that most others link to, most first, ties in the order of the graph file.
+        """The raw titles of the documents that most others link to, most first, ties in the order of the graph file."""
+        return self.graph.most_linked(count)
 
-        Reads the whole graph file: some seconds per million documents.
-        """
-        return heapq.nlargest(count, self.titles(), key=lambda title: len(self.graph.incoming(title)))
+    @cached_property
+    def sample(self) -> tuple[Sampled, ...]:
+        """A glance at SAMPLE evenly spaced documents (all, if there are no more), the empty ones left out."""
+        count = min(SAMPLE, len(self))
+        nodes = (self.graph.node(i * len(self) // count) for i in range(count))
+        bodies = ((node.title, self.read(node)) for node in nodes)
+        return tuple(
+            Sampled(title, tuple(body[:HEAD].tolist()), int(body[-1]), int(body.max()))
+            for title, body in bodies
+            if len(body)
+        )
 
     def get_title_variants(self, title: str) -> list[str]:
         """The names under which `title` is looked for, in order: as it is (a raw title or an identifier), with single

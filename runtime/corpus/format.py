@@ -18,6 +18,7 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = 11041999
 VERSION = 1
+MAX_TOKENS = 2**31 - 1  # of a shard: its header counts them in an int32
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -87,7 +88,13 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
 
 
 def pack_header(token_count: int, bytes_per_token: int) -> bytes:
-    """A shard's first 1,024 bytes."""
+    """A shard's first 1,024 bytes.
+
+    Raises:
+        CorpusError: more tokens than its int32 can count.
+    """
+    if token_count > MAX_TOKENS:
+        raise CorpusError(f"a shard holds at most {MAX_TOKENS:,} tokens, got {token_count:,}")
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:4] = (MAGIC, VERSION, token_count, bytes_per_token)
     return header.tobytes()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds2ds.corpus.format import GRAPH_NAME, read_metadata
-from ds2ds.corpus.index import open_index, parse_node
+from ds2ds.corpus.index import Progress, open_index, parse_node
 from ds2ds.corpus.names import find_node
 from ds2ds.errors import CorpusError
 
@@ -46,15 +46,18 @@ class GraphIndex:
     are read from the node's own line. Of documents that share a title or an identifier, the first counts. Safe to
     share between threads and to use after a fork.
 
+    Args:
+        progress: told (done, of how many) while an index is built: about a minute per million documents.
+
     Raises:
         CorpusError: no corpus there, or a malformed one.
     """
 
-    def __init__(self, dataset_path: str | Path) -> None:
+    def __init__(self, dataset_path: str | Path, progress: Progress = lambda done, total: None) -> None:
         self.folder = Path(dataset_path)
         self.metadata = read_metadata(self.folder)
         self._graph = self.folder / GRAPH_NAME
-        self._database = open_index(self.folder)
+        self._database = open_index(self.folder, progress)
         self._count: int = self._database.query("SELECT max(id) + 1 FROM nodes")[0][0]
 
     def __len__(self) -> int:
@@ -109,8 +112,13 @@ class GraphIndex:
 
     def totals(self) -> tuple[int, int]:
         """The number of tokens in all documents, and of edges between them."""
-        tokens, edges = self._database.query("SELECT sum(length), sum(links) FROM nodes")[0]
+        tokens, edges = self._database.query("SELECT tokens, links FROM totals")[0]
         return tokens, edges
+
+    def most_linked(self, count: int) -> list[str]:
+        """The raw titles of the documents that most others link to, most first, ties in the order of the graph file."""
+        rows = self._database.query("SELECT title FROM nodes ORDER BY incoming DESC, id LIMIT ?", (count,))
+        return [title for (title,) in rows]
 
     def sizes(self) -> tuple[int, int]:
         """The sizes of the graph file and of its index, in bytes."""

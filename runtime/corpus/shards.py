@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import numpy.typing as npt
 from ds2ds.corpus.format import HEADER_BYTES, check_header, token_dtype
 from ds2ds.errors import CorpusError
 
+OPEN_SHARDS = 128
+"""Mapped at a time. A mapping holds a file descriptor, of which a process has 1,024 as a rule."""
+
 
 class PretokShardedBackend:
     """The tokens of a corpus: `read(shard, offset, length)` from files that are opened when first needed.
 
-    Safe to share between threads and to use after a fork: a shard is a read-only mapping, nothing else is kept.
+    Of thousands of shards the OPEN_SHARDS that were read last stay mapped. Safe to share between threads and to use
+    after a fork: a mapping is read-only, and one that a thread still reads outlives its place here.
 
     Args:
         folder: where the shards lie.
@@ -31,7 +36,9 @@ class PretokShardedBackend:
         self.folder = Path(folder)
         self.paths = tuple(self.folder / name for name in shard_filenames)
         self.dtype = token_dtype(dtype_str, self.folder)
-        self._maps: list[npt.NDArray[Any] | None] = [None] * len(self.paths)
+        # The one read last at the end. No lock, which a fork could inherit held: each step on it is atomic, and two
+        # threads that miss the same shard map it twice, no more.
+        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
         self._closed = False
 
     def _tokens(self, shard: int) -> npt.NDArray[Any]:
@@ -39,18 +46,22 @@ class PretokShardedBackend:
             raise CorpusError(f"the corpus at {self.folder} is closed")
         if not 0 <= shard < len(self.paths):
             raise CorpusError(f"{self.folder}: no shard {shard}, metadata.json names {len(self.paths)}")
-        tokens = self._maps[shard]
+        tokens = self._maps.pop(shard, None)
         if tokens is None:
-            path = self.paths[shard]
-            count = check_header(path, self.dtype.itemsize)
-            # mmap refuses an empty range.
-            tokens = (
-                np.asarray(np.memmap(path, dtype=self.dtype, mode="r", offset=HEADER_BYTES, shape=(count,)))
-                if count
-                else np.empty(0, dtype=self.dtype)
-            )
-            self._maps[shard] = tokens
+            tokens = self._map(self.paths[shard])
+        self._maps[shard] = tokens
+        while len(self._maps) > OPEN_SHARDS:
+            self._maps.popitem(last=False)
         return tokens
+
+    def _map(self, path: Path) -> npt.NDArray[Any]:
+        count = check_header(path, self.dtype.itemsize)
+        if not count:  # mmap refuses an empty range
+            return np.empty(0, dtype=self.dtype)
+        try:
+            return np.asarray(np.memmap(path, dtype=self.dtype, mode="r", offset=HEADER_BYTES, shape=(count,)))
+        except OSError as error:
+            raise CorpusError(f"{path}: cannot map this shard ({error.strerror or error})") from error
 
     def read(self, shard: int, offset: int, length: int) -> npt.NDArray[Any]:
         """A copy of `length` tokens that begin `offset` bytes after the start of the shard's file.
@@ -73,4 +84,4 @@ class PretokShardedBackend:
     def close(self) -> None:
         """Let go of the mappings. Closing twice is fine."""
         self._closed = True
-        self._maps = [None] * len(self.paths)
+        self._maps = OrderedDict()

@@ -3,6 +3,9 @@
 ``null``: nothing. ``bos_eos``: EOS before and after. ``identifier_prefix``: ``# {title}\\n\\n`` before.
 ``identifier_prefix_bos_eos``: EOS, the heading, the body, EOS. GPT-2's EOS is its document separator and
 serves as the beginning mark too.
+
+A document that is written ends where the model draws EOS, which is the suffix of the layouts that have one. One that a
+limit or a stop string ends has no suffix, like a document of the corpus that is cut.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from ds2ds.errors import ConfigError
 LAYOUT_POLICIES = ("null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos")
 
 _HEADING = re.compile(r"# ([^\n]+)\n")
+_WHOLE_HEADING = re.compile(r"# [^\n]+\n\n")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,24 @@ class Layout:
         """What a document with this title starts with; may be empty."""
         heading = self.encode(f"# {title}\n\n") if self.has_heading else []
         return [self.eos_token_id] * self.has_marks + heading
+
+    def encode_start(self, text: str) -> list[int]:
+        """The ids of a text that starts a document: a heading is encoded by itself, as `prefix` does it.
+
+        GPT-2 has a token for two line ends, but encodes them as two where a word follows.
+        """
+        match = _WHOLE_HEADING.match(text) if self.has_heading else None
+        cut = match.end() if match else 0
+        return [*self.encode(text[:cut]), *self.encode(text[cut:])]
+
+    def begin(self, title: str | None, tokens: list[int]) -> list[int]:
+        """`tokens` with the prefix before them (of no title: its mark alone), as far as they do not start with it."""
+        mark = [self.eos_token_id] * self.has_marks
+        heading = [] if title is None else self.prefix(title)[len(mark) :]
+        for part in (mark, heading):
+            if tokens[: len(part)] == part:
+                tokens = tokens[len(part) :]
+        return [*mark, *heading, *tokens]
 
     def suffix(self) -> list[int]:
         return [self.eos_token_id] * self.has_marks

@@ -49,4 +49,7 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
         return KVArena(*shape, slots, block, model.dtype, model.device)
     except (RuntimeError, MemoryError) as error:  # torch raises the former, of the GPU too
         size = slots * bytes_per_token(model) / 1e9
-        raise ConfigError(f"an arena of {slots:,} tokens takes {size:,.1f} GB, which are not to be had") from error
+        raise ConfigError(
+            f"an arena of {slots:,} tokens takes {size:,.1f} GB, which are not to be had: pass fewer arena_tokens (the "
+            f"model's window is {config.max_seq_len:,})"
+        ) from error

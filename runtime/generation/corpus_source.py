@@ -15,6 +15,7 @@ from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
 from ds2ds.documents.title_match import Match
 from ds2ds.errors import ConfigError, CorpusError
+from ds2ds.generation.pairing import check_ids
 
 
 @runtime_checkable
@@ -53,8 +54,7 @@ class CorpusSource:
         title_resolution: the resolvers to try, as in GenerationConfig; none: those of a ResolvingCorpus, or exact.
 
     Raises:
-        ConfigError: the corpus says that another tokenizer made it, or a resolver cannot be made; CorpusError: what a
-            resolver needs is damaged.
+        ConfigError: a resolver cannot be made; CorpusError: what it needs is damaged.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class CorpusSource:
         corpus: Corpus | None,
         layout: Layout,
         vocab_size: int,
-        tokenizer_name: str = "custom",
         title_resolution: Sequence[str] = (),
     ) -> None:
         self._others = ResolverChain(())
@@ -72,9 +71,6 @@ class CorpusSource:
             # The first one is exact, which `resolve` is.
             asked_for = ResolverChain([resolving.resolver(text) for text in title_resolution[1:]])
             self._others = asked_for if title_resolution else resolving.others
-        made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
-        if made_with is not None and tokenizer_name not in (made_with, "custom"):
-            raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")
         self.corpus = corpus
         self.layout = layout
         self.vocab_size = vocab_size
@@ -117,12 +113,7 @@ class CorpusSource:
 
     def check_vocabulary(self, title: str, tokens: Iterable[int]) -> None:
         """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
-        wrong = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise CorpusError(
-                f"document {title!r} would hold token id {wrong}, outside the model's vocabulary of "
-                f"{self.vocab_size}: corpus, tokenizer and eos_token_id must be of this model"
-            )
+        check_ids(title, tokens, self.vocab_size)
 
     def same(self, document: Document | None, canonical: str | None) -> Document | None:
         """`document`, which was found by its folded title, or None if the corpus knows it as another document.

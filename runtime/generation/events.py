@@ -44,8 +44,9 @@ class LinkClosed:
 
     Attributes:
         outcome: "corpus", "generated", "in_view", or "not_followed".
-        reason: why it was not followed; else empty.
-        resolved_by, score: the resolver that found the target in the corpus, and how sure it was; None: none did.
+        reason: why it was not followed, or is followed but not read (the model's mask_type is not cross_doc_link).
+        resolved_by: the resolver that found the target in the corpus; None: none did.
+        score: how sure it was, in [0, 1].
     """
 
     title: str

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from ds2ds.attention.masks import READS_LINKS
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
@@ -104,6 +105,8 @@ class LinkFollower:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
         found = self._locate(parent, link.target)
         self._count(found)
+        reads = self.request.mask_type == READS_LINKS
+        reason = found.reason or ("" if reads else f"not read: the model's mask_type is {self.request.mask_type}")
         self.request.emit(
             LinkClosed(
                 self.request.title(parent),
@@ -111,7 +114,7 @@ class LinkFollower:
                 link.target,
                 position,
                 found.outcome,
-                found.reason,
+                reason,
                 *found_by(found.match),
             )
         )
@@ -120,7 +123,8 @@ class LinkFollower:
         target = yield from self._bring_in(found)
         if target in self.context.window:
             self.context.note_link(target)
-            parent.add_grant(position, target, link.target, found.match)
+            if reads:
+                parent.add_grant(position, target, link.target, found.match)
 
     def prefill(self, title: str) -> Generator[Item, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.

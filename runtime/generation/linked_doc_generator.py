@@ -22,6 +22,7 @@ from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
+from ds2ds.generation.pairing import check_corpus, check_encodes, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
@@ -52,7 +53,7 @@ class LinkedDocumentGenerator:
         tokenizer_encode: text to ids; None, with the next one, for the packaged GPT-2.
         tokenizer_decode: ids to text.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
-        layout_policy: what stands around a document's body; None: what the model's config says.
+        layout_policy: what stands around a document's body, whatever the model's config says; None: that.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -80,6 +81,7 @@ class LinkedDocumentGenerator:
         self.model = model
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
+        check_tokenizer(model.config, self.tokenizer)
         self.engine = engine or Engine(model)
 
     def generate(
@@ -126,13 +128,17 @@ class LinkedDocumentGenerator:
         yield Done(running.result())
 
     def default_config(self) -> GenerationConfig:
-        """The defaults, as far as the model's length and the tokenizer's EOS allow."""
-        config = GenerationConfig()
-        eos = self.tokenizer.eos_token_id
-        return config.with_overrides(
-            max_context_length=min(config.max_context_length, self.model.config.max_seq_len),
-            eos_token_id=config.eos_token_id if eos is None else eos,
-        )
+        """The defaults, as far as the model's length and the tokenizer's EOS allow.
+
+        Beside a tokenizer that has ids the model does not know, no token ends a document: it is not the model's, and
+        prompts can only be given as ids.
+        """
+        config, vocab_size = GenerationConfig(), self.model.config.vocab_size
+        eos = config.eos_token_id if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        if (self.tokenizer.vocab_size or 0) > vocab_size:
+            eos = min(eos, vocab_size)
+        longest = min(config.max_context_length, self.model.config.max_seq_len)
+        return config.with_overrides(max_context_length=longest, eos_token_id=eos)
 
     def start(
         self,
@@ -193,10 +199,11 @@ class LinkedDocumentGenerator:
             config.max_tokens_per_document,
         )
         context.initialize_root(tokens, title)
-        source = CorpusSource(
-            open_corpus(corpus), layout, self.model.config.vocab_size, self.tokenizer.name, config.title_resolution
-        )
-        return Request(config, context, source, layout, self.tokenizer, Trace(), emit)
+        vocab_size = self.model.config.vocab_size
+        source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution)
+        check_corpus(source.corpus, layout, vocab_size, self.tokenizer)
+        mask_type = self.model.config.mask_type
+        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, mask_type)
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout
@@ -204,17 +211,17 @@ class LinkedDocumentGenerator:
         """The tokens and the title that the root starts with.
 
         Marks that the layout puts at a document's start are added where the prompt lacks them. The heading is
-        added only for a title that is given; a prompt that starts with a heading has its title from there.
+        added only for a title that is given; a prompt that starts with a heading has its title from there. Nothing
+        is put before a prompt that starts with it.
         """
         if (prompt is None) == (prompt_tokens is None):
             raise ConfigError("give prompt or prompt_tokens, and not both")
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigError(f"prompt must be a string, got {type(prompt).__name__}")
-        tokens = self.tokenizer.encode(prompt) if prompt is not None else _token_ids(prompt_tokens)
-        if title is not None:
-            tokens = [*layout.prefix(title), *tokens]
-        elif layout.has_marks and tokens[:1] != [layout.eos_token_id]:
-            tokens = [layout.eos_token_id, *tokens]
+        if prompt is not None:
+            check_encodes(self.tokenizer, self.model.config.vocab_size)
+        tokens = layout.encode_start(prompt) if prompt is not None else _token_ids(prompt_tokens)
+        tokens = layout.begin(title, tokens)
         # A document that would start from nothing starts from the document separator.
         tokens = tokens or [layout.eos_token_id]
         vocab_size = self.model.config.vocab_size

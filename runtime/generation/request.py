@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ds2ds.attention.masks import READS_LINKS
 from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
@@ -20,6 +21,7 @@ from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
+from ds2ds.generation.pairing import check_decodes
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer
 
@@ -32,7 +34,13 @@ def fit_config(config: GenerationConfig, model: DS2DSModel) -> GenerationConfig:
     Raises:
         ConfigError: the model cannot do what they ask.
     """
-    longest = model.config.max_seq_len
+    check_decodes(model.config)
+    longest, vocab_size = model.config.max_seq_len, model.config.vocab_size
+    if config.eos_token_id > vocab_size:
+        raise ConfigError(
+            f"eos_token_id must be in the model's vocabulary of {vocab_size} (or {vocab_size}: no token ends a "
+            f"document), got {config.eos_token_id}"
+        )
     if config.max_context_length > longest:
         raise ConfigError(
             f"max_context_length must be at most the model's max_seq_len {longest}, got {config.max_context_length}"
@@ -49,6 +57,8 @@ class Request:
     """Attributes:
     config: its seed is set.
     emit: receives the events of the stream.
+    mask_type: the model's. Only under cross_doc_link does a document read what it links to; under the others its
+        links are followed just the same, and what they bring in is part of the result, but not of the view.
     """
 
     config: GenerationConfig
@@ -58,6 +68,7 @@ class Request:
     tokenizer: Tokenizer
     trace: Trace
     emit: Callable[[Event], None]
+    mask_type: str = READS_LINKS
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""

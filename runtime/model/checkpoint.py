@@ -33,7 +33,7 @@ def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
     Where either cannot be written, both files stay as they were.
 
     Raises:
-        CheckpointError: the weights are quantised: a checkpoint holds floats.
+        CheckpointError: the weights are quantised: a checkpoint holds floats; or the folder cannot be written.
     """
     path = Path(path)
     if isinstance(model.loss_fn.weight, Int8Weight):
@@ -47,7 +47,10 @@ def save_checkpoint(model: DS2DSModel, path: str | Path) -> None:
         atomic_write(path / WEIGHTS_NAME, lambda weights: save_file(state, weights, metadata={"format": "pt"}))
 
     # The weights are put in place once the configuration is written too, and only its renaming is left.
-    atomic_write(path / CONFIG_NAME, write)
+    try:
+        atomic_write(path / CONFIG_NAME, write)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a checkpoint to {path}: {error}") from error
 
 
 def load_checkpoint(
@@ -79,7 +82,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
     state = dict(state)
     if config.weight_tying and EMBEDDING in state:
         head = state.setdefault(HEAD, state[EMBEDDING])
-        if head.shape == state[EMBEDDING].shape and not torch.equal(head, state[EMBEDDING]):
+        if head.shape == state[EMBEDDING].shape and not bool((head == state[EMBEDDING]).all()):
             raise CheckpointError(f"{source}: weight_tying is on, but {HEAD} differs from {EMBEDDING}")
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -117,7 +120,9 @@ def _read_config(path: Path) -> ModelConfig:
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise CheckpointError(f"no {file.name} in {file.parent}")
+        others = sorted(path.name for path in file.parent.iterdir() if path.name != CONFIG_NAME)
+        there = f"; it has {', '.join(others[:5])}: the weights must be in one file of that name" if others else ""
+        raise CheckpointError(f"no {file.name} in {file.parent}{there}")
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)

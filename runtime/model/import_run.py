@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,28 @@ import torch
 from torch import Tensor
 
 from ds2ds.errors import CheckpointError, ConfigError
-from ds2ds.model.checkpoint import EMBEDDING, HEAD, build_model, save_checkpoint
+from ds2ds.model.checkpoint import CONFIG_NAME, EMBEDDING, HEAD, build_model, save_checkpoint
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.ds2ds_model import DS2DSModel
 
-COMPILE_PREFIX = "_orig_mod."
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
+"""What torch.compile and DistributedDataParallel put into names, wherever the wrapped module stands."""
+
+_TABLES = re.compile(r"(?<![^.])rotary(?:_emb)?\.|(?<![^.])inv_freq$")
+"""Rotary tables, where they were saved as buffers: they hold no weights, and are made anew."""
+
+VOCABULARY_PADDING = 128
+"""Rows by which an embedding may exceed `vocab_size`: training code rounds it up to a multiple of 64 or 128."""
 
 
 def load_run(run_dir: str | Path) -> DS2DSModel:
     """The model of a training run.
 
     ``hyperparameters.json`` is {"model": {num_layers, model_dim, num_heads, max_seq_len, mask_type, link_detector,
-    weight_tying, ...}, "data": {layout_policy: null | name}}; settings that only training needs are passed over.
-    The weights are read with ``weights_only=True``: a file that would run code is refused.
+    weight_tying, ...}, "data": {layout_policy: null | name}}; settings that only training needs are passed over, and
+    those that are null count as not given. Weights all bfloat16, float16 or float64 stay so; others become float32.
+    A wrong `num_heads` cannot be seen: the weights have the same shapes under any. The weights are read with
+    ``weights_only=True``: a file that would run code is refused.
 
     Raises:
         CheckpointError: a file is missing, damaged or unsafe, or the weights do not fit the settings.
@@ -33,7 +43,7 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     weights_file = run / "checkpoints" / "best_model.pt"
     for file in (settings_file, weights_file):
         if not file.is_file():
-            raise CheckpointError(f"no {file.relative_to(run)} in {run}: not a training run directory")
+            raise CheckpointError(_missing(run, file))
     try:
         settings = json.loads(settings_file.read_text(encoding="utf-8"))
         model_settings: dict[str, Any] = dict(settings["model"])
@@ -43,17 +53,44 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     state = _read_state(weights_file)
     if EMBEDDING not in state:
         raise CheckpointError(f"{weights_file} has no {EMBEDDING}; it has {sorted(state)[:5]} ...")
-    known = {name: value for name, value in model_settings.items() if name in ModelConfig.__dataclass_fields__}
-    known["vocab_size"] = state[EMBEDDING].shape[0]
+    fields = ModelConfig.__dataclass_fields__
+    known = {name: value for name, value in model_settings.items() if name in fields and value is not None}
+    rows = state[EMBEDDING].shape[0]
+    named = known.get("vocab_size", rows)
+    if not isinstance(named, int) or not named <= rows < named + VOCABULARY_PADDING:
+        raise CheckpointError(
+            f"{settings_file} names a vocab_size of {named!r}, but {EMBEDDING} in {weights_file} has {rows} rows: "
+            "settings and weights are of two runs"
+        )
+    known["vocab_size"] = rows
     known["layout_policy"] = layout or "null"
     # What the weights say counts: a head that is there and differs is not tied.
     if HEAD in state:
-        known["weight_tying"] = torch.equal(state[HEAD], state[EMBEDDING])
+        known["weight_tying"] = state[HEAD].shape == state[EMBEDDING].shape and bool(
+            (state[HEAD] == state[EMBEDDING]).all()
+        )
     try:
         config = ModelConfig.from_dict(known)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{settings_file}: {error}") from error
-    return build_model(config, state, str(weights_file))
+    model, dtypes = build_model(config, state, str(weights_file)), {tensor.dtype for tensor in state.values()}
+    return model.to(dtypes.pop()) if dtypes in ({torch.bfloat16}, {torch.float16}, {torch.float64}) else model
+
+
+def _missing(run: Path, file: Path) -> str:
+    """What to say of a file that is not there: also what is there in its place."""
+    if (run / CONFIG_NAME).is_file():
+        return f"{run} is a checkpoint, not a training run directory: it needs no import"
+    if not run.is_dir():
+        return f"no {file.relative_to(run)} in {run}: not a training run directory (it does not exist)"
+    message = f"no {file.relative_to(run)} in {run}: not a training run directory"
+    if file.is_symlink():
+        message += f" (it is a link to {file.readlink()}, which is not there)"
+    others = sorted(path.name for path in file.parent.iterdir() if path != file) if file.parent.is_dir() else []
+    if file.parent != run and others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        message += f"; {file.parent.name} has {', '.join(others[:5])}{more}: rename or link the one to import"
+    return message
 
 
 def import_run(run_dir: str | Path, out: str | Path) -> ModelConfig:
@@ -75,5 +112,18 @@ def _read_state(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {file}: {error!r}") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{file} must hold {{'model': state_dict}}")
-    return {name.replace(COMPILE_PREFIX, ""): tensor for name, tensor in state.items()}
+        there = f"a dict with {sorted(map(str, loaded))[:5]}" if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(f"{file} must hold {{'model': state_dict}}, got {there}")
+    return _weights_alone(state, file)
+
+
+def _weights_alone(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The weights under their own names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        own = _WRAPPERS.sub("", name)
+        if own in found:
+            raise CheckpointError(f"{file} has {own} twice, once as {name}")
+        if not _TABLES.search(own):
+            found[own] = tensor
+    return found

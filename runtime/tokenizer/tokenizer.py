@@ -37,12 +37,15 @@ class Tokenizer:
 def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     special = set(encoding._special_tokens.values())
 
+    # Training code rounds the vocabulary up, so a model may draw an id beyond the tokenizer's: it has no text.
+    known = encoding.n_vocab
+
     def decode(ids: Sequence[int]) -> str:
-        return encoding.decode(ids, errors="replace")
+        return encoding.decode([token for token in ids if token < known], errors="replace")
 
     def token_bytes(token: int) -> bytes:
         # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
-        return b"" if token in special else encoding.decode_single_token_bytes(token)
+        return b"" if token in special or token >= known else encoding.decode_single_token_bytes(token)
 
     return Tokenizer(
         encode=encoding.encode_ordinary,

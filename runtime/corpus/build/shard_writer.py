@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ds2ds.corpus.format import HEADER_BYTES, pack_header, token_dtype
+from ds2ds.corpus.format import HEADER_BYTES, MAX_TOKENS, pack_header, token_dtype
 from ds2ds.errors import ConfigError, CorpusError
 
 
@@ -23,6 +23,8 @@ class ShardWriter:
     def __init__(self, folder: Path, dtype_str: str, max_tokens: int) -> None:
         if max_tokens < 1:
             raise ConfigError(f"max_tokens_per_shard must be positive, got {max_tokens}")
+        if max_tokens > MAX_TOKENS:
+            raise ConfigError(f"max_tokens_per_shard must be at most {MAX_TOKENS:,}, got {max_tokens:,}")
         self.folder = folder
         self.dtype = token_dtype(dtype_str, folder)
         self.max_tokens = max_tokens
