@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
-from ds2ds.engine.work import Compute, Prefill, Work
+from ds2ds.engine.work import Ask, Compute, Prefill, Work
 
 
 @dataclass(eq=False)
@@ -17,6 +18,8 @@ class Job:
     priority: higher ones go first.
     number: how many were submitted before it.
     waiting: the work it asked for last; None before it starts and once it is done.
+    question: what it asks its reader and has no answer to; None: nothing.
+    answer: to its last question, from when it is given until it runs again.
     error: what ended the request early; None while it runs and after it ended well.
     touched: the documents that use entries of the store for it; they are released when it is done.
     """
@@ -27,7 +30,9 @@ class Job:
     need: int
     priority: int = 0
     number: int = 0
-    waiting: Compute | Prefill | None = None
+    waiting: Compute | Prefill | Ask | None = None
+    question: Any = None
+    answer: Any = None
     done: bool = False
     error: Exception | None = None
     touched: dict[Document, None] = field(default_factory=dict)

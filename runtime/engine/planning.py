@@ -46,7 +46,7 @@ class Plan:
     full: ArenaFullError | None
 
 
-def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
+def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Sequence[Job] = ()) -> Plan:
     """Choose what is computed of each job and reserve room for it; what is read is pinned.
 
     Tokens are decoded in any case. Documents are prefilled in the order of the jobs, of each first the one without
@@ -55,8 +55,9 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
     Args:
         jobs: in the order in which they are to be served.
         step_tokens: most tokens to prefill.
+        parked: jobs of which nothing is computed, though what they hold is pinned.
     """
-    step = _Step(store, jobs)
+    step = _Step(store, (*jobs, *parked))
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
     for job in jobs:

@@ -40,6 +40,19 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Ask whoever reads the request. The coroutine is sent the answer, whenever it comes; others go on meanwhile.
+
+    Attributes:
+        document: the one that cannot go on without the answer.
+        question: what the reader is shown; the engine does not look at it.
+    """
+
+    document: Document
+    question: Any
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A drawn token and its natural-log probability under the model's raw distribution."""
 
@@ -47,5 +60,5 @@ class Sampled:
     logprob: float
 
 
-Work: TypeAlias = Generator[Compute | Prefill, Any, None]
-"""A coroutine of generation; after Compute it is sent a Sampled, after Prefill None."""
+Work: TypeAlias = Generator[Compute | Prefill | Ask, Any, None]
+"""A coroutine of generation; after Compute it is sent a Sampled, after Prefill None, after Ask the answer."""

@@ -6,6 +6,7 @@
             in view: grant | in the corpus: fetch, resolve its own links while depth allows, grant
             else if allow_corpus_fallback: write it recursively, then grant and return here
 
+An interactive request asks, for each link that would be followed, before anything is brought in.
 These are coroutines: they yield what they need computed, and are sent the token drawn (see engine/work.py).
 """
 
@@ -18,9 +19,10 @@ from typing import Any
 from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
-from ds2ds.engine.work import Compute, Prefill, Work
+from ds2ds.engine.work import Ask, Compute, Prefill, Work
 from ds2ds.errors import CorpusError
-from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
+from ds2ds.generation.choices import Follow, LinkQuestion, Skip, Supply, check_answer
+from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkAsked, LinkClosed
 from ds2ds.generation.prompt_processor import find_links
 from ds2ds.generation.request import Request
 from ds2ds.generation.single_doc_generator import write_document
@@ -28,7 +30,10 @@ from ds2ds.generation.single_doc_generator import write_document
 
 @dataclass(frozen=True)
 class Target:
-    """What a link leads to: a document that is there (`document`), or `tokens` to start one with, or nothing."""
+    """What a link leads to: a document that is there (`document`), or `tokens` to start one with, or nothing.
+
+    `instead_of` is the document whose title a supplied one takes.
+    """
 
     outcome: str
     title: str = ""
@@ -36,10 +41,18 @@ class Target:
     tokens: tuple[int, ...] = ()
     truncated: bool = False
     reason: str = ""
+    instead_of: Document | None = None
 
 
 def _nowhere(reason: str) -> Target:
     return Target("not_followed", reason=reason)
+
+
+QUIT = _nowhere("the reader quit")
+
+
+class _Quit(Exception):
+    """The reader wants no more."""
 
 
 class LinkFollower:
@@ -49,14 +62,21 @@ class LinkFollower:
         self.request = request
         self.context = request.context
         self.detector = LinkDetector(request.tokenizer)
+        self._asked = 0
 
     def write_root(self) -> Work:
         """Everything: the links in the prompt, then the root, and what it comes to link to."""
         root = self.context.root
         self._opened(root)
-        if self.request.config.process_prompt_links:
-            yield from self._resolve_links(root)
-        yield from self._write(root)
+        try:
+            if self.request.config.process_prompt_links:
+                yield from self._resolve_links(root)
+            yield from self._write(root)
+        except _Quit:
+            while root.in_progress:
+                document = self.context.current
+                document.finish_reason = "quit" if document.source == "generated" else None
+                self._close(document)
 
     def _write(self, document: Document) -> Work:
         """Write the current document to its end, following its links, and close it."""
@@ -79,18 +99,22 @@ class LinkFollower:
     def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
         found = self._locate(parent, link.target)
+        if self.request.interactive and found.outcome != "not_followed":
+            found = yield from self._ask(parent, link, position, found)
         self._count(found)
         self.request.emit(
             LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
         )
-        if found.outcome == "not_followed":
+        if found is QUIT:
+            raise _Quit
+        if found.outcome in ("not_followed", "skipped"):
             return
         target = yield from self._bring_in(found)
         if target in self.context.window:
             self.context.note_link(target)
             parent.add_grant(position, target)
 
-    def prefill(self, title: str) -> Generator[Compute | Prefill, Any, Document]:
+    def prefill(self, title: str) -> Generator[Compute | Prefill | Ask, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
 
         Raises:
@@ -103,26 +127,29 @@ class LinkFollower:
         yield Prefill(document)
         return document
 
-    def _bring_in(self, found: Target) -> Generator[Compute | Prefill, Any, Document]:
+    def _bring_in(self, found: Target) -> Generator[Compute | Prefill | Ask, Any, Document]:
         """The document that a followed link leads to, complete. What it reads may have driven it out of the window."""
         target = found.document
-        if target is None and found.outcome == "corpus":
-            target = self.context.open_corpus_document(found.title, found.tokens)
+        if target is None and found.outcome != "generated":
+            self.context.make_room(len(found.tokens), found.instead_of)
+            target = self.context.open_corpus_document(found.title, found.tokens, found.outcome)
             target.truncated = found.truncated
             self._opened(target)
             if self._may_follow(target) is None:
                 yield from self._resolve_links(target)
             self._close(target)
         elif target is None:
+            self.context.make_room(len(found.tokens) + 1)
             target = self.context.start_auxiliary_generation(found.title, found.tokens)
             self._opened(target)
             yield from self._write(target)
         elif target not in self.context.window:
+            self.context.make_room(len(target.tokens))
             self.context.readmit(target)
         return target
 
     def _locate(self, parent: Document, title: str) -> Target:
-        """Where a link leads; room is made for what has to be brought in."""
+        """Where a link leads, if there can be room for it."""
         request, config, context = self.request, self.request.config, self.context
         forbidden = self._may_follow(parent)
         if forbidden is not None:
@@ -138,21 +165,72 @@ class LinkFollower:
             return Target("in_view", title, known)
         evicted = request.corpus.same(context.find_evicted(title), canonical)
         if evicted is not None:
-            fits, reason = context.make_room(len(evicted.tokens))
+            fits, reason = context.could_make_room(len(evicted.tokens))
             return Target(evicted.source, title, evicted) if fits else _nowhere(reason)
         if canonical is not None:
             tokens = request.corpus.tokens(canonical)
             if not tokens:
                 return _nowhere("an empty document")
             cut = tokens[: config.max_tokens_per_document]
-            fits, reason = context.make_room(len(cut))
+            fits, reason = context.could_make_room(len(cut))
             return Target("corpus", title, None, tuple(cut), len(cut) < len(tokens)) if fits else _nowhere(reason)
         if not config.allow_corpus_fallback:
             return _nowhere("not in the corpus")
         tokens = request.layout.prefix(title) or [config.eos_token_id]
         request.corpus.check_vocabulary(title, tokens)
-        fits, reason = context.make_room(len(tokens) + 1)
+        fits, reason = context.could_make_room(len(tokens) + 1)
         return Target("generated", title, None, tuple(tokens)) if fits else _nowhere(reason)
+
+    def _ask(self, parent: Document, link: ScannedLink, position: int, found: Target) -> Generator[Ask, Any, Target]:
+        """Where the reader wants a link to lead that would lead to `found`."""
+        request, document = self.request, found.document
+        title, tokens = (found.title, found.tokens) if document is None else (document.title, document.tokens)
+        to_be_written = document is None and found.outcome == "generated"
+        question = LinkQuestion(
+            number=self._asked,
+            request=request.number,
+            parent=request.title(parent),
+            text=link.text,
+            target=link.target,
+            position=position,
+            title=title if document is None else request.title(document),
+            depth=parent.depth + 1 if document is None else document.depth,
+            outcome=found.outcome,
+            tokens=None if to_be_written else len(tokens),
+            preview="" if to_be_written else request.opening(title, tokens),
+        )
+        self._asked += 1
+        request.emit(LinkAsked(question))
+        answer = check_answer((yield Ask(parent, question)))
+        if isinstance(answer, Follow):
+            return found
+        if isinstance(answer, Supply):
+            return self._supplied(answer.title or title, answer.text)
+        return Target("skipped") if isinstance(answer, Skip) else QUIT
+
+    def _supplied(self, title: str, text: str) -> Target:
+        """A document of the reader's, if there can be room for it."""
+        request = self.request
+        canonical = request.corpus.resolve(title)
+        title = canonical or title
+        body = request.tokenizer.encode(text)
+        if not body:
+            return _nowhere("an empty document")
+        tokens = request.layout.wrap(title, body)
+        request.corpus.check_vocabulary(title, tokens)
+        cut = tokens[: request.config.max_tokens_per_document]
+        known = self._known(title, canonical)
+        if known is not None and known.in_progress:
+            return _nowhere(f"a document titled {request.title(known)!r} is still being written")
+        fits, reason = self.context.could_make_room(len(cut), known)
+        if not fits:
+            return _nowhere(reason)
+        return Target("supplied", title, None, tuple(cut), len(cut) < len(tokens), instead_of=known)
+
+    def _known(self, title: str, canonical: str | None) -> Document | None:
+        """The document of this title that is in view, or was evicted."""
+        corpus, context = self.request.corpus, self.context
+        return corpus.same(context.find(title), canonical) or corpus.same(context.find_evicted(title), canonical)
 
     def _may_follow(self, parent: Document) -> str | None:
         """Why links of this document are not followed; None if they are."""
@@ -170,6 +248,8 @@ class LinkFollower:
             "in_view": "links_already_in_view",
             "corpus": "links_from_corpus",
             "generated": "links_generated",
+            "supplied": "links_supplied",
+            "skipped": "links_skipped",
             "not_followed": "links_not_followed",
         }[found.outcome]
         setattr(trace, counter, getattr(trace, counter) + 1)
