@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import click
 from rich.console import Console
@@ -24,13 +23,22 @@ _WOULD = {
 }
 
 
+def edit_text() -> str | None:
+    """A text written in the user's editor; None: nothing was saved.
+
+    Raises:
+        click.ClickException: the editor did not run.
+    """
+    return click.edit("", extension=".md")
+
+
 class TerminalReader:
     """Answers by what is typed at a terminal. Enter follows; the end of input quits.
 
     Args:
         pause: called before anything is asked, for what is being shown to end its line.
         read: reads one line after a prompt; EOFError: there is no more.
-        edit: gives a text from an editor; None: nothing was saved; click.ClickException: it did not run.
+        edit: as `edit_text`.
     """
 
     def __init__(
@@ -38,7 +46,7 @@ class TerminalReader:
         console: Console,
         pause: Callable[[], None],
         read: Callable[[str], str] = input,
-        edit: Callable[[], str | None] = partial(click.edit, extension=".md"),
+        edit: Callable[[], str | None] = edit_text,
     ) -> None:
         self._console, self._pause, self._read, self._edit = console, pause, read, edit
         self._always: Answer | None = None
@@ -101,7 +109,7 @@ class TerminalReader:
         return None
 
     def _show(self, question: LinkQuestion) -> None:
-        title, text = printable(question.title), printable(question.text)
+        title, text = printable(question.title), " ".join(printable(question.text).split())
         size = "" if question.tokens is None else f", {count(question.tokens, 'token')}"
         named = Text(f"[{text}] -> ", style="cyan").append(title, style="bold cyan")
         self._print(named.append(f"  ({_WOULD[question.outcome]}{size})", style="dim"))
