@@ -30,6 +30,7 @@ from test_random_link_graphs import Request, check_scores, check_view, requests,
 from ds2ds import (
     ConfigError,
     CorpusError,
+    DocumentContext,
     Done,
     Follow,
     GenerationResult,
@@ -617,3 +618,54 @@ def test_any_answers_on_any_graph_agree_with_the_oracle() -> None:
 
     run()
     assert min(seen["supplied"], seen["skipped"], seen["corpus"], seen["generated"], seen["renamed"]) > 5, seen
+
+
+# The window
+
+
+def context_with(sizes: Mapping[str, int], **options: Any) -> DocumentContext:
+    context = DocumentContext(**{"max_context_length": 100, "max_auxiliary_documents": 2, **options})
+    context.initialize_root([1] * 10)
+    for title, size in sizes.items():
+        context.add_corpus_document(title, [1] * size)
+    return context
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "stop_new"])
+@pytest.mark.parametrize("tokens", [1, 20, 60, 70, 71, 80, 90, 91])
+@pytest.mark.parametrize("instead_of", [None, "A", "B"])
+def test_whether_there_could_be_room_is_what_making_it_comes_to(
+    policy: str, tokens: int, instead_of: str | None
+) -> None:
+    context = context_with({"A": 10, "B": 20}, eviction_policy=policy)
+    before = list(context.window)
+    other = None if instead_of is None else context.find(instead_of)
+    could = context.could_make_room(tokens, other)
+    assert context.window == before and context.evictions == 0
+    assert context.make_room(tokens, other) == could
+    if not could[0]:
+        assert context.window == before and instead_of in (None, "A", "B")
+        return
+    assert context.total_tokens + tokens <= 100 and len(context.window) <= 2
+    if other is not None:
+        assert other not in context.window and context.find_evicted(other.title) is None
+        # No other leaves where that was room enough.
+        kept = [document for document in before if document is not other]
+        if sum(len(document.tokens) for document in kept) + tokens <= 100:
+            assert context.window == kept
+    # Room for one of two: only those that are replaced are not found again.
+    evicted = {document.title for document in before if document not in context.window}
+    assert {title for title in evicted if context.find_evicted(title)} == evicted - {instead_of}
+
+
+def test_one_that_was_evicted_can_be_replaced() -> None:
+    context = context_with({"A": 10, "B": 20})
+    old = context.find("A")
+    assert old is not None
+    context.evict(old)
+    assert context.find_evicted("a") is old
+    assert context.make_room(5, old) == (True, "")
+    new = context.open_corpus_document("A", [1] * 5, "supplied")
+    context.complete_current_document()
+    context.evict(new)
+    assert context.find_evicted("a") is new and new.source == "supplied"

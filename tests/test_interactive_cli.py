@@ -273,7 +273,7 @@ def test_on_a_terminal(folder: Path, tmp_path: Path, sessions: list[Session]) ->
     session.type("s\n")
     rest = " ".join(session.end().split())
     assert session.process.wait(60) == 0
-    assert "└── Apple  supplied" in rest
+    assert "└── Apple supplied" in rest
     assert "2 links (1 supplied, 1 skipped)" in rest
     graph = json.loads((out / "graph.json").read_text(encoding="utf-8"))
     assert [(node["title"], node["source"]) for node in graph["nodes"]] == [
