@@ -45,7 +45,7 @@ class Ask:
 
     Attributes:
         document: the one that cannot go on without the answer.
-        question: what the reader is shown; the engine does not look at it.
+        question: what the reader is shown; anything but None, the engine does not look at it.
     """
 
     document: Document
