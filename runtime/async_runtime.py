@@ -277,7 +277,7 @@ class EventStream(AsyncIterator[Event]):
             RuntimeError: the stream was read to its end, or closed, before; or it asks about a link, which nobody would
                 answer.
         """
-        while self._asked is None or self._on_link is not None:
+        while self._over or self._asked is None or self._on_link is not None:
             event = await anext(self, None)
             if event is None:
                 break

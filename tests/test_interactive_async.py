@@ -278,6 +278,8 @@ def test_the_result_of_a_stream_that_nobody_answers() -> None:
         await events.answer(0, Skip())  # it is open still
         assert (await until_asked(events)).title == "Long"
         await events.aclose()
+        with pytest.raises(RuntimeError, match="the stream has ended or was closed"):
+            await events.result()
         plain = stream(runtime, "see")  # what never asks
         with pytest.raises(RuntimeError, match="the stream asks about a link"):
             await plain.result()
