@@ -109,7 +109,7 @@ def test_nothing_is_computed_while_all_wait(monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_keeps_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it reads is pinned: others make room of what nobody uses."""
     follow(monkeypatch, {"": "x [l](Long) y"})
-    runtime = small_runtime(arena_tokens=768)
+    runtime = small_runtime(arena_tokens=512, retention="lru")
     one = start(runtime, "p [a](A)")
     until_asked(runtime, one, "Long")
     store, root = runtime.engine.store, one.request.context.root
@@ -148,6 +148,24 @@ def test_where_the_arena_is_full_it_gives_up_what_it_holds(monkeypatch: pytest.M
         runtime.engine.answer(asked.job, Follow())
         finish(runtime, asked)
         same_as_alone(asked, prompt)
+    assert is_clean(runtime)
+
+
+def test_it_gives_up_before_others_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"": "x [l](Long) y"})
+    runtime = small_runtime(arena_tokens=448)
+    waiting = start(runtime, "p [a](A)")
+    until_asked(runtime, waiting, "Long")
+    limits = {"max_context_length": 100, "max_tokens_per_document": 100, "max_auxiliary_documents": 0}
+    one, two = (start(runtime, prompt, asks=False, max_link_depth=0, **limits) for prompt in "qr")
+    runtime.engine.step()
+    # There is room for one of them beside what the waiting one holds, and for both without.
+    assert not waiting.job.touched
+    assert [len(each.request.context.root.tokens) for each in (one, two)] == [2, 2]
+    finish(runtime, one, two)
+    runtime.engine.answer(waiting.job, Follow())
+    finish(runtime, waiting)
+    same_as_alone(waiting, "p [a](A)")
     assert is_clean(runtime)
 
 
