@@ -169,6 +169,29 @@ def test_it_gives_up_before_others_wait_for_each_other(monkeypatch: pytest.Monke
     assert is_clean(runtime)
 
 
+def test_what_it_gave_up_takes_no_more_room_than_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documents came one after the other, each in place of the one before: so they are computed again."""
+    titles = "CDEFGH"
+    follow(monkeypatch, {"": "".join(f"[x]({title})" for title in titles) + "[l](Long)"})
+    corpus = Texts({**dict.fromkeys(titles, "some text " * 9), "Long": "long"})
+    corpus.texts = {title: f"{title} {text}" for title, text in corpus.texts.items()}
+    limits = {"max_auxiliary_documents": 1, "max_new_tokens": 100, "max_link_depth": 1}
+    for gives_up in (False, True):
+        runtime = small_runtime(arena_tokens=400)
+        request = runtime._generator.new_request("p", None, corpus, config(**limits), interactive=True)
+        one = runtime._generator.submit(request)
+        until_asked(runtime, one, "Long")
+        if gives_up:
+            runtime.engine._release(one.job)
+            runtime.engine.store.clear()
+        runtime.engine.answer(one.job, Follow())
+        finish(runtime, one)
+        assert one.job.error is None and one.result().trace.evictions == len(titles)
+        alone = small_runtime().generate("p", corpus=corpus, config=config(**limits))
+        same_documents(one.result().get_all_documents(), alone.get_all_documents())
+        assert is_clean(runtime)
+
+
 def test_one_that_waits_is_no_excuse_for_a_full_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request fails only where it finds no room alone, and one that was suspended may ask."""
     follow(monkeypatch, {"": "x [l](Long) y" + "z" * 100})

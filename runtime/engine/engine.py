@@ -193,8 +193,8 @@ class Engine:
         """What is computed of the running jobs, as far as room can be made for it.
 
         Where a job finds the arena full, parked ones give up all they have. Then it waits while others go on. Where
-        none can, the last in turn gives up all it has and starts anew once it can have the arena to itself; if it had,
-        it fails.
+        none can, the last in turn gives up all it has and starts anew once it can have the arena to itself; if it has,
+        it gives up all the same and computes what it needs piece by piece, and if that is too much, it fails.
         """
         while self.running:
             parked = [job for job in self.parked if job.touched]
@@ -207,6 +207,9 @@ class Engine:
             last = self.running[-1]
             if len(self.running) > 1:
                 self._suspend(last)
+            elif not last.narrow:
+                self._release(last)
+                last.narrow = True
             else:
                 self._finish(last, planned.full)
         return []

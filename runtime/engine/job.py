@@ -20,6 +20,7 @@ class Job:
     waiting: the work it asked for last; None before it starts and once it is done.
     question: what it asks its reader and has no answer to; None: nothing.
     answer: to its last question, from when it is given until it runs again.
+    narrow: compute no tokens together that read different documents, as there is no room for all of these at a time.
     error: what ended the request early; None while it runs and after it ended well.
     touched: the documents that use entries of the store for it; they are released when it is done.
     """
@@ -33,6 +34,7 @@ class Job:
     waiting: Compute | Prefill | Ask | None = None
     question: Any = None
     answer: Any = None
+    narrow: bool = False
     done: bool = False
     error: Exception | None = None
     touched: dict[Document, None] = field(default_factory=dict)

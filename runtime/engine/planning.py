@@ -182,6 +182,9 @@ def ready(
     attach(store, job, document)
     start = store.computed(document) or store.found(document)
     stop = min(len(document.tokens), start + PREFILL_CHUNK)
+    if job.narrow:
+        changes = (at for grant in document.grants for at in (grant.position, grant.end) if at is not None)
+        stop = min([stop, *(at for at in changes if at > start)])
     reads = targets(document, start, stop)
     seen.add(document)
     used.add(document)
