@@ -194,7 +194,7 @@ class Engine:
 
         Where a job finds the arena full, parked ones give up all they have. Then it waits while others go on. Where
         none can, the last in turn gives up all it has and starts anew once it can have the arena to itself; if it has,
-        it gives up all the same and computes what it needs piece by piece, and if that is too much, it fails.
+        it computes what it needs piece by piece, and if that is too much, it fails.
         """
         while self.running:
             parked = [job for job in self.parked if job.touched]
@@ -208,7 +208,6 @@ class Engine:
             if len(self.running) > 1:
                 self._suspend(last)
             elif not last.narrow:
-                self._release(last)
                 last.narrow = True
             else:
                 self._finish(last, planned.full)
