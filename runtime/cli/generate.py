@@ -16,6 +16,7 @@ from rich.console import Console
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
 from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
+from ds2ds.documents.link_formats import link_format as find_format
 from ds2ds.errors import ConfigError
 from ds2ds.generation.events import Done, Event, TokenWritten
 
@@ -126,6 +127,14 @@ def generate(
         bool | None,
         _setting("Sampling", "Put every token's log-probability into --json and --save; default False."),
     ] = None,
+    link_format: Annotated[
+        str | None,
+        _setting(
+            "Links",
+            "How links are written: markdown, wikilinks, python, latex, latex+ref, arxiv, null (none), or that of another "
+            "package; default: as the model was trained.",
+        ),
+    ] = None,
     max_link_depth: Annotated[
         int | None,
         _setting("Links", "How far links are followed, 0 (not at all) or more; the root is at 0; default 1."),
@@ -166,7 +175,9 @@ def generate(
         if terminal:
             loading.enter_context(console.status("loading the model"))
         settings = _settings(context)
-        runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
+        runtime = _load(
+            model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens, link_format=link_format
+        )
         if cache is not None:
             runtime.load_cache(cache)
         events = _start(runtime, text, title, opened, settings)
@@ -229,6 +240,8 @@ def _load(model: str, device: str | None, dtype: str | None, settings: dict[str,
     from ds2ds.runtime import Runtime
 
     GenerationConfig(**settings)  # a bad value is told before a large model is loaded
+    if options.get("link_format") is not None:
+        find_format(options["link_format"])
     return Runtime.from_pretrained(model, device, dtype, **options)
 
 

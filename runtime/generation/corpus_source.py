@@ -8,7 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.documents.document import Document
+from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.link_formats import LinkFormat, same_family
+from ds2ds.documents.link_scanner import ScannedLink
 from ds2ds.errors import ConfigError, CorpusError
 
 
@@ -45,13 +48,26 @@ class CorpusSource:
     """Laid-out documents of a corpus, checked against the model's vocabulary; of no corpus, none.
 
     Raises:
-        ConfigError: the corpus says that another tokenizer made it.
+        ConfigError: the corpus says that another tokenizer made it, or that its links are of another format.
     """
 
-    def __init__(self, corpus: Corpus | None, layout: Layout, vocab_size: int, tokenizer_name: str = "custom") -> None:
+    def __init__(
+        self,
+        corpus: Corpus | None,
+        layout: Layout,
+        vocab_size: int,
+        tokenizer_name: str = "custom",
+        link_format: LinkFormat | None = None,
+    ) -> None:
         made_with = getattr(getattr(corpus, "metadata", None), "tokenizer", None)
         if made_with is not None and tokenizer_name not in (made_with, "custom"):
             raise ConfigError(f"the corpus was made with tokenizer {made_with!r}, the runtime has {tokenizer_name!r}")
+        written = getattr(getattr(corpus, "metadata", None), "link_format", None)
+        if written is not None and link_format is not None and not same_family(written, link_format.name):
+            raise ConfigError(
+                f"the corpus has links of the format {written!r}, the runtime reads {link_format.name!r}: choose another "
+                f"corpus, or link_format={written!r}"
+            )
         self.corpus = corpus
         self.layout = layout
         self.vocab_size = vocab_size
@@ -65,6 +81,16 @@ class CorpusSource:
             found: str | None = resolve(title)
             return found
         return title if self.corpus.has_document(title) else None
+
+    def choose_title(self, link: ScannedLink, context: DocumentContext) -> str:
+        """The title that a link means: of its candidates the first that is in the corpus, or that the request has."""
+        return link.choose(lambda title: self.resolve(title) == title or context.has_title(title))
+
+    def resolve_link(self, link: ScannedLink, title: str) -> str | None:
+        """The title under which the corpus knows what a link means, or None: one of its candidates just so, if it
+        has some."""
+        found = self.resolve(title)
+        return None if link.candidates and found != title else found
 
     def tokens(self, title: str) -> list[int]:
         """A document's tokens as the model reads them: layout prefix, body, layout suffix. Empty if the body is.

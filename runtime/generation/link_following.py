@@ -48,7 +48,7 @@ class LinkFollower:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.context = request.context
-        self.detector = LinkDetector(request.tokenizer)
+        self.detector = LinkDetector(request.tokenizer, request.link_format)
 
     def write_root(self) -> Work:
         """Everything: the links in the prompt, then the root, and what it comes to link to."""
@@ -60,7 +60,7 @@ class LinkFollower:
 
     def _write(self, document: Document) -> Work:
         """Write the current document to its end, following its links, and close it."""
-        stream = self.detector.stream()
+        stream = self.detector.stream(document.title)
         for token in document.tokens:
             stream.feed(token)
 
@@ -73,12 +73,12 @@ class LinkFollower:
 
     def _resolve_links(self, document: Document) -> Work:
         """Bring in what a document links to before it is computed (dependencies first)."""
-        for known in find_links(self.detector, document.tokens):
+        for known in find_links(self.detector, document.tokens, document.title):
             yield from self._follow(document, known.link, known.position)
 
     def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
-        found = self._locate(parent, link.target)
+        found = self._locate(parent, link)
         self._count(found)
         self.request.emit(
             LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
@@ -96,7 +96,7 @@ class LinkFollower:
         Raises:
             CorpusError: no link to it would be followed.
         """
-        found = self._locate(self.context.root, title)
+        found = self._locate(self.context.root, ScannedLink(title, title, 0, 0, 0))
         if found.outcome != "corpus":
             raise CorpusError(f"document {title!r} cannot be brought in: {found.reason or 'not in the corpus'}")
         document = yield from self._bring_in(found)
@@ -121,15 +121,16 @@ class LinkFollower:
             self.context.readmit(target)
         return target
 
-    def _locate(self, parent: Document, title: str) -> Target:
+    def _locate(self, parent: Document, link: ScannedLink) -> Target:
         """Where a link leads; room is made for what has to be brought in."""
         request, config, context = self.request, self.request.config, self.context
         forbidden = self._may_follow(parent)
         if forbidden is not None:
             return _nowhere(forbidden)
+        title = request.corpus.choose_title(link, context)
         if not title or is_external(title):
             return _nowhere("an external address" if title else "empty target")
-        canonical = request.corpus.resolve(title)
+        canonical = request.corpus.resolve_link(link, title)
         title = canonical or title
         known = request.corpus.same(context.find(title), canonical)
         if known is not None:

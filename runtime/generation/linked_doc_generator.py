@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from ds2ds.documents import link_formats
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
@@ -51,6 +53,8 @@ class LinkedDocumentGenerator:
         tokenizer_encode, tokenizer_decode: text to ids and back; both None for the packaged GPT-2.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body; None: what the model's config says.
+        link_format: how links are written: a name, or a format of your own (`ds2ds.documents.link_formats`); None: what the
+            model's config says.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -65,6 +69,7 @@ class LinkedDocumentGenerator:
         *,
         tokenizer: Any = None,
         layout_policy: str | None = None,
+        link_format: str | LinkFormat | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not isinstance(model, DS2DSModel):
@@ -78,6 +83,7 @@ class LinkedDocumentGenerator:
         self.model = model
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
+        self.link_format = link_formats.link_format(model.config.link_detector if link_format is None else link_format)
         self.engine = engine or Engine(model)
 
     def generate(
@@ -182,8 +188,9 @@ class LinkedDocumentGenerator:
             config.max_tokens_per_document,
         )
         context.initialize_root(tokens, title)
-        source = CorpusSource(open_corpus(corpus), layout, self.model.config.vocab_size, self.tokenizer.name)
-        return Request(config, context, source, layout, self.tokenizer, Trace(), emit)
+        vocab_size, name = self.model.config.vocab_size, self.tokenizer.name
+        source = CorpusSource(open_corpus(corpus), layout, vocab_size, name, self.link_format)
+        return Request(config, context, source, layout, self.tokenizer, self.link_format, Trace(), emit)
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout

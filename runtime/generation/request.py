@@ -14,6 +14,7 @@ from ds2ds.documents.document import Document
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.work import Sampling
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
@@ -55,6 +56,7 @@ class Request:
     corpus: CorpusSource
     layout: Layout
     tokenizer: Tokenizer
+    link_format: LinkFormat
     trace: Trace
     emit: Callable[[Event], None]
 

@@ -2,20 +2,20 @@ r"""LaTeX's citations, inputs and, if asked for, references as links, found in a
 
 - `\cite[...]{a,b}`, natbib's `\citep`, `\citet` and the like, biblatex's `\parencite`, `\textcite`, `\autocite`, ...,
   starred or not, with up to two optional arguments: a link for each key, to the document of that title.
-- `\input{sec/intro}`, `\input sec/intro`, `\include{...}`: a link to a file of the folder. A file's title is its path with its
-  ending, "sec/intro.tex", and so never a key. It is looked for from the document's own folder on upwards, as the
-  folder of the main file, from which LaTeX counts, is one of these; where there is none, the target is the path
+- `\input{sec/intro}`, `\input sec/intro`, `\include{...}`: a link to a file of the folder. A file's title is its path
+  with its ending, "sec/intro.tex", and so never a key. It is looked for from the document's own folder on upwards, as
+  the folder of the main file, from which LaTeX counts, is one of these; where there is none, the target is the path
   from the top folder.
 - `\ref{a}`, `\eqref`, `\pageref`, `\autoref`, `\nameref`, `\vref`, and `\cref{a,b}`: only in the format "latex+ref". A
   link for each label, to the document of that title.
 
-A link fires at its `}`. Comments, `\verb`, `\lstinline`, `\url` and verbatim environments hide what they hold; a blank line ends
-an argument that is open, as in LaTeX. The format "arxiv" is what training runs of that name were fed: all
+A link fires at its `}`. Comments, `\verb`, `\lstinline`, `\url` and verbatim environments hide what they hold; a blank
+line ends an argument that is open, as in LaTeX. The format "arxiv" is what training runs of that name were fed: all
 between the braces of a citation is one title, whatever it holds.
 
 LaTeX is not expanded: what macros of a document's own stand for is not known (an argument with a backslash, a brace
-or a `#` in it is no link), nor what `\iffalse` or a changed category code hides. An argument of more than 4 KiB is none, and
-citations in another's optional argument are read 8 deep.
+or a `#` in it is no link), nor what `\iffalse` or a changed category code hides. An argument of more than 4 KiB is
+none, and citations in another's optional argument are read 8 deep.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from ds2ds.documents.link_scanner import ScannedLink
 
 CITATIONS = frozenset(
-    "cite citep citet citealp citealt citeauthor citeyear citeyearpar citefullauthor citetitle citeurl citedate citenum "
-    "Cite Citep Citet Citealp Citealt Citeauthor parencite Parencite textcite Textcite autocite Autocite smartcite "
-    "Smartcite footcite footcitetext supercite fullcite footfullcite".split()
-)
+    {"cite", "citep", "citet", "citealp", "citealt", "citeauthor", "citeyear", "citeyearpar", "citefullauthor",
+     "citetitle", "citeurl", "citedate", "citenum", "Cite", "Citep", "Citet", "Citealp", "Citealt", "Citeauthor",
+     "parencite", "Parencite", "textcite", "Textcite", "autocite", "Autocite", "smartcite", "Smartcite", "footcite",
+     "footcitetext", "supercite", "fullcite", "footfullcite"}
+)  # fmt: skip
 INPUTS = frozenset({"input", "include"})
-REFERENCES = frozenset("ref eqref pageref autoref nameref vref cref Cref".split())
+REFERENCES = frozenset({"ref", "eqref", "pageref", "autoref", "nameref", "vref", "cref", "Cref"})
 _SEVERAL_LABELS = frozenset({"cref", "Cref"})
 
 _VERBATIM_COMMANDS = frozenset({"verb", "lstinline", "url", "path", "nolinkurl", "href"})
@@ -70,7 +71,7 @@ class _Command:
 
 
 def _file_titles(written: str, include: bool, document_title: str) -> list[str]:
-    """The titles that a path may mean in this document, from its own folder upwards; none if it leads out of the top."""
+    """The titles that a path may mean in this document, from its own folder upwards; none if all lead out."""
     path = written.strip('" ')
     if not path:
         return []
@@ -340,8 +341,8 @@ class _LatexScanner:
 
 @dataclass(frozen=True)
 class Latex:
-    r"""LaTeX. A link's `text` is the key, label or path as written, its `start` the backslash, its `middle` where the argument
-    starts.
+    r"""LaTeX. A link's `text` is the key, label or path as written, its `start` the backslash, its `middle` where the
+    argument starts.
 
     Attributes:
         references: whether `\ref` and the like are links.

@@ -17,8 +17,8 @@ document. So twenty names from `typing` are one document, typing.py, and not twe
 
 A statement is complete, and fires, at its newline, `;`, comment or closing parenthesis; what only later text could
 cancel is not waited for. One that the document's end completes fires not: no token could read its target any more.
-`from __future__ import ...` speaks to the compiler and is no link. Statements within functions, conditions (`if TYPE_CHECKING:`) and after `:` or `;` count, text within strings and
-comments does not.
+Statements within functions, conditions (`if TYPE_CHECKING:`) and after `:` or `;` count, text within strings and
+comments does not. `from __future__ import ...` speaks to the compiler and is no link.
 
 Where the reading differs from Python's:
 

@@ -31,6 +31,13 @@ LINK_FORMATS: dict[str, LinkFormat] = {
 """The packaged formats. Those of other packages are looked up when they are asked for."""
 
 
+def same_family(one: str, other: str) -> bool:
+    """Whether documents whose links are of one format can be read with the other: they differ in what they count as
+    links, as "latex" and "latex+ref" do, or one of them counts none."""
+    families = [{"arxiv": "latex"}.get(name, name.partition("+")[0]) for name in (one, other)]
+    return families[0] == families[1] or Null().name in families
+
+
 def _plugins() -> dict[str, EntryPoint]:
     return {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
 

@@ -3,8 +3,8 @@
 The target is the title before a `#` (a section of it), entities and percent-encoding resolved, each run of spaces and
 underscores as one space, without a leading colon. A link to a section of the document itself (`[[#Section]]`) is
 none. The text may span lines and hold any markup; of links within links the innermost counts, so those in an image's
-caption do. Images, other media and categories (`[[File:...]]`, `[[Category:...]]`) are no links, `[[:File:...]]` is one.
-Comments are as if they were not there; what stands between `<nowiki>`, `<pre>` and the like is no markup.
+caption do. Images, other media and categories (`[[File:...]]`, `[[Category:...]]`) are no links, `[[:File:...]]` is
+one. Comments are as if they were not there; what stands between `<nowiki>`, `<pre>` and the like is no markup.
 
 What only the wiki itself could tell, or later text, is not known:
 
