@@ -36,8 +36,9 @@ class Runtime:
         tokenizer: None for the packaged GPT-2, or whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
-        link_format: how links are written: "markdown", "wikilinks", "python", "latex", "latex+ref", "arxiv", "null" (none),
-            that of another package, or one of your own (`ds2ds.documents.link_formats`); None: as the model was trained.
+        link_format: how links are written: "markdown", "wikilinks", "python", "latex", "latex+ref", "arxiv", "null"
+            (none), or a format of another package or your own (`ds2ds.documents.link_formats`); None: as the model was
+            trained.
         arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
         document_store: compute a document once for all requests that bring it in, and keep it while there is room.
             Results are the same without; every request then computes all it reads.

@@ -131,8 +131,8 @@ def generate(
         str | None,
         _setting(
             "Links",
-            "How links are written: markdown, wikilinks, python, latex, latex+ref, arxiv, null (none), or that of another "
-            "package; default: as the model was trained.",
+            "How links are written: markdown, wikilinks, python, latex, latex+ref, arxiv, null (none), or a format of "
+            "another package; default: as the model was trained.",
         ),
     ] = None,
     max_link_depth: Annotated[

@@ -64,7 +64,9 @@ class LinkStream:
         self._scanner = scanner
 
     def feed(self, token_id: int) -> list[ScannedLink]:
-        """The links that are complete in this token (markdown: their `)` lies in it), in order. Their offsets count the bytes of all tokens fed.
+        """The links that are complete in this token (markdown: their `)` lies in it), in order.
+
+        Their offsets count the bytes of all tokens fed.
 
         The EOS token ends the document: no link spans it.
 
@@ -126,8 +128,8 @@ class LinkDetector:
         """
         if self.format.name != DEFAULT_FORMAT:
             raise ConfigError(
-                f"detect_link_at_position finds markdown links, this detector's format is {self.format.name!r}: feed the "
-                "tokens to stream()"
+                f"detect_link_at_position finds markdown links, this detector's format is {self.format.name!r}: "
+                "feed the tokens to stream()"
             )
         ids = _as_ids(tokens)
         if not 0 <= end_pos < len(ids):

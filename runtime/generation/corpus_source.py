@@ -65,8 +65,8 @@ class CorpusSource:
         written = getattr(getattr(corpus, "metadata", None), "link_format", None)
         if written is not None and link_format is not None and not same_family(written, link_format.name):
             raise ConfigError(
-                f"the corpus has links of the format {written!r}, the runtime reads {link_format.name!r}: choose another "
-                f"corpus, or link_format={written!r}"
+                f"the corpus has links of the format {written!r}, the runtime reads {link_format.name!r}: choose "
+                f"another corpus, or link_format={written!r}"
             )
         self.corpus = corpus
         self.layout = layout

@@ -53,8 +53,8 @@ class LinkedDocumentGenerator:
         tokenizer_encode, tokenizer_decode: text to ids and back; both None for the packaged GPT-2.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body; None: what the model's config says.
-        link_format: how links are written: a name, or a format of your own (`ds2ds.documents.link_formats`); None: what the
-            model's config says.
+        link_format: how links are written: a name, or a format of your own (`ds2ds.documents.link_formats`); None: what
+            the model's config says.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -190,7 +190,7 @@ class LinkedDocumentGenerator:
         context.initialize_root(tokens, title)
         vocab_size, name = self.model.config.vocab_size, self.tokenizer.name
         source = CorpusSource(open_corpus(corpus), layout, vocab_size, name, self.link_format)
-        return Request(config, context, source, layout, self.tokenizer, self.link_format, Trace(), emit)
+        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, self.link_format)
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout

@@ -14,7 +14,7 @@ from ds2ds.documents.document import Document
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
 from ds2ds.documents.layout import Layout
-from ds2ds.documents.link_formats import LinkFormat
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
 from ds2ds.engine.work import Sampling
 from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
@@ -56,9 +56,9 @@ class Request:
     corpus: CorpusSource
     layout: Layout
     tokenizer: Tokenizer
-    link_format: LinkFormat
     trace: Trace
     emit: Callable[[Event], None]
+    link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""
