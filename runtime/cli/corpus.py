@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, help="Make a corpus of notes or sources,
 
 CorpusOption = Annotated[str, typer.Option("--corpus", "-c", help='Folder of the corpus; "demo" is FOLDOC.')]
 
+_LANGUAGES = {"python": "python", "latex": "latex"}  # of bodies that are no markdown
 _BYTES_PER_WORKER = 1 << 20  # a process takes a second to start, in which one tokenizes about this much
 _MARK = ("\x02", "\x03")  # around the words found, until they are styled
 
@@ -131,6 +133,7 @@ def show(
         if resolved is None:
             raise CorpusError(_unknown(title, documents))
         text = document_text(documents, resolved, corpus_tokenizer(documents))
+        language = _LANGUAGES.get(documents.metadata.link_format or DEFAULT_FORMAT)
         links = {
             "Links to": documents.graph.outgoing(resolved),
             "Linked from": documents.graph.incoming(resolved),
@@ -138,6 +141,8 @@ def show(
     console = Console()
     if not console.is_terminal:
         typer.echo(f"# {resolved}\n\n{text}\n")
+    elif language is not None:
+        console.print(Text(resolved, style="bold"), Syntax(text or "", language, word_wrap=True), sep="\n\n")
     else:
         console.print(Markdown(f"# {resolved}\n\n{text}"))
         console.print()
