@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,9 @@ COMMANDS = st.builds(
 )
 NESTED = st.builds(lambda outer, inner: rf"\citep[see {inner}]{{{outer}}}", KEYS, CITES)
 OTHERS = st.sampled_from(
-    [r"\\.", r"\%", r"\{", r"\}", r"\[x\]", "$a[1]$", "[", "]", "{x}", "{[}", "\n", "\n\n", "% \\cite{no}\n", "word", " ", "é日",
-     r"\verb|\cite{no}|", "\\begin{verbatim}\n\\cite{no}\n\\end{verbatim}", r"\emph{\cite{yes}}", r"\item[\cite{yes}]",
-     "\\begin{itemize}\n\\item x\\cite{yes}\\end{itemize}", r"\citestyle", r"\, "]
+    [r"\\.", r"\%", r"\{", r"\}", r"\[x\]", "$a[1]$", "[", "]", "{x}", "{[}", "\n", "\n\n", "% \\cite{no}\n", "word",
+     " ", "é日", r"\verb|\cite{no}|", "\\begin{verbatim}\n\\cite{no}\n\\end{verbatim}", r"\emph{\cite{yes}}",
+     r"\item[\cite{yes}]", "\\begin{itemize}\n\\item x\\cite{yes}\\end{itemize}", r"\citestyle", r"\, "]
 )  # fmt: skip
 TEXTS = st.lists(st.one_of(CITES, COMMANDS, NESTED, OTHERS, OTHERS), max_size=12).map("".join)
 
@@ -232,8 +233,9 @@ def test_texts_are_read_as_pylatexenc_reads_them(source: str) -> None:
 # Any pieces
 
 FRAGMENTS = st.sampled_from(
-    ["\\", "{", "}", "[", "]", "%", "\n", "\\cite", "\\citep*", "\\input", "\\input ", "\\verb|", "|", "\\begin{verbatim}",
-     "\\end{verbatim}", "\\begin{", "\\lstinline", "\\url{", "a", ",", " ", "é", "#", "*", "\\cite{a,b}", "\\ref{c}", "\\\\"]
+    ["\\", "{", "}", "[", "]", "%", "\n", "\\cite", "\\citep*", "\\input", "\\input ", "\\verb|", "|",
+     "\\begin{verbatim}", "\\end{verbatim}", "\\begin{", "\\lstinline", "\\url{", "a", ",", " ", "é", "#", "*",
+     "\\cite{a,b}", "\\ref{c}", "\\\\"]
 )  # fmt: skip
 
 
@@ -246,7 +248,5 @@ def test_pieces_make_no_difference(source: str, cuts: list[int]) -> None:
         for ends in ([cut % (len(data) + 1) for cut in cuts], range(len(data))):
             scanner = link_format(name).scanner("p/main.tex")
             edges = sorted({0, *ends, len(data)})
-            found = [
-                link for start, end in zip(edges, edges[1:], strict=False) for link in scanner.feed(data[start:end])
-            ]
+            found = [link for start, end in pairwise(edges) for link in scanner.feed(data[start:end])]
             assert found == whole

@@ -7,6 +7,7 @@ import random
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,7 @@ def agrees_with_ast(source: str) -> int:
     while cuts[-1] < len(data):
         cuts.append(cuts[-1] + random_.choice((1, 2, 3, 4, 5, 8, 40)))
     scanner = PYTHON.scanner("x/y/z/u/v/w/m.py")
-    found = [link for start, end in zip(cuts, cuts[1:], strict=False) for link in scanner.feed(data[start:end])]
+    found = [link for start, end in pairwise(cuts) for link in scanner.feed(data[start:end])]
     assert [(link.text, data.count(b"\n", 0, link.end - 1) + 1) for link in found] == expected
     assert found == scan(data, "x/y/z/u/v/w/m.py")
     return len(expected)
