@@ -34,7 +34,14 @@ setup(
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "hypothesis>=6",
+            "scipy>=1.11",
+            "pylatexenc>=2.10,<3",
+            "wikitextparser>=0.55",
+        ],
         "lint": ["ruff", "mypy"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },

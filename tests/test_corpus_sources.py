@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ds2ds.cli.main import app
 from ds2ds.corpus.build.bibliography import Entry, entry_text, read_bibliography
 from ds2ds.corpus.build.folder import build_folder, detect_format
+from ds2ds.corpus.build.labels import labelled_parts
 from ds2ds.corpus.build.report import BuildReport
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.corpus.search import corpus_tokenizer, document_text
@@ -134,9 +135,50 @@ def test_a_latex_folder(tmp_path: Path) -> None:
     assert report.summary.unresolved == 1  # missing2020
     assert text == (
         "Attention is all you need\n\nVaswani, Ashish, Shazeer, Noam, others. Advances in Neural Information "
-        "Processing Systems, 2017.\n\nThe dominant sequence transduction models are based on complex recurrent or convolutional "
+        "Processing Systems, 2017.\n\n"
+        "The dominant sequence transduction models are based on complex recurrent or convolutional "
         "networks.\n"
     )
+
+
+def test_labels_are_documents_if_asked_for(tmp_path: Path) -> None:
+    report = build_folder(ARTICLE, tmp_path / "corpus", format="latex+ref")
+    with DocumentCorpus(tmp_path / "corpus") as corpus:
+        assert corpus.metadata.link_format == "latex+ref"
+        main, method = corpus.graph.outgoing("main.tex"), corpus.graph.outgoing("sections/method.tex")
+        text = document_text(corpus, "fig:graph", corpus_tokenizer(corpus))
+        assert corpus.graph.outgoing("fig:graph") == ["lamport1994"]
+    assert {"sec:related", "fig:graph"} <= set(main) and "eq:score" in method
+    assert text is not None and text.startswith("\\begin{figure}") and text.endswith("\\end{figure}\n")
+    assert (report.summary.documents, report.summary.unresolved) == (14, 2)  # missing2020, by a file and its section
+    twice = write(
+        tmp_path / "twice", {"a.tex": r"\section{x}\label{a.tex}\label{l}y", "b.tex": r"\section{z}\label{l}"}
+    )
+    report, texts, _ = build(twice, format="latex+ref")
+    assert texts["l"] == "\\section{x}\\label{a.tex}\\label{l}y\n"
+    assert [remark.partition(": ")[2] for remark in report.remarks] == [
+        "label a.tex left out, there is another",
+        "label l left out, there is another",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (r"\section{A}\label{a} x \subsection*{B}\label{b} y \section{C} z", [("b", r"\subsection*{B}\label{b} y"),
+         ("a", r"\section{A}\label{a} x \subsection*{B}\label{b} y")]),
+        (r"\section{A}\begin{f}\label{f}\begin{g}\label{g}\end{g}\end{f}", [("g", r"\begin{g}\label{g}\end{g}"),
+         ("f", r"\begin{f}\label{f}\begin{g}\label{g}\end{g}\end{f}")]),
+        ("\\section{A} % \\label{no}\n\\begin{verbatim}\\label{no}\\end{verbatim}\\label{a}50\\% \\label{b}", [
+         (label, "\\section{A} % \\label{no}\n\\begin{verbatim}\\label{no}\\end{verbatim}\\label{a}50\\% \\label{b}")
+         for label in "ab"]),
+        (r"\begin{document}\label{no}\section{A}\label{a}\end{document} junk", [("a", r"\section{A}\label{a}")]),
+        (r"\section{A}\end{x}\begin{y}\label{y}", [("y", r"\begin{y}\label{y}")]),
+        (r"\sectionmark{A}\label{no}\labels{no}", []),
+    ],
+)  # fmt: skip
+def test_what_labels_stand_for(source: str, expected: list[tuple[str, str]]) -> None:
+    assert list(labelled_parts(source)) == expected
 
 
 def test_entries_with_one_key_are_one_document(tmp_path: Path) -> None:
@@ -238,7 +280,9 @@ def test_the_kind_of_a_folder(tmp_path: Path) -> None:
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {"a.py": "\n"})
-    with pytest.raises(ConfigError, match="format must be one of auto, markdown, python, latex, got 'html'"):
+    with pytest.raises(
+        ConfigError, match=r"format must be one of auto, markdown, python, latex, latex\+ref, got 'html'"
+    ):
         build_folder(source, tmp_path / "out", format="html")
     with pytest.raises(ConfigError, match="title_from is for markdown: python files are titled by their paths"):
         build_folder(source, tmp_path / "out", title_from="heading")

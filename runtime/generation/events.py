@@ -38,6 +38,7 @@ class LinkClosed:
     """A link closed in `title`; tokens from `position` on read its target, where it has one.
 
     Attributes:
+        target: as written; of a link with candidates the one that was chosen.
         outcome: "corpus", "generated", "in_view", or "not_followed".
         reason: why it was not followed; else empty.
     """

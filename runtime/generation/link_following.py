@@ -80,8 +80,9 @@ class LinkFollower:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
         found = self._locate(parent, link)
         self._count(found)
+        written = link.choose(lambda title: title == found.title)
         self.request.emit(
-            LinkClosed(self.request.title(parent), link.text, link.target, position, found.outcome, found.reason)
+            LinkClosed(self.request.title(parent), link.text, written, position, found.outcome, found.reason)
         )
         if found.outcome == "not_followed":
             return

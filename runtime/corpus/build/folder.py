@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD, write_corpus
 from ds2ds.errors import ConfigError, CorpusError
 
 ENDINGS = {"markdown": vault.ENDINGS, "python": python_tree.ENDINGS, "latex": latex_folder.ENDINGS}
-FORMATS = ("auto", *ENDINGS)
+FORMATS = ("auto", *ENDINGS, "latex+ref")
 
 _READERS: dict[str, Callable[[Path, bool], SourceFolder]] = {
     "python": python_tree.read_python_tree,
     "latex": latex_folder.read_latex_folder,
+    "latex+ref": partial(latex_folder.read_latex_folder, labels=True),
 }
 # A package has a readme, notes have a script: that many times as many files of one kind leave no doubt.
 _MAJORITY = 10
@@ -65,7 +67,8 @@ def build_folder(
     Args:
         source: the folder.
         out: the corpus to make (see ``write_corpus``, also for max_tokens_per_shard, workers, force and search).
-        format: "markdown", "python", "latex", or "auto": by what the folder holds.
+        format: "markdown", "python", "latex", "latex+ref" (what labels stand for are documents too), or "auto": by what
+            the folder holds.
         title_from: of markdown, see ``build_corpus``.
         skip_unreadable: leave out files that are not UTF-8, instead of raising.
         progress: called with the number of documents done and of all.
@@ -97,7 +100,9 @@ def build_folder(
     check_output(out, force)
     found = _READERS[format](source, skip_unreadable)
     if not found.documents:
-        raise CorpusError(f"no {format} files with text under {source} ({', '.join(ENDINGS[format])})")
+        raise CorpusError(
+            f"no {format} files with text under {source} ({', '.join(ENDINGS[format.partition('+')[0]])})"
+        )
     total = len(found.documents)
     summary = write_corpus(
         out,

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds2ds.corpus.build.bibliography import entry_text, read_bibliography
+from ds2ds.corpus.build.labels import labelled_parts
 from ds2ds.corpus.build.note import read_markdown
-from ds2ds.corpus.build.source_files import SourceFolder, list_sources, readable
+from ds2ds.corpus.build.source_files import SourceFile, SourceFolder, list_sources, readable
 from ds2ds.corpus.build.tokenizing import SourceDocument
 from ds2ds.errors import CorpusError
 
 ENDINGS = (".tex", ".bib")
 
 
-def read_latex_folder(source: Path, skip_unreadable: bool) -> SourceFolder:
+def read_latex_folder(source: Path, skip_unreadable: bool, labels: bool = False) -> SourceFolder:
     r"""The documents of the LaTeX files under `source`.
 
     Each ``.tex`` file is one, titled by its path in the folder, "sec/intro.tex", as ``\input`` names it; so is each
     entry of each ``.bib`` file, titled by its key, with title, authors, place, year and abstract as its body. Of
-    entries that share a key the first counts.
+    entries that share a key the first counts. With `labels`, so is what each ``\label`` stands for (see
+    ``labelled_parts``), titled by the label, for the format "latex+ref".
 
     Raises:
         CorpusError: no such folder; a file that cannot be read or is not UTF-8, unless those are skipped.
@@ -46,4 +48,13 @@ def read_latex_folder(source: Path, skip_unreadable: bool) -> SourceFolder:
                 continue
             known.add(entry.key)
             documents.append(SourceDocument(entry.key, body))
-    return SourceFolder(tuple(documents), "latex", tuple(remarks))
+    if not labels:
+        return SourceFolder(tuple(documents), "latex", tuple(remarks))
+    for document in [document for document in documents if isinstance(document, SourceFile)]:
+        for label, text in labelled_parts(read_markdown(document.file)):
+            if label in known:
+                remarks.append(f"{document.file}: label {label} left out, there is another")
+                continue
+            known.add(label)
+            documents.append(SourceDocument(label, text + "\n"))
+    return SourceFolder(tuple(documents), "latex+ref", tuple(remarks))
