@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,40 @@ def test_workers_give_the_same_bytes(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "c1").iterdir() if path.suffix != ".sqlite")
     for name in names:
         assert (tmp_path / "c1" / name).read_bytes() == (tmp_path / "c2" / name).read_bytes()
+
+
+def imported_files(file: Path, root: Path) -> set[str]:
+    """The files of the tree that a file's imports name, found by `ast` and by looking on the disk as Python does."""
+
+    def module(parts: list[str]) -> Path | None:
+        package, plain = root.joinpath(*parts, "__init__.py"), root.joinpath(*parts).with_suffix(".py")
+        return package if package.is_file() else plain if parts and plain.is_file() else None
+
+    found: set[Path | None] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {module(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = list(file.relative_to(root).parts[: -node.level]) if node.level else []
+            parts += node.module.split(".") if node.module else []
+            found |= {module([*parts, alias.name]) or module(parts) for alias in node.names if alias.name != "*"}
+            found |= {module(parts) for alias in node.names if alias.name == "*"}
+    return {path.relative_to(root).as_posix() for path in found if path is not None and path != file}
+
+
+def test_edges_of_the_standard_library_are_what_ast_and_the_disk_say(tmp_path: Path) -> None:
+    root, edges = tmp_path / "src", 0
+    for package in ("json", "email", "asyncio", "xml"):
+        shutil.copytree(Path(sysconfig.get_path("stdlib")) / package, root / package)
+    build_folder(root, tmp_path / "corpus", search=False)
+    with DocumentCorpus(tmp_path / "corpus") as corpus:
+        for title in corpus.titles():
+            expected = {
+                name for name in imported_files(root / title, root) if (root / name).read_text().strip()
+            }  # empty files are no documents
+            assert set(corpus.graph.outgoing(title)) == expected, title
+            edges += len(expected)
+    assert edges > 150
 
 
 # LaTeX

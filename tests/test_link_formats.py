@@ -13,7 +13,7 @@ from scripted import TOKENIZER, Texts, encode, follow, grants, is_clean, small_m
 from test_import_run import tied_state, write_run
 from typer.testing import CliRunner
 
-from ds2ds import LinkDetector, PromptLinkProcessor, Runtime
+from ds2ds import LinkClosed, LinkDetector, PromptLinkProcessor, Runtime
 from ds2ds.cli.main import app
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
 from ds2ds.documents.document_context import DocumentContext
@@ -206,6 +206,15 @@ def test_what_a_corpus_lacks_is_written_under_the_modules_name(monkeypatch: pyte
     assert [(document.title, document.source) for document in result.auxiliary_documents] == [("a/b.py", "generated")]
     assert grants(result.root_document) == [(22, "a/b.py", None)]
     assert (result.trace.links_generated, result.trace.links_already_in_view) == (1, 3)
+
+
+def test_the_stream_names_the_candidate_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"m.py": "import a.b\nfrom c import d\n"})
+    config: dict[str, Any] = {"allow_corpus_fallback": False, "seed": 0}
+    corpus = Texts({"a/b/__init__.py": "x"})
+    events = list(small_runtime(link_format="python").stream("", corpus=corpus, title="m.py", **config))
+    told = [(event.text, event.target, event.outcome) for event in events if isinstance(event, LinkClosed)]
+    assert told == [("a.b", "a/b/__init__.py", "corpus"), ("c.d", "c.py", "not_followed")]
 
 
 def test_a_latex_file_is_written_and_reads_what_it_cites(monkeypatch: pytest.MonkeyPatch) -> None:
