@@ -124,6 +124,18 @@ def test_formats_of_other_packages(plugins: Any) -> None:
             link_format(wrong)  # type: ignore[arg-type]
 
 
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shouting_links.py").write_text("from test_link_formats import Shouting\n")
+    installed = tmp_path / "shouting_links-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting-links\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[ds2ds.link_formats]\nshouting = shouting_links:Shouting\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    links = LinkDetector(link_format="shouting").format.scanner().feed(b"@Compiler!")
+    assert [(link.target, link.start, link.end) for link in links] == [("Compiler", 0, 10)]
+    assert ModelConfig.from_dict({**small_model().config.to_dict(), "link_detector": "shouting"})
+
+
 def test_families() -> None:
     assert same_family("latex", "latex+ref") and same_family("arxiv", "latex+ref") and same_family("null", "python")
     assert not same_family("markdown", "wikilinks") and not same_family("python", "latex")
