@@ -15,7 +15,8 @@ from pylatexenc.latexwalker import LatexCharsNode, LatexMacroNode, LatexWalker, 
 from pylatexenc.macrospec import MacroSpec
 
 from ds2ds.documents.link_formats import link_format
-from ds2ds.documents.link_formats.latex import CITATIONS, INPUTS, REFERENCES, _LatexScanner
+from ds2ds.documents.link_formats.latex import _LatexScanner
+from ds2ds.documents.link_formats.latex_commands import CITATIONS, INPUTS, REFERENCES
 from ds2ds.documents.link_scanner import ScannedLink
 
 ARTICLE = Path(__file__).parent / "data" / "latex"

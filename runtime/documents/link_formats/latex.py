@@ -20,27 +20,19 @@ none, and citations in another's optional argument are read 8 deep.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from dataclasses import dataclass
 
+from ds2ds.documents.link_formats.latex_commands import (
+    CITATIONS,
+    INPUTS,
+    REFERENCES,
+    SEVERAL_LABELS,
+    VERBATIM_COMMANDS,
+    VERBATIM_ENVIRONMENTS,
+    file_titles,
+)
 from ds2ds.documents.link_scanner import ScannedLink
-
-CITATIONS = frozenset(
-    {"cite", "citep", "citet", "citealp", "citealt", "citeauthor", "citeyear", "citeyearpar", "citefullauthor",
-     "citetitle", "citeurl", "citedate", "citenum", "Cite", "Citep", "Citet", "Citealp", "Citealt", "Citeauthor",
-     "parencite", "Parencite", "textcite", "Textcite", "autocite", "Autocite", "smartcite", "Smartcite", "footcite",
-     "footcitetext", "supercite", "fullcite", "footfullcite"}
-)  # fmt: skip
-INPUTS = frozenset({"input", "include"})
-REFERENCES = frozenset({"ref", "eqref", "pageref", "autoref", "nameref", "vref", "cref", "Cref"})
-_SEVERAL_LABELS = frozenset({"cref", "Cref"})
-
-_VERBATIM_COMMANDS = frozenset({"verb", "lstinline", "url", "path", "nolinkurl", "href"})
-_VERBATIM_ENVIRONMENTS = frozenset(
-    {b"verbatim", b"verbatim*", b"Verbatim", b"Verbatim*", b"BVerbatim", b"LVerbatim", b"lstlisting", b"minted",
-     b"comment", b"filecontents", b"filecontents*"}
-)  # fmt: skip
 
 _LONGEST_ARGUMENT = 4096
 _LONGEST_NAME = 32
@@ -68,18 +60,6 @@ class _Command:
     optional: int = 0
     braces: int = 0
     starred: bool = False
-
-
-def _file_titles(written: str, include: bool, document_title: str) -> list[str]:
-    """The titles that a path may mean in this document, from its own folder upwards; none if all lead out."""
-    path = written.strip('" ')
-    if not path:
-        return []
-    names = [path] if path.endswith(".tex") else [f"{path}.tex"] if include else [f"{path}.tex", path]
-    parts = document_title.split("/")[:-1]
-    folders = ["/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    titles = [posixpath.normpath(posixpath.join(folder, name)) for folder in folders for name in names]
-    return [title for title in titles if not title.startswith(("../", "/"))]
 
 
 class _LatexScanner:
@@ -188,7 +168,7 @@ class _LatexScanner:
         if name in self._known and len(self._open) < _DEEPEST:
             self._open.append(_Command(name, self._name_at))
             self._read = self._read_between
-        elif name in _VERBATIM_COMMANDS:
+        elif name in VERBATIM_COMMANDS:
             self._delimiter, self._read = 0, self._read_verbatim_argument
         elif name == "begin":
             self._name.clear()
@@ -269,13 +249,13 @@ class _LatexScanner:
         argument = self._argument.decode(errors="replace")
         self._argument.clear()
         self._read = self._read_text  # of the command around this one, if there is one
-        several = self._several_keys if command.name in CITATIONS else command.name in _SEVERAL_LABELS
+        several = self._several_keys if command.name in CITATIONS else command.name in SEVERAL_LABELS
         for written in argument.split(",") if several else [argument]:
             text = _SPACES.sub(" ", written).strip()
             if command.name in INPUTS:
                 include = command.name == "include"
-                candidates = _file_titles(text, include, self._title)
-                from_top = _file_titles(text, include, "")
+                candidates = file_titles(text, include, self._title)
+                from_top = file_titles(text, include, "")
                 target = next(iter([*from_top, *candidates]), "")
             else:
                 # Keys and labels are meant just so; a title is looked up as titles are.
@@ -316,7 +296,7 @@ class _LatexScanner:
         byte = data[at]
         if not self._name and byte in b" \t":
             return at + 1
-        if byte == _RIGHT_BRACE and bytes(self._name[1:]) in _VERBATIM_ENVIRONMENTS:
+        if byte == _RIGHT_BRACE and bytes(self._name[1:]) in VERBATIM_ENVIRONMENTS:
             self._closing = b"\\end{" + bytes(self._name[1:]) + b"}"
             self._tail, self._read = b"", self._read_verbatim
             return at + 1
