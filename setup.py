@@ -45,6 +45,8 @@ setup(
             # Of what is tested against, or adapted to:
             "transformers>=5",
             "lm_eval>=0.4.9",
+            "pylatexenc>=2.10,<3",
+            "wikitextparser>=0.55",
         ],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],

@@ -14,6 +14,7 @@ from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.backend import BackendLimits
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
 from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
@@ -41,6 +42,9 @@ class Runtime:
         layout_policy: what stands around a document's body, see `ds2ds.documents.layout`; None: what the model's
             config says. Where that says another than "null", no other is taken.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
+        link_format: how links are written: "markdown", "wikilinks", "python", "latex", "latex+ref", "arxiv", "null"
+            (none), or a format of another package or your own (`ds2ds.documents.link_formats`); None: as the model was
+            trained.
         arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
         document_store: compute a document once for all requests that bring it in, and keep it while there is room.
             Results are the same without; every request then computes all it reads.
@@ -69,6 +73,7 @@ class Runtime:
         layout_policy: str | None = None,
         device: str | torch.device | None = None,
         *,
+        link_format: str | LinkFormat | None = None,
         arena_tokens: int | None = None,
         document_store: bool = True,
         retention: str = "gdsf",
@@ -95,6 +100,7 @@ class Runtime:
             model,
             tokenizer=tokenizer,
             layout_policy=layout_policy,
+            link_format=link_format,
             engine=Engine(
                 model,
                 arena_tokens,

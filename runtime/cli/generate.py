@@ -21,6 +21,7 @@ from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.corpus.resolving.making import prepare_resolvers
 from ds2ds.corpus.resolving.specification import resolver_order
+from ds2ds.documents.link_formats import link_format as find_format
 from ds2ds.errors import ConfigError
 from ds2ds.generation.events import Done, Event, TokenWritten
 
@@ -165,6 +166,14 @@ def generate(
     top_logprobs: Annotated[
         int | None, _setting("Sampling", "Beside each, those of as many of the likeliest tokens, 0 to 20; default 0.")
     ] = None,
+    link_format: Annotated[
+        str | None,
+        _setting(
+            "Links",
+            "How links are written: markdown, wikilinks, python, latex, latex+ref, arxiv, null (none), or a format of "
+            "another package; default: as the model was trained.",
+        ),
+    ] = None,
     max_link_depth: Annotated[
         int | None,
         _setting("Links", "How far links are followed, 0 (not at all) or more; the root is at 0; default 1."),
@@ -219,7 +228,9 @@ def generate(
                 prepare_resolvers(opened, resolver_order(title_resolution), progress)
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
+        runtime = _load(
+            model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens, link_format=link_format
+        )
         if cache is not None:
             runtime.load_cache(cache)
         renderer: Renderer | None = None
@@ -298,6 +309,8 @@ def _load(model: str, device: str | None, dtype: str | None, settings: dict[str,
     from ds2ds.runtime import Runtime
 
     GenerationConfig(**settings)  # a bad value is told before a large model is loaded
+    if options.get("link_format") is not None:
+        find_format(options["link_format"])
     return Runtime.from_pretrained(model, device, dtype, **options)
 
 

@@ -171,6 +171,10 @@ class DocumentContext:
         """A document that was completed and then evicted, but not replaced."""
         return _by_title([d for d in self.completed if d not in self.window and d not in self._replaced], title)
 
+    def has_title(self, title: str) -> bool:
+        """Whether a document of exactly this title is in the window, or was and is complete."""
+        return any(document.title == title for document in (*self.window, *self.completed))
+
     def get_all_documents(self) -> list[Document]:
         """The root first, then all others that were completed (dependencies first) or are in progress."""
         rest = [*self.completed, *(d for d in self.window if d.in_progress)]

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from ds2ds.documents import link_formats
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
@@ -55,6 +57,8 @@ class LinkedDocumentGenerator:
         tokenizer_decode: ids to text.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body, whatever the model's config says; None: that.
+        link_format: how links are written: a name, or a format of your own (`ds2ds.documents.link_formats`); None: what
+            the model's config says.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -69,6 +73,7 @@ class LinkedDocumentGenerator:
         *,
         tokenizer: Any = None,
         layout_policy: str | None = None,
+        link_format: str | LinkFormat | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not isinstance(model, DS2DSModel):
@@ -83,6 +88,7 @@ class LinkedDocumentGenerator:
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
         check_tokenizer(model.config, self.tokenizer)
+        self.link_format = link_formats.link_format(model.config.link_detector if link_format is None else link_format)
         self.engine = engine or Engine(model)
 
     def generate(
@@ -208,10 +214,12 @@ class LinkedDocumentGenerator:
         )
         context.initialize_root(tokens, title)
         vocab_size = self.model.config.vocab_size
-        source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution)
+        source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution, self.link_format)
         check_corpus(source.corpus, layout, vocab_size, self.tokenizer)
-        mask_type = self.model.config.mask_type
-        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number)
+        mask_type, links = self.model.config.mask_type, self.link_format
+        return Request(
+            config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number, links
+        )
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout
