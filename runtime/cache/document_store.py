@@ -101,18 +101,25 @@ class DocumentStore:
         self._use(entry, document)
         return entry.computed
 
-    def found(self, document: Document) -> int:
-        """How many tokens of a root in progress that has no entry yet `reserve` would find computed.
+    def is_being_written(self, document: Document) -> bool:
+        """Whether it has an entry that takes more tokens, and can neither be found nor dropped."""
+        entry = self._entries.get(document)
+        return entry is not None and entry not in self.retention
 
-        Its keys and values are those of a complete document of the same tokens and grants, such as the prompt of an
-        earlier request. The last token is computed anyway: the next one is drawn from it.
+    def found(self, document: Document) -> int:
+        """How many tokens of a document that has no entry yet `reserve` would find computed.
+
+        Those of the document that it is a fork of (`Document.origin`); and of a root in progress, whose keys and values
+        are those of a complete document of the same tokens and grants, such as the prompt of an earlier request. The
+        last token is computed anyway: the next one is drawn from it.
         """
-        return 0 if self._prompt(document) is None else len(document.tokens) - 1
+        source = self._source(document)
+        return 0 if source is None else min(source.computed, len(document.tokens) - 1)
 
     def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
 
-        A root starts with a copy of what is `found`, unless just this had to go for it.
+        It starts with a copy of what is `found`, unless just this had to go for it.
 
         Args:
             pinned: called if room must be made.
@@ -122,7 +129,6 @@ class DocumentStore:
         """
         if document in self._entries:
             return self._entries[document]
-        prompt = self._prompt(document)
         allocator = self.arena.allocator
         tokens = len(document.tokens) if document.capacity is None else document.capacity
         need = allocator.rounded(tokens)
@@ -137,15 +143,17 @@ class DocumentStore:
             extent = allocator.allocate(tokens)
         if extent is None:
             raise RuntimeError(f"no gap of {need} slots in a compacted arena with {allocator.free} free")
+        source = self._source(document)  # not before room was made, which may have dropped it
         entry = Entry(extent)
         self._use(entry, document)
+        if source is not None:
+            self._count_use(source)
+            entry.computed, entry.stale = min(source.computed, len(document.tokens) - 1), source.stale
+            self.slots(entry).copy_(self.slots(source)[..., : entry.computed, :])
+            document.settled = max(document.settled, entry.computed)
+        document.origin = None
         if not document.in_progress:
             self._publish(entry, content_of(document))
-        elif prompt is not None and self._by_key.get(prompt.key or b"") is prompt:
-            self._count_use(prompt)
-            entry.computed = len(document.tokens) - 1
-            self.slots(entry).copy_(self.slots(prompt)[..., : entry.computed, :])
-            document.settled = max(document.settled, entry.computed)
         return entry
 
     def advance(self, document: Document, stop: int, prefill_seconds: float | None = None) -> None:
@@ -250,9 +258,13 @@ class DocumentStore:
         if entry in self.retention:
             self.retention.note(entry)
 
-    def _prompt(self, document: Document) -> Entry | None:
-        """The entry of what a root in progress has been given, where that is all there is of it."""
-        new = document not in self._entries and document.in_progress and len(document.tokens) == document.given
+    def _source(self, document: Document) -> Entry | None:
+        """The entry whose tokens a document without one may start with a copy of."""
+        if document in self._entries:
+            return None
+        if document.origin is not None:
+            return self._entries.get(document.origin)
+        new = document.in_progress and len(document.tokens) == document.given
         if not (self.share and document.parent is None and new):
             return None
         entry = self._by_key.get(self.key(prefix_content(document, document.given)))

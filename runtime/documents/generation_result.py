@@ -98,14 +98,13 @@ class Trace:
         default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "sampling": 0.0, "total": 0.0}
     )
 
-    def count_forward(self, tokens: int, seconds: float, decode: bool) -> None:
-        """Count one forward pass over this many tokens of the request."""
+    def count_forward(self, prefilled: int, decoded: int, seconds: float) -> None:
+        """Count one forward pass over these tokens of the request; the seconds are shared out between the two kinds."""
         self.forward_passes += 1
-        self.seconds["decode" if decode else "prefill"] += seconds
-        if decode:
-            self.tokens_decoded += tokens
-        else:
-            self.tokens_prefilled += tokens
+        self.tokens_prefilled += prefilled
+        self.tokens_decoded += decoded
+        self.seconds["prefill"] += seconds * prefilled / (prefilled + decoded)
+        self.seconds["decode"] += seconds * decoded / (prefilled + decoded)
 
 
 @dataclass

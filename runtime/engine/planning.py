@@ -59,9 +59,9 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
     step = _Step(store, jobs)
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
-    for job in jobs:
+    for job, document in ((job, document) for job in jobs for document in job.pending):
         # Where there are more jobs than tokens, the last ones have to wait.
-        one, others = step.take_first(job, may_prefill=len(prefills) < step_tokens)
+        one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
         if one is not None and not one.decodes:
             prefills.append(one)
         if others is not None:
@@ -106,16 +106,16 @@ class _Step:
         self.planned: dict[Entry, Planned] = {}
         self.full: ArenaFullError | None = None
 
-    def take_first(self, job: Job, may_prefill: bool) -> tuple[Planned | None, Iterator[Chunk] | None]:
-        """Plan what a job cannot go on without, unless another job computes it.
+    def take_first(
+        self, job: Job, document: Document, may_prefill: bool
+    ) -> tuple[Planned | None, Iterator[Chunk] | None]:
+        """Plan what a job cannot go on with a document without, unless it is computed already in this step.
 
         Returns:
-            It, and what else is ready to be computed for the job; both None if the job has to wait.
+            It, and what else is ready to be computed for the document; both None if the document has to wait.
         """
-        if job.waiting is None:
-            raise RuntimeError("a running job waits for nothing")
         while True:
-            chunks = ready(self.store, job, job.waiting.document, self.used, set())
+            chunks = ready(self.store, job, document, self.used, set())
             chunk = next(chunks)
             if self._shares(job, chunk):
                 return None, chunks

@@ -31,6 +31,10 @@ class Compute:
     document: Document
     sampling: Sampling
 
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return (self.document,)
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -38,10 +42,27 @@ class Prefill:
 
     document: Document
 
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return (self.document,)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Compute several documents in progress, each as for Compute, and find the `most` likeliest next tokens of each.
+
+    The coroutine is sent for each document a list of Sampled, the likeliest first and ties by the lower id. It is
+    shorter where fewer tokens have a probability above 0. Documents that were ranked before and are in the job's window
+    no more are given up: what is in the arena of them goes.
+    """
+
+    documents: tuple[Document, ...]
+    most: int
+
 
 @dataclass(frozen=True)
 class Sampled:
-    """A drawn token and its natural-log probability under the model's raw distribution."""
+    """A token, drawn or ranked, and its natural-log probability under the model's raw distribution."""
 
     token: int
     logprob: float
@@ -49,3 +70,6 @@ class Sampled:
 
 Work: TypeAlias = Generator[Compute | Prefill, Any, None]
 """A coroutine of generation; after Compute it is sent a Sampled, after Prefill None."""
+
+AnyWork: TypeAlias = Generator[Compute | Prefill | Rank, Any, None]
+"""The same, or one that searches; after Rank it is sent list[list[Sampled]]."""
