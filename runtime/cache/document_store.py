@@ -101,11 +101,6 @@ class DocumentStore:
         self._use(entry, document)
         return entry.computed
 
-    def is_being_written(self, document: Document) -> bool:
-        """Whether it has an entry that takes more tokens, and can neither be found nor dropped."""
-        entry = self._entries.get(document)
-        return entry is not None and entry not in self.retention
-
     def found(self, document: Document) -> int:
         """How many tokens of a document that has no entry yet `reserve` would find computed.
 

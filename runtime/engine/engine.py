@@ -257,7 +257,8 @@ class Engine:
         else:
             if before is not None and job.waiting.documents != before.documents:
                 self._share_completed(job)
-                self._give_up(job)
+                if isinstance(job.waiting, Rank):
+                    self._release_abandoned(job)
 
     def _suspend(self, job: Job) -> None:
         """Take what a job holds; it is computed anew when all others that run now are done."""
@@ -282,13 +283,12 @@ class Engine:
             if document.depth:
                 self.store.complete(document)
 
-    def _give_up(self, job: Job) -> None:
-        """Release what was being written and has left the window, but for what is to be copied from it first."""
+    def _release_abandoned(self, job: Job) -> None:
+        """Release what a search has in its window no more, unless something is to be copied from there first."""
         kept = {*job.window, *(document.origin for document in job.window)}
         for document in [document for document in job.touched if document not in kept]:
-            if self.store.is_being_written(document):
-                self.store.release(document)
-                del job.touched[document]
+            self.store.release(document)
+            del job.touched[document]
 
     def _release(self, job: Job) -> None:
         for document in job.touched:

@@ -59,7 +59,7 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
     step = _Step(store, jobs)
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
-    for job, document in ((job, document) for job in jobs for document in job.pending):
+    for job, document in [(one, document) for one in jobs for document in one.pending]:
         # Where there are more jobs than tokens, the last ones have to wait.
         one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
         if one is not None and not one.decodes:

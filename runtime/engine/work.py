@@ -52,8 +52,8 @@ class Rank:
     """Compute several documents in progress, each as for Compute, and find the `most` likeliest next tokens of each.
 
     The coroutine is sent for each document a list of Sampled, the likeliest first and ties by the lower id. It is
-    shorter where fewer tokens have a probability above 0. Documents that were ranked before and are in the job's window
-    no more are given up: what is in the arena of them goes.
+    shorter where fewer tokens have a probability above 0. Documents that have left the job's window are not needed any
+    more: what is being written gives up its room.
     """
 
     documents: tuple[Document, ...]

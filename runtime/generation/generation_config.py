@@ -12,6 +12,17 @@ import torch
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
 
+_BEAMS = ("num_beams", "num_return_sequences")
+
+_WITH_BEAMS = {
+    "temperature": (1.0, 0.0),
+    "top_k": (None, 0),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+}
+"""What the settings of sampling may be where nothing is drawn: off."""
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -37,6 +48,13 @@ class GenerationConfig:
         stop: strings that end a document; they are cut from its text.
         seed: of all noise; None: drawn from torch's global generator, so that torch.manual_seed counts.
         logprobs: return every token's log-probability.
+        num_beams: hypotheses that a beam search keeps (see `ds2ds.generation.beam_search`); 1: tokens are drawn. A
+            search draws nothing: temperature must be 1 or 0 then, and what else changes a distribution be off.
+        length_penalty: the score of a hypothesis is its log-probability over (tokens written) ** length_penalty; above
+            0 favours long ones. Like the two below, of no effect without beams.
+        early_stopping: when a search ends. True: num_beams hypotheses are finished; False: and none in progress would
+            beat the worst of them if it ended now; "never": and none can whatever it writes.
+        num_return_sequences: results to return, the best and its alternatives, at most num_beams.
         device: must be the runtime's, if given.
 
     Raises:
@@ -62,9 +80,13 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     logprobs: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
+        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length", *_BEAMS):
             if self._integer(name) < 1:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("max_auxiliary_documents", "max_link_depth", "eos_token_id"):
@@ -89,6 +111,7 @@ class GenerationConfig:
             names = tuple(EVICTION_POLICIES)
             raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
         self._check_stop()
+        self._check_beams()
         if self.device is not None:
             parse_device(self.device)
 
@@ -97,6 +120,20 @@ class GenerationConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
+
+    def _check_beams(self) -> None:
+        if not abs(self._number("length_penalty")) <= 10:
+            raise ConfigError(f"length_penalty must be in [-10, 10], got {self.length_penalty}")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ConfigError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        if self.num_return_sequences > self.num_beams:
+            raise ConfigError(
+                f"num_return_sequences must be at most num_beams {self.num_beams}, got {self.num_return_sequences}"
+            )
+        for name, allowed in _WITH_BEAMS.items():
+            if self.num_beams > 1 and getattr(self, name) not in allowed:
+                wanted = " or ".join(map(str, allowed))
+                raise ConfigError(f"{name} must be {wanted} with num_beams above 1, got {getattr(self, name)}")
 
     def _integer(self, name: str) -> int:
         value = getattr(self, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -17,6 +17,7 @@ from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
 from ds2ds.errors import ConfigError
+from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
@@ -28,19 +29,30 @@ from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
 @dataclass(frozen=True)
 class Running:
-    """A request given to the engine."""
+    """A request given to the engine. `search` is what writes it where it has beams."""
 
     request: Request
     job: Job
     started: float
+    search: BeamSearch | None = None
 
     def result(self) -> GenerationResult:
-        """The documents as they stand; complete once the job is done."""
-        request = self.request
-        root, *rest = (request.record(document) for document in request.context.get_all_documents())
-        request.trace.evictions = request.context.evictions
-        request.trace.seconds["total"] = time.perf_counter() - self.started
-        return GenerationResult(root, rest, request.config, request.trace)
+        """The documents as they stand, of a search those of what is finished; complete once the job is done."""
+        trace = self.request.trace
+        trace.seconds["total"] = time.perf_counter() - self.started
+        if self.search is None:
+            return _result(self.request)
+        best, *others = (
+            replace(result, score=score, trace=trace.of_hypothesis(result.trace))
+            for result, score in ((_result(one.request), self.search.score(one)) for one in self.search.best)
+        )
+        return replace(best, alternatives=others)
+
+
+def _result(request: Request) -> GenerationResult:
+    root, *rest = (request.record(document) for document in request.context.get_all_documents())
+    request.trace.evictions = request.context.evictions
+    return GenerationResult(root, rest, request.config, request.trace)
 
 
 class LinkedDocumentGenerator:
@@ -154,9 +166,12 @@ class LinkedDocumentGenerator:
         Raises:
             QueueFullError: the engine's queue is full; ConfigError: priority is no integer.
         """
-        work = LinkFollower(request).write_root()
-        job = self.engine.submit(work, request.context.window, request.trace, self._need(request.config), priority)
-        return Running(request, job, time.perf_counter())
+        beams, need = request.config.num_beams, self._need(request.config)
+        search = BeamSearch(request) if beams > 1 else None
+        work = LinkFollower(request).write_root() if search is None else search.run()
+        window = request.context.window if search is None else search.window
+        job = self.engine.submit(work, window, request.trace, beams * need, priority, beams)
+        return Running(request, job, time.perf_counter(), search)
 
     def new_request(
         self,
@@ -173,6 +188,9 @@ class LinkedDocumentGenerator:
             ConfigError, ValueError, CorpusError: an argument does not fit.
         """
         config = fit_config(config, self.model)
+        most = self.engine.limits.max_running
+        if config.num_beams > most:
+            raise ConfigError(f"num_beams must be at most the runtime's max_running {most}, got {config.num_beams}")
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
         context = DocumentContext(
