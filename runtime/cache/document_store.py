@@ -151,6 +151,23 @@ class DocumentStore:
             self._publish(entry, content_of(document))
         return entry
 
+    def inherit(self, document: Document) -> bool:
+        """Let a document have the place of its origin, which is given up for it: nothing need be copied.
+
+        Returns:
+            Whether it has it; not where others use that too, or may find it, or it is gone.
+        """
+        entry = self._entries.get(document.origin) if document.origin is not None else None
+        if entry is None or entry in self.retention or document in self._entries:
+            return False
+        for origin in entry.documents:
+            del self._entries[origin]
+        self._entries[document], entry.documents = entry, {document}
+        entry.computed = min(entry.computed, len(document.tokens) - 1)
+        document.settled = max(document.settled, entry.computed)
+        document.origin = None
+        return True
+
     def advance(self, document: Document, stop: int, prefill_seconds: float | None = None) -> None:
         """Note that the document's tokens up to `stop` are computed now.
 

@@ -256,9 +256,9 @@ class Engine:
             self._finish(job, error)
         else:
             if before is not None and job.waiting.documents != before.documents:
-                self._share_completed(job)
                 if isinstance(job.waiting, Rank):
                     self._release_abandoned(job)
+                self._share_completed(job)
 
     def _suspend(self, job: Job) -> None:
         """Take what a job holds; it is computed anew when all others that run now are done."""
@@ -284,8 +284,18 @@ class Engine:
                 self.store.complete(document)
 
     def _release_abandoned(self, job: Job) -> None:
-        """Release what a search has in its window no more, unless something is to be copied from there first."""
-        kept = {*job.window, *(document.origin for document in job.window)}
+        """Release what a search has in its window no more. Of its forks one gets its place, for others to copy from."""
+        kept = set(job.window)
+        heirs: dict[Document, Document] = {}
+        # The longest fork comes first: it has what any of the others has of their origin.
+        for document in sorted(job.window, key=lambda document: -len(document.tokens)):
+            origin = document.origin
+            if origin in heirs:
+                document.origin = heirs[origin]
+            elif origin is not None and origin not in kept and self.store.inherit(document):
+                heirs[origin] = document
+                job.touched[document] = None
+        kept.update(document.origin for document in job.window if document.origin is not None)
         for document in [document for document in job.touched if document not in kept]:
             self.store.release(document)
             del job.touched[document]
