@@ -16,12 +16,21 @@ from beam_reference import full_pass, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from link_graphs import VOCABULARY, TinyTokenizer, ids, texts, tiny_model
-from scripted import TOKENIZER, Texts, agrees_with_oracle, counting, is_clean, same_documents, small_model, small_runtime
+from scripted import (
+    TOKENIZER,
+    Texts,
+    agrees_with_oracle,
+    counting,
+    is_clean,
+    same_documents,
+    small_model,
+    small_runtime,
+)
 
 from ds2ds import AsyncRuntime, ConfigError, GenerationConfig, GenerationError, GenerationResult, Runtime
+from ds2ds.documents.document import Document
 from ds2ds.engine.ranking import rank
 from ds2ds.engine.work import Sampled
-from ds2ds.documents.document import Document
 from ds2ds.errors import ArenaFullError
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, Done, TokenWritten
 from ds2ds.generation.save import save_result

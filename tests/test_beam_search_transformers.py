@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from ds2ds import DS2DSModel, Runtime
 transformers = pytest.importorskip("transformers")
 
 EOS = 0
+MODELS = ((0, 0.0), (1, 3.0), (2, 6.0))
 PROMPTS = (ids(b"x", b" t", b"[x]("), ids(b"A"), ids(b"B", b"C", b".", b" ", b"x", b"D", b"\n"))
 
 
@@ -69,7 +69,7 @@ def theirs(inner: DS2DSModel, prompt: list[int], max_new_tokens: int, **options:
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("length_penalty", [-0.7, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize(("num_beams", "max_new_tokens"), [(2, 6), (4, 15), (7, 9)])
-@pytest.mark.parametrize(("seed", "eos_bias"), [(0, 0.0), (1, 3.0), (2, 6.0)])
+@pytest.mark.parametrize(("seed", "eos_bias"), MODELS)
 def test_the_same_tokens_and_scores(
     seed: int, eos_bias: float, num_beams: int, max_new_tokens: int, length_penalty: float, early_stopping: bool | str
 ) -> None:
@@ -93,13 +93,11 @@ def test_the_same_tokens_and_scores(
 
 
 def test_eos_is_within_reach() -> None:
-    """Or the above would compare lengths alone."""
-    for seed, eos_bias, least in ((0, 0.0, 0), (1, 3.0, 1), (2, 6.0, 3)):
-        runtime = Runtime(model(seed, eos_bias), TinyTokenizer(), arena_tokens=4096)
-        reasons = []
+    """Or the above would compare searches that all end at the same length."""
+    lengths = set()
+    for seed, eos_bias in MODELS:
         for prompt in PROMPTS:
-            best = runtime.generate(
-                prompt_tokens=prompt, max_link_depth=0, num_beams=4, num_return_sequences=4, max_new_tokens=15
-            )
-            reasons += [one.root_document.finish_reason for one in (best, *best.alternatives)]
-        print(seed, reasons)
+            for tokens, _ in theirs(model(seed, eos_bias), prompt, 15, num_beams=4, num_return_sequences=4):
+                assert (tokens[-1] == EOS) == (len(tokens) < 15 or EOS in tokens)
+                lengths.add(len(tokens))
+    assert 15 in lengths and len(lengths) > 5
