@@ -162,6 +162,10 @@ GIVEN: dict[str, Any] = {
     "repetition_penalty": 1.5,
     "stop": ["a", "b"],
     "logprobs": True,
+    "num_beams": 1,
+    "length_penalty": 0.5,
+    "early_stopping": "never",
+    "num_return_sequences": 1,
 }
 
 
