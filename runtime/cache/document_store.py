@@ -109,7 +109,7 @@ class DocumentStore:
         last token is computed anyway: the next one is drawn from it.
         """
         source = self._source(document)
-        return 0 if source is None else min(source.computed, len(document.tokens) - 1)
+        return 0 if source is None else self._shared(document, source)
 
     def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
@@ -143,7 +143,7 @@ class DocumentStore:
         self._use(entry, document)
         if source is not None:
             self._count_use(source)
-            entry.computed, entry.stale = min(source.computed, len(document.tokens) - 1), source.stale
+            entry.computed, entry.stale = self._shared(document, source), source.stale
             self.slots(entry).copy_(self.slots(source)[..., : entry.computed, :])
             document.settled = max(document.settled, entry.computed)
         document.origin = None
@@ -163,8 +163,7 @@ class DocumentStore:
         for origin in entry.documents:
             del self._entries[origin]
         self._entries[document], entry.documents = entry, {document}
-        entry.computed = min(entry.computed, len(document.tokens) - 1)
-        document.settled = max(document.settled, entry.computed)
+        entry.computed = self._shared(document, entry)
         document.origin = None
         return True
 
@@ -281,6 +280,13 @@ class DocumentStore:
             return None
         entry = self._by_key.get(self.key(prefix_content(document, document.given)))
         return entry if entry is not None and entry.computed == document.given > 0 else None
+
+    def _shared(self, document: Document, source: Entry) -> int:
+        """How many tokens of its source a document may take over: what is to be drawn from has to be computed.
+
+        Of an origin those that were computed when the fork began: what later ones read may differ.
+        """
+        return min(source.computed, len(document.tokens) - 1 if document.origin is None else document.settled)
 
     def _publish(self, entry: Entry, content: Content) -> None:
         """Make the entry of this content one that may be found, and dropped."""

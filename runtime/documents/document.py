@@ -35,8 +35,8 @@ class Document:
         capacity: how many tokens the document may come to hold; None: it is complete.
         text_end: how many characters of its text count; None: all. A stop string cuts it.
         content: see `content_of`; None until it is asked for.
-        origin: a document that has the same tokens but for this one's last, and may be copied as far as it is computed;
-            None where there is none, or once this one has its own place in the arena.
+        origin: a document whose first tokens, as many as are settled in this one, have the same keys and values; None
+            where there is none, or once this one has its own place in the arena.
     """
 
     title: str

@@ -287,8 +287,8 @@ class Engine:
         """Release what a search has in its window no more. Of its forks one gets its place, for others to copy from."""
         kept = set(job.window)
         heirs: dict[Document, Document] = {}
-        # The longest fork comes first: it has what any of the others has of their origin.
-        for document in sorted(job.window, key=lambda document: -len(document.tokens)):
+        # The fork that has most in common with the origin comes first: it has all that any other has.
+        for document in sorted(job.window, key=lambda document: -document.settled):
             origin = document.origin
             if origin in heirs:
                 document.origin = heirs[origin]
