@@ -155,8 +155,13 @@ def short_of_room(
         "logprobs": True,
     }
     model = tiny_model(seed)
-    alone = [Runtime(model, TinyTokenizer(), arena_tokens=2**14).generate(prompt_tokens=p, **options) for p in prompts]
-    runtime = Runtime(model, TinyTokenizer(), arena_tokens=slots, document_store=document_store)
+
+    def runtime_of(slots: int, document_store: bool = True) -> Runtime:
+        # With headings, or two documents might write each other's text with the same score.
+        return Runtime(model, TinyTokenizer(), "identifier_prefix", arena_tokens=slots, document_store=document_store)
+
+    alone = [runtime_of(2**14).generate(prompt_tokens=prompt, **options) for prompt in prompts]
+    runtime = runtime_of(slots, document_store)
     runtime._generator._need = lambda config: 0  # type: ignore[method-assign]
     corpus_of = options.pop("corpus")
     config = runtime._config(None, options)
