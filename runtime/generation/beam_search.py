@@ -16,6 +16,9 @@ EOS of any document but the root is a token like others. All limits hold for eac
 where one of them ends its root, it is finished. As every live hypothesis gets one token a step, all have equally many.
 Equal continuations go by the rank of the hypothesis, then by token id: a search is deterministic, and `seed` without
 effect. A search may find fewer hypotheses than num_return_sequences, where the limits leave no more.
+
+What is computed is each prompt and document of the corpus once, and a token for each live hypothesis and step. (A root
+whose prompt links to documents that are yet to be written is computed after these, and so once for each hypothesis.)
 """
 
 from __future__ import annotations
