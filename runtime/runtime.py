@@ -169,7 +169,7 @@ class Runtime:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
         Arguments are checked at once. Closing the iterator cancels the request and frees what it held.
-        Where num_beams is above 1 nothing is certain before the end: all events come then, those of the best hypothesis.
+        With num_beams above 1 nothing is certain before the end: all events come then, those of the best hypothesis.
         """
         return self._generator.stream(prompt, prompt_tokens, corpus, self._config(config, overrides), title, priority)
 
