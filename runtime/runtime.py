@@ -187,7 +187,8 @@ class Runtime:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
         Arguments are checked at once. Closing the iterator cancels the request and frees what it held. `on_link` is
-        called once all events up to the link, the last one LinkAsked, have been read.
+        called once all events up to the link, the last one LinkAsked, have been read. With num_beams above 1 nothing is
+        certain before the end: all events come then, those of the best hypothesis.
         """
         settings = self._config(config, overrides)
         return self._generator.stream(prompt, prompt_tokens, corpus, settings, title, priority, on_link)

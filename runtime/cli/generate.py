@@ -174,6 +174,29 @@ def generate(
             "another package; default: as the model was trained.",
         ),
     ] = None,
+    num_beams: Annotated[
+        int | None,
+        _setting(
+            "Beam search", "Hypotheses that are kept, 1 or more; default 1: tokens are drawn, nothing is searched."
+        ),
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        _setting("Beam search", "Above 0 favours long texts, below 0 short ones, -10 to 10; default 1.0."),
+    ] = None,
+    early_stopping: Annotated[
+        str | None,
+        typer.Option(
+            help="True: end once num-beams texts are finished; False: and none in progress would beat the worst of "
+            "them as it stands; never: and none can, whatever it becomes; default False.",
+            callback=lambda value: {"true": True, "false": False}.get(str(value).lower(), value),
+            rich_help_panel="Beam search",
+        ),
+    ] = None,
+    num_return_sequences: Annotated[
+        int | None,
+        _setting("Beam search", "Put so many of the best into --json and --save, at most num-beams; default 1."),
+    ] = None,
     max_link_depth: Annotated[
         int | None,
         _setting("Links", "How far links are followed, 0 (not at all) or more; the root is at 0; default 1."),

@@ -58,6 +58,13 @@ class DocumentContext:
         self._replaced: set[Document] = set()
         self._current: Document | None = None
 
+    def restarted(self) -> DocumentContext:
+        """A context with these limits, and a root that starts as this one's did."""
+        limits = (self.max_context_length, self.max_auxiliary_documents, self.eviction_policy)
+        context = DocumentContext(*limits, self.max_tokens_per_document)
+        context.initialize_root(self.root.tokens[: self.root.given], self.root.title)
+        return context
+
     @property
     def current(self) -> Document:
         """Raises RuntimeError when no document is being written."""

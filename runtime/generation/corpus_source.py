@@ -132,6 +132,10 @@ class CorpusSource:
         """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
         check_ids(title, tokens, self.vocab_size)
 
+    def remembered(self) -> CorpusSource:
+        """The same source, which asks its corpus about each title once."""
+        return _Remembered(self)
+
     def same(self, document: Document | None, canonical: str | None) -> Document | None:
         """`document`, which was found by its folded title, or None if the corpus knows it as another document.
 
@@ -140,3 +144,20 @@ class CorpusSource:
         if document is None or canonical is None or document.title == canonical:
             return document
         return document if self.resolve(document.title) in (None, canonical) else None
+
+
+class _Remembered(CorpusSource):
+    def __init__(self, source: CorpusSource) -> None:
+        vars(self).update(vars(source))
+        self._resolved: dict[str, str | None] = {}
+        self._tokens: dict[str, list[int]] = {}
+
+    def resolve(self, title: str) -> str | None:
+        if title not in self._resolved:
+            self._resolved[title] = super().resolve(title)
+        return self._resolved[title]
+
+    def tokens(self, title: str) -> list[int]:
+        if title not in self._tokens:
+            self._tokens[title] = super().tokens(title)
+        return self._tokens[title]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +20,7 @@ from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
 from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
+from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.choices import OnLink, check_on_link
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
@@ -33,19 +34,30 @@ from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
 @dataclass(frozen=True)
 class Running:
-    """A request given to the engine."""
+    """A request given to the engine. `search` is what writes it where it has beams."""
 
     request: Request
     job: Job
     started: float
+    search: BeamSearch | None = None
 
     def result(self) -> GenerationResult:
-        """The documents as they stand; complete once the job is done."""
-        request = self.request
-        root, *rest = (request.record(document) for document in request.context.get_all_documents())
-        request.trace.evictions = request.context.evictions
-        request.trace.seconds["total"] = time.perf_counter() - self.started
-        return GenerationResult(root, rest, request.config, request.trace)
+        """The documents as they stand, of a search those of what is finished; complete once the job is done."""
+        trace = self.request.trace
+        trace.seconds["total"] = time.perf_counter() - self.started
+        if self.search is None:
+            return _result(self.request)
+        best, *others = (
+            replace(result, score=score, trace=trace.of_hypothesis(result.trace))
+            for result, score in ((_result(one.request), self.search.score(one)) for one in self.search.best)
+        )
+        return replace(best, alternatives=others)
+
+
+def _result(request: Request) -> GenerationResult:
+    root, *rest = (request.record(document) for document in request.context.get_all_documents())
+    request.trace.evictions = request.context.evictions
+    return GenerationResult(root, rest, request.config, request.trace)
 
 
 class LinkedDocumentGenerator:
@@ -174,7 +186,12 @@ class LinkedDocumentGenerator:
         Raises:
             QueueFullError: the engine's queue is full; ConfigError: priority is no integer.
         """
-        return self._submit(request, LinkFollower(request).write_root(), priority)
+        if request.config.num_beams == 1:
+            return self._submit(request, LinkFollower(request).write_root(), priority)
+        search, beams = BeamSearch(request), request.config.num_beams
+        need = beams * self._need(request.config)
+        job = self.engine.submit(search.run(), search.window, request.trace, need, priority, beams)
+        return Running(request, job, time.perf_counter(), search)
 
     def submit_score(self, request: Request, priority: int = 0) -> Running:
         """Queue a request that says how likely its prompt is, and writes nothing; its settings are those of `scoring`.
@@ -204,6 +221,11 @@ class LinkedDocumentGenerator:
             ConfigError, ValueError, CorpusError: an argument does not fit.
         """
         config = fit_config(config, self.model)
+        if interactive and config.num_beams > 1:
+            raise ConfigError(f"links cannot be decided one by one in a beam search: num_beams is {config.num_beams}")
+        most = self.engine.limits.max_running
+        if config.num_beams > most:
+            raise ConfigError(f"num_beams must be at most the runtime's max_running {most}, got {config.num_beams}")
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
         context = DocumentContext(
@@ -277,4 +299,6 @@ def resolve_config(
 
 def scoring(config: GenerationConfig) -> GenerationConfig:
     """These settings, for a request that only says how likely its prompt is."""
-    return config.with_overrides(allow_corpus_fallback=False, prompt_logprobs=True, seed=0)
+    return config.with_overrides(
+        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
+    )
