@@ -5,10 +5,12 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ds2ds.attention.paths import attention_path
+from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
@@ -20,9 +22,13 @@ from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, che
 from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.step import Stopwatch, forward, sample
 from ds2ds.engine.work import Compute, Prefill, Sampled, Work
-from ds2ds.errors import ConfigError
+from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
+
+if TYPE_CHECKING:
+    from ds2ds.engine.decode_graph.decoder import Decoder
+    from ds2ds.engine.decode_graph.row import Row
 
 
 class Engine:
@@ -39,6 +45,9 @@ class Engine:
         document_store: share complete documents between requests, and keep them while there is room.
         retention: which of those that no request reads go first, a name in `RETENTIONS`.
         attention: what reads the arena, see `attention_path`.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read
+            (`engine.decode_graph`). It needs a GPU and attention "triton"; "auto": where there are both. A document
+            that begins to decode, or whose view has changed late, may then be one step later than the others.
         step_tokens: most tokens that one step prefills, of all requests together; None: see `STEP_TOKENS`. Smaller ones
             keep the pace of requests that decode, larger ones may prefill faster.
         max_running: most requests that run at a time.
@@ -56,6 +65,7 @@ class Engine:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         step_tokens: int | None = None,
         max_running: int = MAX_RUNNING,
         max_queue: int = MAX_QUEUE,
@@ -70,6 +80,12 @@ class Engine:
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
+        self.decoder: Decoder | None = None
+        if decodes_in_graphs(cuda_graphs, model.device.type, attention):
+            # Imported here, as it brings in Triton, like attention "triton".
+            from ds2ds.engine.decode_graph.decoder import Decoder
+
+            self.decoder = Decoder(model, self.store, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
 
@@ -125,6 +141,8 @@ class Engine:
         self._admit()
         self._pass_prefilled()
         batch = self._plan()
+        if self.decoder is not None:
+            batch = self._decode(self.decoder, batch)
         if not batch:
             return
         with Stopwatch() as watch:
@@ -181,6 +199,29 @@ class Engine:
         attach(self.store, job, work.document)
         return self.store.computed(work.document) == len(work.document.tokens)
 
+    def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
+        """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
+        decoding: dict[Document, Planned] = {}
+        rows: dict[Document, Row] = {}
+        rest: list[Planned] = []
+        for one in batch:
+            work, document = one.job.waiting, one.chunk.document
+            row = decoder.row(document, work.sampling) if one.decodes and type(work) is Compute else None
+            if row is None:
+                rest.append(one)
+                continue
+            decoding[document], rows[document] = one, row
+            # What the token after it reads besides: it is about to be launched.
+            for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
+                attach(self.store, one.job, target)
+        if rows:
+            with Stopwatch() as watch:
+                drawn = decoder.decode(rows)
+            self._account([decoding[document] for document in drawn], watch.seconds)
+            for document, result in drawn.items():
+                self._hand(decoding[document].job, result)
+        return rest
+
     def _account(self, batch: Sequence[Planned], seconds: float) -> None:
         """Note what was computed, for whom, and that the batch took so long."""
         rows = sum(len(one.chunk) for one in batch)
@@ -216,10 +257,13 @@ class Engine:
             )
         for (_, job, _), result in zip(drawing, drawn, strict=True):
             job.trace.seconds["sampling"] += watch.seconds
-            if isinstance(result, Sampled):
-                self._send(job, result)
-            else:
-                self._finish(job, result)
+            self._hand(job, result)
+
+    def _hand(self, job: Job, result: Sampled | GenerationError) -> None:
+        if isinstance(result, Sampled):
+            self._send(job, result)
+        else:
+            self._finish(job, result)
 
     def _send(self, job: Job, drawn: Sampled | None) -> None:
         before = job.waiting
@@ -261,3 +305,17 @@ class Engine:
         for document in job.touched:
             self.store.release(document)
         job.touched.clear()
+
+
+def decodes_in_graphs(cuda_graphs: bool | str, device: str, attention: str) -> bool:
+    """Whether an engine decodes in CUDA graphs, on this type of device with attention of this name.
+
+    Raises:
+        ConfigError: it is asked to and cannot, or cuda_graphs is neither True, False nor "auto".
+    """
+    if cuda_graphs not in (True, False, "auto"):
+        raise ConfigError(f"cuda_graphs must be True, False or 'auto', got {cuda_graphs!r}")
+    possible = device == "cuda" and attention == "triton"
+    if cuda_graphs is True and not possible:
+        raise ConfigError(f"cuda_graphs needs a GPU and attention 'triton', got {device!r} and attention {attention!r}")
+    return possible and bool(cuda_graphs)

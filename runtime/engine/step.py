@@ -47,20 +47,18 @@ def sample(
         ),
         penalty_tokens=_padded(documents) if penalised else None,
     )
-    results: list[Sampled | GenerationError] = []
-    for document, token, logprob, status in zip(
-        documents, drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), strict=True
-    ):
-        if status:
-            results.append(
-                GenerationError(
-                    f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
-                    f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
-                )
-            )
-        else:
-            results.append(Sampled(token, logprob))
-    return results
+    columns = (drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist())
+    return [outcome(document, *values) for document, *values in zip(documents, *columns, strict=True)]
+
+
+def outcome(document: Document, token: int, logprob: float, status: int) -> Sampled | GenerationError:
+    """What the sampler said of a document's next token, see `SampleStatus`."""
+    if not status:
+        return Sampled(token, logprob)
+    return GenerationError(
+        f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
+        f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
+    )
 
 
 def _padded(documents: Sequence[Document]) -> Tensor:
