@@ -79,10 +79,18 @@ class DecodeTables:
         fields[FIELDS.index("top_p")].view(torch.float32).fill_(1.0)
         fields[FIELDS.index("penalty")].view(torch.float32).fill_(1.0)
         return cls(
-            fields, zeros(rows, width, 3), zeros(rows, 3), zeros(rows, -(-vocab // 32)),
-            *(zeros(rows, dtype=torch.int64) for _ in range(3)),
-            zeros(rows * width, 4), *(zeros(rows) for _ in range(3)),
-        )  # fmt: skip
+            fields=fields,
+            others=zeros(rows, width, 3),
+            drawn=zeros(rows, 3),
+            listed=zeros(rows, -(-vocab // 32)),
+            ids=zeros(rows, dtype=torch.int64),
+            draw_at=zeros(rows, dtype=torch.int64),
+            seed=zeros(rows, dtype=torch.int64),
+            parts=zeros(rows * width, 4),
+            first=zeros(rows),
+            count=zeros(rows),
+            refused=zeros(rows),
+        )
 
     @property
     def rows(self) -> int:
@@ -145,8 +153,9 @@ def _edit(edits, stride, fields, rows, others, width):
     row = tl.load(record)
     word = tl.arange(0, RECORD_WORDS)
     tl.store(fields + word * rows + row, tl.load(record + word))
-    for start in range(0, 3 * tl.load(record + OTHERS), RECORD_WORDS):
-        here = start + word < 3 * width
+    number = 3 * tl.load(record + OTHERS)
+    for start in range(0, number, RECORD_WORDS):
+        here = start + word < number
         values = tl.load(record + RECORD_WORDS + start + word, mask=here, other=0)
         tl.store(others + row * 3 * width + start + word, values, mask=here)
 
@@ -199,9 +208,9 @@ def _advance(tokens, logprobs, status, drawn, fields, rows, listed, words, PENAL
     tl.store(position, tl.load(position) + here)
     tl.store(slot, tl.load(slot) + here)
     if PENALISED:
-        if token >= 0:
-            word = listed + row.to(tl.int64) * words + (token >> 5)
-            tl.store(word, tl.load(word) | (1 << (token & 31)))
+        word = listed + row.to(tl.int64) * words + (token >> 5)
+        known = tl.load(word, mask=token >= 0, other=0)
+        tl.store(word, known | (1 << (token & 31)), mask=token >= 0)
 
 
 def builds() -> Iterator[Build]:

@@ -42,6 +42,8 @@ class Runtime:
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
         attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), "triton" (our own kernels to decode,
             flex for the rest), or "auto": flex on a GPU.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read. It needs a GPU
+            and attention "triton"; "auto": where there are both.
         weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;
             "int8_dynamic" also what is multiplied with them. None: they stay as they are.
         batch_invariant: let nothing that is computed for a request depend, in any bit, on what else is in the batch;
@@ -67,6 +69,7 @@ class Runtime:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         weights: str | None = None,
         batch_invariant: bool = False,
         step_tokens: int | None = None,
@@ -94,6 +97,7 @@ class Runtime:
                 document_store=document_store,
                 retention=retention,
                 attention=attention,
+                cuda_graphs=cuda_graphs,
                 step_tokens=step_tokens,
                 max_running=max_running,
                 max_queue=max_queue,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -91,17 +92,12 @@ def sample_on_device(
     given: dict[str, Any] = dict(zip(names, settings, strict=True))
     if marked is not None:
         bits = marked[1].numpy().view("uint8").reshape(len(logits), -1)
-        rows = [torch.from_numpy(row).nonzero()[:, 0] for row in _bits(bits)[:, : logits.shape[1]]]
+        unpacked = np.unpackbits(bits, axis=1, bitorder="little")
+        rows = [torch.from_numpy(row).nonzero()[:, 0] for row in unpacked[:, : logits.shape[1]]]
         width = max(1, *map(len, rows))
         listed = torch.stack([torch.cat([row, row.new_full((width - len(row),), -1)]) for row in rows])
         given |= {"repetition_penalty": marked[0], "penalty_tokens": listed}
     return sample_rows(logits, **given, backend="torch")
-
-
-def _bits(bytes_: Any) -> Any:
-    import numpy as np
-
-    return np.unpackbits(bytes_, axis=1, bitorder="little")
 
 
 PLAIN = {
@@ -119,5 +115,7 @@ def use_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def decode_in_tables(runtime: Runtime, *, part: int = 4, ahead: bool = True) -> Decoder:
     """Let a runtime on a CPU decode as it would on a GPU, kernel by kernel."""
     engine = runtime.engine
-    engine.decoder = Decoder(runtime.model, engine.store, engine.limits.max_running, part=part, capture=False, ahead=ahead)
+    engine.decoder = Decoder(
+        runtime.model, engine.store, engine.limits.max_running, part=part, capture=False, ahead=ahead
+    )
     return engine.decoder
