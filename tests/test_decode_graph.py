@@ -340,8 +340,8 @@ def test_a_row_without_usable_logits_ends_its_request_alone(
 class Bench:
     """A store, documents in progress of which all but the last token is computed, and a decoder."""
 
-    def __init__(self, **options: Any) -> None:
-        self.model = small_model()
+    def __init__(self, max_seq_len: int = 512, **options: Any) -> None:
+        self.model = small_model(max_seq_len=max_seq_len)
         self.store = DocumentStore(KVArena(2, 2, 16, 512), share=False)
         self.decoder = Decoder(self.model, self.store, 4, part=4, capture=False, **options)
 
@@ -394,15 +394,16 @@ def test_a_result_counts_if_the_row_is_what_the_books_ask_for(plain_kernels: Non
     bench.step(a)
     assert bench.decoder.dropped == 1
     # A grant from the one after that on is in time.
-    bench.step(a)
     a.end_grants(target)
-    a.tokens[-1:], a.logprobs[-1:] = [7], [np.nan]  # somebody writes another token than the one drawn
-    bench.step(a)
-    assert bench.decoder.dropped == 2
     a.add_grant(len(a.tokens), target)
     bench.step(a)
-    bench.step(a)
     assert bench.decoder.dropped == 2
+    bench.step(a)
+    a.tokens[-1:], a.logprobs[-1:] = [7], [np.nan]  # somebody writes another token than the one drawn
+    bench.step(a)
+    assert bench.decoder.dropped == 3
+    bench.step(a)
+    assert bench.decoder.dropped == 3
     scores_agree(target, a)
 
 
@@ -463,6 +464,34 @@ def test_a_document_without_room_for_one_more_token_is_not_launched_ahead(plain_
     bench.step(a)
     assert (bench.decoder.flights, bench.decoder.dropped) == (3, 0)
     scores_agree(a)
+
+
+def test_a_view_beyond_the_rotary_tables_is_not_launched_ahead(plain_kernels: None) -> None:
+    bench = Bench(max_seq_len=16)
+    target = bench.document("about")
+    target.capacity = None
+    bench.compute(target, 5)
+    a = bench.document("a" * 11, target)
+    assert bench.decoder.row(a, GREEDY) is not None  # token 10, turned to 15
+    bench.step(a)
+    assert bench.decoder.flights == 1
+    assert bench.decoder.row(a, GREEDY) is None
+
+
+def test_who_has_left_writes_nothing_any_more(plain_kernels: None) -> None:
+    """Of four rows the last one goes, and the step still has four."""
+    bench = Bench()
+    documents = [bench.document(letter * 3) for letter in "abcd"]
+    bench.step(*documents)
+    bench.step(*documents[:3])
+    gone = bench.store.entry(documents[3])
+    bench.store.arena.data.nan_to_num_()
+    assert gone is not None
+    slots = bench.store.arena.data[..., gone.extent.start : gone.extent.stop, :]
+    before = slots.clone()
+    for _ in range(3):
+        bench.step(*documents[:3])
+    assert torch.equal(slots, before)
 
 
 def test_rows_of_the_books() -> None:
