@@ -275,6 +275,17 @@ class Runtime:
         new_request = partial(self._generator.new_request, None, (), opened, settings)
         return warm(self.engine, wanted, new_request, progress or (lambda done, total: None))
 
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what a GPU needs, in a minute or more, so that no request has to wait for it.
+
+        On a CPU there is nothing to do.
+
+        Args:
+            rows: for up to so many requests that decode at a time; None: max_running.
+            repetition_penalty: for requests with one, too.
+        """
+        self.engine.warm_up(rows, repetition_penalty=repetition_penalty)
+
     def save_cache(self, path: str | Path) -> int:
         """Write all documents that are computed and shared to a safetensors file, for `load_cache`; returns how many.
 

@@ -18,7 +18,7 @@ import oracle
 import pytest
 import test_random_link_graphs as graphs_of_links
 import torch
-from decode_reference import decode_in_tables, use_plain_kernels
+from decode_reference import PLAIN, decode_in_tables, use_plain_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from link_graphs import texts
@@ -33,6 +33,7 @@ from scripted import (
     small_model,
     small_runtime,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ds2ds import ConfigError, GenerationConfig, GenerationError, Runtime
 from ds2ds.attention.plain import PlainAttention
@@ -41,12 +42,14 @@ from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.engine.decode_graph import decoder as decoder_module
+from ds2ds.engine.decode_graph import graphs
 from ds2ds.engine.decode_graph.decoder import Decoder, Flight
+from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.row import Row, row_at
 from ds2ds.engine.step import forward
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.generation.linked_doc_generator import Running
-from ds2ds.kernels import decode_tables
+from ds2ds.kernels import SampleOutput, decode_tables
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
 
 pytestmark = [
@@ -585,3 +588,56 @@ def test_graphs_need_a_gpu_and_our_kernels() -> None:
         with pytest.raises(ConfigError, match=message):
             small_runtime(**wrong)
     assert small_runtime().engine.decoder is None
+
+
+def test_warming_up_captures_every_bucket_that_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Bucket] = []
+    monkeypatch.setattr(Graphs, "prepare", lambda self, bucket: prepared.append(bucket))
+    decoder = decode_in_tables(small_runtime(max_running=40), part=64)
+    decoder.warm_up(3, parts=9)
+    assert sorted(prepared) == [Bucket(rows, width, False) for rows in (1, 2, 4) for width in (4, 8, 16)]
+    prepared.clear()
+    decoder.warm_up(penalised=True)
+    assert {bucket.rows for bucket in prepared} == {1, 2, 4, 8, 16, 32, 64}
+    assert {bucket.width for bucket in prepared} == {4, 8, 16}  # 512 positions, in parts of 64, and as many more
+    assert len(set(prepared)) == len(prepared) == 7 * 3 * 2
+
+
+def test_without_a_gpu_there_is_nothing_to_warm_up() -> None:
+    runtime = small_runtime()
+    decoder = decode_in_tables(runtime)
+    runtime.warm_up()
+    assert (decoder.flights, decoder.graphs.captured) == (0, 0)
+
+
+# What a step launches
+
+
+def launches(model: Any, penalised: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all operations of a step that compute something, in their order, as a GPU would be given them."""
+    names: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def recording(name: str) -> Any:
+        def kernel(*args: Any, **options: Any) -> Any:
+            names.append(name)
+            if name == "read_parts":
+                return torch.zeros_like(args[1][:, 0])
+            if name == "sample_on_device":
+                rows = len(args[0])
+                return SampleOutput(torch.zeros(rows).long(), torch.zeros(rows), torch.zeros(rows).int())
+
+        return kernel
+
+    for name in PLAIN[graphs]:
+        monkeypatch.setattr(graphs, name, recording(name))
+    store = DocumentStore(KVArena(model.config.num_layers, 2, 16, 64, dtype=model.dtype))
+    decoder = Decoder(model, store, 4, capture=False)
+    with Recorder():
+        decoder.graphs.compute(Bucket(4, 4, penalised))
+    views = {"view", "unsqueeze", "slice", "select", "detach", "t", "transpose", "split", "_unsafe_view", "alias"}
+    return [name for name in names if name not in views and not name.startswith("zeros")]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ds2ds.attention.paths import attention_path
+from ds2ds.attention.flex import DECODE, FAN
+from ds2ds.attention.paths import WarmsUp, attention_path
 from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
@@ -115,6 +116,14 @@ class Engine:
         """Step until one more request may be submitted."""
         while not self.has_room():
             self.step()
+
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what steps on a GPU need, so that none waits for it; see `Runtime.warm_up`."""
+        rows = min(rows or self.limits.max_running, self.limits.max_running)
+        if isinstance(self.attention, WarmsUp):
+            self.attention.warm_up(min(rows * FAN, DECODE.most))
+        if self.decoder is not None:
+            self.decoder.warm_up(rows, penalised=repetition_penalty)
 
     def run(self, job: Job) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
