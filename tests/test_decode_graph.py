@@ -35,7 +35,7 @@ from scripted import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ds2ds import ConfigError, GenerationConfig, GenerationError, Runtime
+from ds2ds import ConfigError, DS2DSModel, GenerationConfig, GenerationError, Runtime
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.view import Chunk
 from ds2ds.cache.arena import KVArena
@@ -610,12 +610,27 @@ def test_without_a_gpu_there_is_nothing_to_warm_up() -> None:
     assert (decoder.flights, decoder.graphs.captured) == (0, 0)
 
 
+def test_what_runs_before_a_capture_leaves_no_trace(plain_kernels: None) -> None:
+    bench = Bench()
+    bench.store.arena.data.nan_to_num_()
+    bench.step(bench.document("abc"), bench.document("by"), sampling=Sampling(1.0, 0, 1.0, 0.0, 1.5, 0))
+    state = (*bench.decoder.tables.state, bench.store.arena.data)
+    before = [tensor.clone() for tensor in state]
+    with bench.decoder.graphs._undisturbed():
+        bench.decoder.graphs.compute(Bucket(4, 8, True))
+        assert not torch.equal(bench.decoder.tables.drawn, before[2])
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, before, strict=True))
+
+
 # What a step launches
 
 
 def launches(model: Any, penalised: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all operations of a step that compute something, in their order, as a GPU would be given them."""
     names: list[str] = []
+    rows = 4
+    read = torch.zeros(rows, 2, 16, dtype=model.dtype)
+    tokens, logprobs, status = (torch.zeros(rows, dtype=kind) for kind in (torch.int64, torch.float32, torch.int32))
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -626,10 +641,9 @@ def launches(model: Any, penalised: bool, monkeypatch: pytest.MonkeyPatch) -> li
         def kernel(*args: Any, **options: Any) -> Any:
             names.append(name)
             if name == "read_parts":
-                return torch.zeros_like(args[1][:, 0])
+                return read
             if name == "sample_on_device":
-                rows = len(args[0])
-                return SampleOutput(torch.zeros(rows).long(), torch.zeros(rows), torch.zeros(rows).int())
+                return SampleOutput(tokens, logprobs, status)
 
         return kernel
 
@@ -638,6 +652,32 @@ def launches(model: Any, penalised: bool, monkeypatch: pytest.MonkeyPatch) -> li
     store = DocumentStore(KVArena(model.config.num_layers, 2, 16, 64, dtype=model.dtype))
     decoder = Decoder(model, store, 4, capture=False)
     with Recorder():
-        decoder.graphs.compute(Bucket(4, 4, penalised))
-    views = {"view", "unsqueeze", "slice", "select", "detach", "t", "transpose", "split", "_unsafe_view", "alias"}
-    return [name for name in names if name not in views and not name.startswith("zeros")]
+        decoder.graphs.compute(Bucket(rows, 4, penalised))
+    views = {"view", "unsqueeze", "slice", "select", "flatten", "reshape", "chunk", "detach"}
+    return [name for name in names if name not in views]
+
+
+def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that waits for the device or reads from it, which a graph could not have."""
+    counts = []
+    for layers in (4, 6):
+        with torch.random.fork_rng(devices=[]):
+            model = DS2DSModel.from_config(
+                vocab_size=64, num_layers=layers, model_dim=32, num_heads=2, max_seq_len=64
+            ).bfloat16()
+        names = launches(model, True, monkeypatch)
+        assert names[0] == "lay_out" and names[-2:] == ["sample_on_device", "advance"]
+        counts.append(Counter(names))
+    assert set(counts[0]) == {*KERNELS, "mul", "add"}
+    # A layer: two norms of the stream and one of queries and keys, four products, the gated unit, two sums, and
+    # attention; of half of the layers the skip.
+    per_layer = {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]}
+    assert per_layer == {
+        **dict.fromkeys(("lay_out", "embedding", "sample_on_device", "advance"), 0),
+        **{"rms_norm": 3, "linear": 4, "store_rows": 1, "read_parts": 1, "silu": 1, "mul": 1.5, "add": 2.5},
+    }
+
+
+KERNELS = (
+    *("lay_out", "embedding", "rms_norm", "linear", "store_rows", "read_parts", "silu", "sample_on_device", "advance"),
+)
