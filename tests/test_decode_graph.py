@@ -37,7 +37,10 @@ from scripted import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ds2ds import ConfigError, DS2DSModel, GenerationConfig, GenerationError, Runtime
+from ds2ds.attention.block_tables import QUERY_BLOCK
+from ds2ds.attention.flex import FlexPath
 from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.triton_decode import TritonPath
 from ds2ds.attention.view import Chunk
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
@@ -621,6 +624,27 @@ def test_what_runs_before_a_capture_leaves_no_trace(plain_kernels: None) -> None
         bench.decoder.graphs.compute(Bucket(4, 8, True))
         assert not torch.equal(bench.decoder.tables.drawn, before[2])
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_warming_up_meets_every_bucket_of_flex_attention() -> None:
+    runtime = small_runtime(attention="flex", arena_tokens=160, max_running=1)
+    path = runtime.engine.attention
+    assert isinstance(path, FlexPath)
+    runtime.warm_up()
+    met = set(path._kernels)
+    options = {"max_context_length": 70, "max_tokens_per_document": 50, "max_new_tokens": 5}
+    runtime.generate(PROMPTS[2], corpus=Texts(TEXTS), config=config(**options))
+    assert met == set(path._kernels) and {bucket.queries for bucket in met} == {1, QUERY_BLOCK}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_our_kernels_decode_flex_attention_warms_up_for_prefill_alone() -> None:
+    runtime = small_runtime(attention="triton", arena_tokens=160, max_running=1)
+    runtime.warm_up()
+    path = runtime.engine.attention
+    assert isinstance(path, TritonPath) and isinstance(path.prefill, FlexPath)
+    assert {bucket.queries for bucket in path.prefill._kernels} == {QUERY_BLOCK}
 
 
 # What a step launches
