@@ -37,6 +37,7 @@ from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.triton_decode import TritonPath
 from ds2ds.bench.floor import make_buffer, read_bandwidth, token_bytes, tokens_in_view, weight_bytes
 from ds2ds.bench.models import make_model
+from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.environment import environment
 from ds2ds.generation.linked_doc_generator import Running
@@ -99,7 +100,8 @@ class Bench:
     """One model, decoded in one mode."""
 
     def __init__(self, model: DS2DSModel, mode: str, batch: int) -> None:
-        slots = batch * POSITIONS
+        # What the engine reckons with for a request: its window, its document, and a block more of each.
+        slots = 2 * batch * (POSITIONS + KV_BLOCK[model.device.type])
         on_gpu = model.device.type == "cuda"
         self.runtime = Runtime(
             model, arena_tokens=slots, attention="triton" if on_gpu else "plain", cuda_graphs=False, max_running=batch
@@ -134,6 +136,8 @@ class Bench:
         running = [self.runtime._generator.start(None, prompt, None, config) for prompt in prompts]
         while min(map(written, running)) < 3:
             self.engine.step()
+        if len(self.engine.running) != batch:
+            raise RuntimeError(f"{len(self.engine.running)} of {batch} requests run at a time")
         return running
 
     def steps(self, number: int) -> float:
