@@ -221,7 +221,7 @@ class Engine:
                 continue
             decoding[document], rows[document] = one, row
             # What the token after it reads besides: it is about to be launched.
-            for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
+            for target in targets(document, one.chunk.stop, one.chunk.stop + 1) if document.grants else ():
                 attach(self.store, one.job, target)
         if rows:
             with Stopwatch() as watch:

@@ -26,7 +26,7 @@ device, with the view that the host knows of. What must hold:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,6 +103,7 @@ class Decoder:
         self.tables = DecodeTables.make(rows, MOST_PARTS, model.config.vocab_size, device)
         self.graphs = Graphs(model, store.arena, self.tables, part, capture)
         self.flights = self.edited = self.dropped = 0
+        self._positions = len(model.rotary.cos)
         self._weights = b""
         self._last: Flight | None = None
         self._places: dict[Document, int] = {}  # rows of the tables that are there
@@ -139,12 +140,12 @@ class Decoder:
         flight = self._last
         if flight is None or not due:
             due = list(rows)
-            self._last = flight = self._launch(rows, [d for d, row in rows.items() if self._continues(d, row)])
+            self._last = flight = self._launch(rows, {d for d, row in rows.items() if self._continues(d, row)})
         if self.ahead:
             following = {document: self._following(document, rows[document]) for document in due}
             onward = {d: row for d in rows if (row := following.get(d) if d in following else rows[d]) is not None}
             if onward:
-                self._last = self._launch(onward, [document for document in onward if document in following])
+                self._last = self._launch(onward, onward.keys() & following.keys())
         self._read(flight, due)
         return flight.read
 
@@ -163,7 +164,7 @@ class Decoder:
                     self.graphs.prepare(Bucket(number, width, also))
 
     def _takes(self, row: Row) -> bool:
-        return row.parts(self.part) <= MOST_PARTS and row.farthest < len(self.model.rotary.cos)
+        return row.parts(self.part) <= MOST_PARTS and row.farthest < self._positions
 
     def _has_computed(self, document: Document, row: Row) -> bool:
         """Whether the last flight, not read yet, computes just this."""
@@ -186,13 +187,16 @@ class Decoder:
         position = row.position + 1
         if position >= row.entry.extent.length:
             return None
-        for target in targets(document, position, position + 1) if document.grants else ():
-            if self.store.computed(target) < len(target.tokens):
-                return None
-        following = row_at(self.store, document, position, row.sampling, self.part)
+        if document.grants:
+            for target in targets(document, position, position + 1):
+                if self.store.computed(target) < len(target.tokens):
+                    return None
+            following = row_at(self.store, document, position, row.sampling, self.part)
+        else:
+            following = row.following()
         return following if self._takes(following) else None
 
-    def _launch(self, rows: Mapping[Document, Row], fed: Collection[Document]) -> Flight:
+    def _launch(self, rows: Mapping[Document, Row], fed: Set[Document]) -> Flight:
         """Launch a step of these rows; the token of those that are fed is what the last flight drew for them."""
         last, before = self._last, self._places
         places = self._places = _places(rows, before)
