@@ -26,7 +26,9 @@ _OF_A_HEAD = _OPTIONS | {"num_warps": 1}
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm without weights over the last dimension of x [rows, ..., width], contiguous from the second one on."""
+    """RMSNorm without weights over the last dimension of x [rows, ..., width]. Rows need not lie side by side."""
+    if not x[0].is_contiguous():
+        x = x.contiguous()
     rows, width = x.shape[0], x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     vectors = x.view(rows, -1, width).shape[1]

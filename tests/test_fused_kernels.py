@@ -40,6 +40,7 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype, scale: float, seed:
     x = drawn(seed, rows, width, dtype=dtype, scale=scale)
     assert_close(fused.rms_norm(x), F.rms_norm(x, (width,)))
     qkv = drawn(seed, rows, 3, 2, width, dtype=dtype, scale=scale)
+    assert_close(fused.rms_norm(x.t().contiguous().t()), F.rms_norm(x, (width,)))
     # The queries and keys of a projection, which do not lie together.
     assert_close(fused.rms_norm(qkv[:, :2]), F.rms_norm(qkv[:, :2], (width,)).contiguous())
 
