@@ -52,6 +52,8 @@ class Runtime:
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
         attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), "triton" (our own kernels to decode,
             flex for the rest), or "auto": flex on a GPU.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read. It needs a GPU
+            and attention "triton"; "auto": where there are both.
         weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;
             "int8_dynamic" also what is multiplied with them. None: they stay as they are.
         batch_invariant: let nothing that is computed for a request depend, in any bit, on what else is in the batch;
@@ -78,6 +80,7 @@ class Runtime:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         weights: str | None = None,
         batch_invariant: bool = False,
         step_tokens: int | None = None,
@@ -107,6 +110,7 @@ class Runtime:
                 document_store=document_store,
                 retention=retention,
                 attention=attention,
+                cuda_graphs=cuda_graphs,
                 step_tokens=step_tokens,
                 max_running=max_running,
                 max_queue=max_queue,
@@ -387,6 +391,17 @@ class Runtime:
             raise ConfigError("max_link_depth must be at least 1 for documents to be brought in, got 0")
         new_request = partial(self._generator.new_request, None, (), opened, settings)
         return warm(self.engine, wanted, new_request, progress or (lambda done, total: None))
+
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what a GPU needs, in a minute or more, so that no request has to wait for it.
+
+        On a CPU there is nothing to do.
+
+        Args:
+            rows: for up to so many requests that decode at a time; None: max_running.
+            repetition_penalty: for requests with one, too.
+        """
+        self.engine.warm_up(rows, repetition_penalty=repetition_penalty)
 
     def save_cache(self, path: str | Path) -> int:
         """Write all documents that are computed and shared to a safetensors file, for `load_cache`; returns how many.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ds2ds.attention.paths import attention_path
+from ds2ds.attention.flex import DECODE, FAN
+from ds2ds.attention.paths import WarmsUp, attention_path
+from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
@@ -25,6 +27,10 @@ from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank, Score
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
+
+if TYPE_CHECKING:
+    from ds2ds.engine.decode_graph.decoder import Decoder
+    from ds2ds.engine.decode_graph.row import Row
 
 
 class Engine:
@@ -45,6 +51,9 @@ class Engine:
         document_store: share complete documents between requests, and keep them while there is room.
         retention: which of those that no request reads go first, a name in `RETENTIONS`.
         attention: what reads the arena, see `attention_path`.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read
+            (`engine.decode_graph`). It needs a GPU and attention "triton"; "auto": where there are both. A document
+            that begins to decode, or whose view has changed late, may then be one step later than the others.
         step_tokens: most tokens that one step prefills, of all requests together; None: see `STEP_TOKENS`. Smaller ones
             keep the pace of requests that decode, larger ones may prefill faster.
         max_running: most requests that run at a time.
@@ -62,6 +71,7 @@ class Engine:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         step_tokens: int | None = None,
         max_running: int = MAX_RUNNING,
         max_queue: int = MAX_QUEUE,
@@ -76,6 +86,12 @@ class Engine:
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
+        self.decoder: Decoder | None = None
+        if decodes_in_graphs(cuda_graphs, model.device.type, attention):
+            # Imported here, as it brings in Triton, like attention "triton".
+            from ds2ds.engine.decode_graph.decoder import Decoder
+
+            self.decoder = Decoder(model, self.store, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
         self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
@@ -111,6 +127,14 @@ class Engine:
         """Step until one more request may be submitted."""
         while not self.has_room():
             self.step()
+
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what steps on a GPU need, so that none waits for it; see `Runtime.warm_up`."""
+        rows = min(rows or self.limits.max_running, self.limits.max_running)
+        if isinstance(self.attention, WarmsUp):
+            self.attention.warm_up(min(rows * FAN, DECODE.most))
+        if self.decoder is not None:
+            self.decoder.warm_up(rows, penalised=repetition_penalty)
 
     def run(self, job: Job, reader: Callable[[Any], Any] | None = None) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
@@ -156,6 +180,8 @@ class Engine:
         self._admit()
         self._pass_prefilled()
         batch = self._plan()
+        if self.decoder is not None:
+            batch = self._decode(self.decoder, batch)
         if not batch:
             return
         with Stopwatch() as watch:
@@ -225,6 +251,31 @@ class Engine:
     def _is_computed(self, job: Job, work: Prefill) -> bool:
         attach(self.store, job, work.document)
         return self.store.computed(work.document) == len(work.document.tokens)
+
+    def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
+        """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
+        decoding: dict[Document, Planned] = {}
+        rows: dict[Document, Row] = {}
+        rest: list[Planned] = []
+        for one in batch:
+            work, document = one.job.waiting, one.chunk.document
+            row = None
+            if one.decodes and isinstance(work, Compute) and not work.sampling.top:
+                row = decoder.row(document, work.sampling)
+            if row is None:
+                rest.append(one)
+                continue
+            decoding[document], rows[document] = one, row
+            # What the token after it reads besides: it is about to be launched.
+            for target in targets(document, one.chunk.stop, one.chunk.stop + 1) if document.grants else ():
+                attach(self.store, one.job, target)
+        if rows:
+            with Stopwatch() as watch:
+                drawn = decoder.decode(rows)
+            self._account([decoding[document] for document in drawn], watch.seconds)
+            for document, result in drawn.items():
+                self._hand_over(decoding[document].job, document, result)
+        return rest
 
     def _account(self, batch: Sequence[Planned], seconds: float) -> None:
         """Note what was computed, for whom, and that the batch took so long."""
@@ -363,3 +414,17 @@ class Engine:
         for document in job.touched:
             self.store.release(document)
         job.touched.clear()
+
+
+def decodes_in_graphs(cuda_graphs: bool | str, device: str, attention: str) -> bool:
+    """Whether an engine decodes in CUDA graphs, on this type of device with attention of this name.
+
+    Raises:
+        ConfigError: it is asked to and cannot, or cuda_graphs is neither True, False nor "auto".
+    """
+    if cuda_graphs not in (True, False, "auto"):
+        raise ConfigError(f"cuda_graphs must be True, False or 'auto', got {cuda_graphs!r}")
+    possible = device == "cuda" and attention == "triton"
+    if cuda_graphs is True and not possible:
+        raise ConfigError(f"cuda_graphs needs a GPU and attention 'triton', got {device!r} and attention {attention!r}")
+    return possible and bool(cuda_graphs)
