@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SERVER = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
     name="ds2ds",
@@ -34,7 +35,17 @@ setup(
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-benchmark>=4", "hypothesis>=6", "scipy>=1.11"],
+        "server": SERVER,
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "hypothesis>=6",
+            "scipy>=1.11",
+            *SERVER,
+            "httpx>=0.27",
+            "openai>=1.50",
+            "schemathesis>=4",
+        ],
         "lint": ["ruff", "mypy"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },

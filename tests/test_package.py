@@ -56,6 +56,7 @@ FLOORS = [
     {"backend"},
     {"runtime"},
     {"async_runtime", "bench"},
+    {"server"},
     {"cli", "__main__"},
 ]
 LIGHT = ("corpus", "documents", "tokenizer", "errors", "files")
