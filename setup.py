@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-SERVER = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
+SERVER = ["fastapi>=0.115", "pydantic>=2.8", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
     name="ds2ds",

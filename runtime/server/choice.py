@@ -148,6 +148,9 @@ class Choice:
     def _log(
         self, log: Logprobs, token: int, logprob: float | None, top: Iterable[tuple[int, float]], offset: int
     ) -> None:
+        likeliest = tuple(top)
+        # One figure for one token: these come from another sum than that, and may differ in the last digit.
+        logprob = dict(likeliest).get(token, logprob)
         log.tokens.append(self._name(token))
         log.text_offset.append(offset)
         log.token_logprobs.append(None if logprob is None else _finite(logprob))
@@ -157,7 +160,7 @@ class Choice:
             log.top_logprobs.append(None)
             return
         named: dict[str, float] = {}
-        for other, value in (*top, (token, logprob)):
+        for other, value in (*likeliest, (token, logprob)):
             named.setdefault(self._name(other), _finite(value))
         log.top_logprobs.append(named)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ds2ds.generation.generation_config import MOST_TOP_LOGPROBS
@@ -14,11 +14,23 @@ MAX_STOP = 16
 
 MAX_STOP_TOKENS = 64
 
+
+def _of_characters(text: str) -> str:
+    """JSON can name halves of characters, which are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("text in Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_of_characters)]
+
 # A wrong item ends the check of its list: a body may have a million of them.
-Tokens = Annotated[list[int], FailFast(), Field(min_length=1)]
-Strings = Annotated[list[str], FailFast(), Field(min_length=1)]
-TokenLists = Annotated[list[Tokens], FailFast(), Field(min_length=1)]
-StopString = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[int], Field(fail_fast=True, min_length=1)]
+Strings = Annotated[list[Text], Field(fail_fast=True, min_length=1)]
+TokenLists = Annotated[list[Tokens], Field(fail_fast=True, min_length=1)]
+StopString = Annotated[Text, Field(min_length=1)]
 
 _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
@@ -52,7 +64,7 @@ class CompletionRequest(_Strict):
     """null is as good as leaving a field out."""
 
     model: str = Field(description="The name of the model that is served.")
-    prompt: str | Strings | Tokens | TokenLists = Field(
+    prompt: Text | Strings | Tokens | TokenLists = Field(
         description="Text, token ids, or several of either. Empty text starts from the document separator."
     )
     max_tokens: int | None = Field(
@@ -61,7 +73,7 @@ class CompletionRequest(_Strict):
     n: int | None = Field(None, ge=1, description="Texts for each prompt; default 1.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token; default 1.")
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: StopString | Annotated[list[StopString], FailFast(), Field(max_length=MAX_STOP)] | None = Field(
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP)] | None = Field(
         None, description=f"Up to {MAX_STOP} strings that end a document and are cut from its text."
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="The same seed gives the same texts.")
@@ -85,7 +97,7 @@ class CompletionRequest(_Strict):
     repetition_penalty: float | None = Field(None, gt=0, le=1e6)
     ignore_eos: bool | None = Field(None, description="Write on after EOS.")
     stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0)]], FailFast(), Field(max_length=MAX_STOP_TOKENS)] | None
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=MAX_STOP_TOKENS)] | None
     ) = Field(None, description="Tokens that end a document and are not in its text.")
     max_link_depth: int | None = Field(None, ge=0, description="How far links are followed; 0: not at all; default 1.")
     corpus: str | None = Field(
@@ -232,4 +244,5 @@ class ErrorResponse(BaseModel):
 
 
 def _refused(field: str, why: str) -> PydanticCustomError:
-    return PydanticCustomError("refused_field", "{why}", {"field": field, "why": why})
+    named = field.encode("ascii", "backslashreplace").decode()
+    return PydanticCustomError("refused_field", "{why}", {"field": named, "why": why})
