@@ -27,6 +27,7 @@ class BackendLimits:
         max_running: most requests that run at a time.
         max_queue: most requests that wait.
         has_headings: documents start with "# {title}", as the model was trained.
+        has_marks: EOS stands before a document, and is put before a prompt that lacks it.
     """
 
     vocab_size: int
@@ -36,6 +37,7 @@ class BackendLimits:
     max_running: int
     max_queue: int
     has_headings: bool
+    has_marks: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -226,6 +226,7 @@ class Runtime:
             max_running=self.engine.limits.max_running,
             max_queue=self.engine.limits.max_queue,
             has_headings=config.layout_policy.startswith("identifier_prefix"),
+            has_marks=config.layout_policy.endswith("bos_eos"),
         )
 
     def usage(self) -> BackendUsage:

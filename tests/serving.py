@@ -17,7 +17,7 @@ from scripted import EOS, TOKENIZER, encode
 
 from ds2ds import AsyncRuntime, BackendLimits, BackendUsage, GenerationConfig, Runtime
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
-from ds2ds.generation.events import DocumentClosed, DocumentOpened, Done, TokenWritten
+from ds2ds.generation.events import DocumentClosed, DocumentOpened, Done, Event, TokenWritten
 from ds2ds.server.app import create_app
 from ds2ds.server.settings import ServerSettings
 

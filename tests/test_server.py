@@ -190,7 +190,7 @@ def test_settings_reach_the_backend_and_null_is_the_default() -> None:
         # Where no link is followed, no room is kept for what links lead to.
         await complete(client, "abc", max_tokens=5, max_link_depth=0, corpus="none")
         _, corpus, config = backend.asked[2]
-        assert corpus is None and config.max_context_length == config.max_tokens_per_document == 3 + 1 + 5
+        assert corpus is None and config.max_context_length == config.max_tokens_per_document == 3 + 5
 
     serve(test, corpora={"a": "corpus a", "b": "corpus b"})
 
@@ -234,9 +234,9 @@ def test_logprobs_name_tokens_as_openai_does() -> None:
         ({"max_tokens": 1.5}, "max_tokens", "max_tokens must be a valid integer"),
         ({"max_tokens": -1}, "max_tokens", "max_tokens must be greater than or equal to 0, got -1"),
         ({"max_tokens": True}, "max_tokens", "max_tokens must be a valid integer"),
-        ({"max_tokens": 600}, "max_tokens", "the context has 511 tokens, but the prompt has 1 and max_tokens is 600"),
-        ({"max_tokens": 10**40}, "max_tokens", "the context has 511 tokens"),
-        ({"prompt": "x" * 600}, "prompt", "the context has 511 tokens, but the prompt has 600"),
+        ({"max_tokens": 600}, "max_tokens", "the context has 512 tokens, but the prompt has 1 and max_tokens is 600"),
+        ({"max_tokens": 10**40}, "max_tokens", "the context has 512 tokens"),
+        ({"prompt": "x" * 600}, "prompt", "the context has 512 tokens, but the prompt has 600"),
         ({"prompt": []}, "prompt", "prompt must be a string, a list of strings, a list of token ids"),
         ({"prompt": [[]]}, "prompt", "prompt must be"),
         ({"prompt": [1, "a"]}, "prompt", "prompt must be"),
@@ -283,7 +283,7 @@ def test_a_wrong_field_is_refused_by_name(fields: dict[str, Any], param: str | N
 def test_limits_of_the_server() -> None:
     error = refused({"max_tokens": 6}, max_tokens=5)
     assert error["param"] == "max_tokens" and error["message"] == "max_tokens must be at most 5, got 6"
-    error = refused({"max_tokens": 6, "prompt": "x" * 10}, max_context_length=16)
+    error = refused({"max_tokens": 7, "prompt": "x" * 10}, max_context_length=16)
     assert error["code"] == "context_length_exceeded"
     error = refused({"n": 3}, max_choices=2)
     assert error["message"] == "prompts times n must be at most 2, got 1 x 3"

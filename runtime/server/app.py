@@ -97,7 +97,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return ModelCard(
             id=service.settings.model,
             created=created,
-            max_model_len=planner.max_context_length,
+            max_model_len=planner.longest_prompt,
             corpora=list(service.corpora),
         )
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ds2ds.backend import AsyncBackend
 from ds2ds.errors import ConfigError
@@ -19,6 +19,8 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
 NO_CORPUS = "none"
+
+Tokens: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ChoicePlan:
     """
 
     index: int
-    prompt: tuple[int, ...]
+    prompt: Tokens
     corpus: Any
     config: GenerationConfig
     writes: bool
@@ -47,6 +49,9 @@ class Planner:
 
     Args:
         corpora: by the names under which requests ask for them; the first is the default.
+
+    Attributes:
+        longest_prompt: most tokens of a prompt and what is written.
     """
 
     def __init__(self, backend: AsyncBackend, corpora: Mapping[str, Any], settings: ServerSettings) -> None:
@@ -59,6 +64,7 @@ class Planner:
                 f"max_context_length must be at most the model's {self.limits.max_context_length}, got {longest}"
             )
         self.max_context_length = longest or self.default.max_context_length
+        self.longest_prompt = self.max_context_length - int(self.limits.has_marks)
 
     async def plan(self, body: CompletionRequest) -> list[ChoicePlan]:
         """The choices, prompts times n.
@@ -92,7 +98,7 @@ class Planner:
         choices: list[ChoicePlan] = []
         for prompt in prompts:
             tokens = await self._tokens(prompt)
-            config = self._config(body, len(tokens), max_tokens, min(depth, self.settings.max_link_depth))
+            config = self._config(body, tokens, max_tokens, min(depth, self.settings.max_link_depth))
             choices += [
                 ChoicePlan(
                     index=len(choices) + at,
@@ -116,7 +122,7 @@ class Planner:
             raise ApiError(400, f"corpus must be one of {known}, got {shown(name)}", param="corpus")
         return self.corpora.get(name)
 
-    async def _tokens(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    async def _tokens(self, prompt: str | Sequence[int]) -> Tokens:
         if isinstance(prompt, str):
             # Long text takes a while, in which others want to be served.
             return tuple(await asyncio.to_thread(self.backend.tokenize, prompt))
@@ -125,15 +131,14 @@ class Planner:
             raise self._no_token("prompt", wrong)
         return tuple(prompt)
 
-    def _config(self, body: CompletionRequest, prompt: int, max_tokens: int, depth: int) -> GenerationConfig:
+    def _config(self, body: CompletionRequest, tokens: Tokens, max_tokens: int, depth: int) -> GenerationConfig:
         """The settings but for the seed."""
-        marks = 1  # that a layout may put before the prompt
-        longest = self.max_context_length
-        if prompt + marks + max_tokens > longest:
+        longest, prompt = self.max_context_length, len(tokens) + self._marks(tokens)
+        if prompt + max_tokens > longest:
             raise ApiError(
                 400,
-                f"the context has {longest - marks} tokens, but the prompt has {prompt} and max_tokens is {max_tokens}",
-                param="prompt" if prompt + marks > longest else "max_tokens",
+                f"the context has {longest} tokens, but the prompt has {prompt} and max_tokens is {max_tokens}",
+                param="prompt" if prompt > longest else "max_tokens",
                 code="context_length_exceeded",
             )
         given: dict[str, Any] = {
@@ -146,7 +151,7 @@ class Planner:
             "stop_token_ids": body.stop_token_ids,
             "ignore_eos": body.ignore_eos,
         }
-        needed = prompt + marks + max(1, max_tokens)
+        needed = prompt + max(1, max_tokens)
         if depth == 0:
             # Nothing but the prompt and what is written: no room is kept free for anything else.
             room = {"max_context_length": needed, "max_tokens_per_document": needed, "max_auxiliary_documents": 0}
@@ -162,6 +167,11 @@ class Planner:
             **room,
             **{name: value for name, value in given.items() if value is not None},
         )
+
+    def _marks(self, tokens: Tokens) -> int:
+        """Tokens that are put before a prompt: no document starts from nothing, or without the layout's mark."""
+        marked = tokens[:1] == (self.limits.eos_token_id,)
+        return int(not tokens or (self.limits.has_marks and not marked))
 
     def _check_most(self, name: str, value: int, most: int) -> None:
         if value > most:

@@ -223,7 +223,7 @@ class ModelCard(BaseModel):
     object: str = "model"
     created: int
     owned_by: str = "ds2ds"
-    max_model_len: int = Field(description="Most tokens in view.")
+    max_model_len: int = Field(description="Most tokens of a prompt and its text.")
     corpora: list[str] = Field(description="What `corpus` may name; the first is the default.")
 
 
