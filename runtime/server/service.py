@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,7 +16,6 @@ from ds2ds.server.metrics import Metrics
 from ds2ds.server.plan import Planner
 from ds2ds.server.settings import ServerSettings
 
-log = logging.getLogger("ds2ds.server")
 T = TypeVar("T")
 
 
@@ -61,15 +59,10 @@ class Service:
             backend = await asyncio.to_thread(source) if not isinstance(source, AsyncBackend) else source
             self._planner = Planner(backend, self.corpora, self.settings)
         except Exception as error:
-            self.fail(error)
+            self.state, self.failure = "failed", error
         else:
             if self.state == "loading":
                 self.state = "ok"
-
-    def fail(self, error: Exception) -> None:
-        """Take no more requests: nothing can be computed any more."""
-        self.state, self.failure = "failed", error
-        log.error("cannot serve: %s", error)
 
     @property
     def planner(self) -> Planner:
@@ -123,7 +116,8 @@ class Service:
                 raise ApiError(503, "the server is stopping", code="stopping")
             raise ApiError(504, f"not done after {seconds:g} seconds", code="timeout")
         except WorkerError as error:
-            self.fail(error)
+            # Nothing can be computed any more; whoever watches /health starts the server anew.
+            self.state, self.failure = "failed", error
             raise
         finally:
             tasks = (working, gone, cut)
