@@ -280,6 +280,14 @@ def test_a_wrong_field_is_refused_by_name(fields: dict[str, Any], param: str | N
     assert error["param"] == param and message in error["message"], error
 
 
+def test_where_no_links_are_followed_none_need_be_refused() -> None:
+    backend = FakeBackend()
+    serve(lambda client: complete(client), backend, max_link_depth=0)
+    assert backend.asked[0][2].max_link_depth == 0
+    error = refused({"max_link_depth": 1}, max_link_depth=0)
+    assert error["message"] == "max_link_depth must be at most 0, got 1"
+
+
 def test_limits_of_the_server() -> None:
     error = refused({"max_tokens": 6}, max_tokens=5)
     assert error["param"] == "max_tokens" and error["message"] == "max_tokens must be at most 5, got 6"

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -221,6 +222,7 @@ class Crowd:
         self.client = httpx.AsyncClient(
             base_url=url, timeout=120, limits=httpx.Limits(max_connections=None, max_keepalive_connections=20)
         )
+        self.leavers = 0
         self.healthy: list[tuple[str, int, str]] = []
 
     async def run(self, count: int) -> dict[str, int]:
@@ -290,11 +292,15 @@ def crowd(count: int, seed: int) -> None:
             people = Crowd(url, seed)
             kinds = await people.run(count)
             assert min(kinds.values()) > 0
+            people.leavers = kinds["leaves"] + kinds["leaves_stream"]
             return people
 
         people = asyncio.run(main())
         until(lambda: app.state.service.held == 0 and served.usage().running == 0, 60)
         assert httpx.get(f"{url}/health").status_code == 200
+        metrics = httpx.get(f"{url}/metrics").text
+        (gone,) = re.findall(r"^ds2ds_disconnects_total (\S+)$", metrics, re.MULTILINE)
+        assert 0 < float(gone) <= people.leavers
         after = httpx.post(url + URL, json=body("p", seed=1, max_tokens=4, max_link_depth=0))
         assert after.status_code == 200
     assert is_clean(runtime)

@@ -70,7 +70,7 @@ def serve(
     max_choices: Annotated[int, _limit("Most texts that one request may ask for, prompts times n.")] = 128,
     max_tokens: Annotated[int | None, _limit("Most that max_tokens may be; default: what the context allows.")] = None,
     max_context_length: Annotated[int | None, _limit("Most tokens in view; default 2048, or the model's.")] = None,
-    max_link_depth: Annotated[int, _limit("Most that max_link_depth may be.")] = 4,
+    max_link_depth: Annotated[int, _limit("Most that max_link_depth may be; 0: no links are followed.")] = 4,
     max_body_bytes: Annotated[int, _limit("Of a request.")] = 4 * 2**20,
     body_timeout: Annotated[float, _limit("Seconds in which a request's body must have come.")] = 30.0,
     request_timeout: Annotated[float, _limit("Seconds that a request may take, waiting included.")] = 600.0,

@@ -87,8 +87,9 @@ class Planner:
                 param="n" if n > 1 else "prompt",
             )
         corpus = self._corpus(body.corpus)
-        depth = 1 if body.max_link_depth is None else body.max_link_depth
-        self._check_most("max_link_depth", depth, self.settings.max_link_depth)
+        deepest = self.settings.max_link_depth
+        depth = min(self.default.max_link_depth, deepest) if body.max_link_depth is None else body.max_link_depth
+        self._check_most("max_link_depth", depth, deepest)
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         if self.settings.max_tokens is not None:
             self._check_most("max_tokens", max_tokens, self.settings.max_tokens)
@@ -98,7 +99,7 @@ class Planner:
         choices: list[ChoicePlan] = []
         for prompt in prompts:
             tokens = await self._tokens(prompt)
-            config = self._config(body, tokens, max_tokens, min(depth, self.settings.max_link_depth))
+            config = self._config(body, tokens, max_tokens, depth)
             choices += [
                 ChoicePlan(
                     index=len(choices) + at,

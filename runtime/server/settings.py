@@ -25,7 +25,7 @@ class ServerSettings:
         max_choices: most texts that one request may ask for, prompts times n.
         max_tokens: most that `max_tokens` may be; None: what the context allows.
         max_context_length: most tokens in view; None: the default of the backend's model.
-        max_link_depth: most that `max_link_depth` may be.
+        max_link_depth: most that `max_link_depth` may be; 0: no links are followed.
         retry_after: seconds to wait that a refused client is told.
 
     Raises:
