@@ -22,6 +22,8 @@ from ds2ds.server.app import create_app
 from ds2ds.server.settings import ServerSettings
 
 URL = "/v1/completions"
+ALMOST = -0.5000001
+"""A token's own log-probability as the list of the likeliest ones has it: from another sum, and so a little off."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ class FakeBackend:
                     await self.hold.wait()
                 if at >= self.error_at and self.error is not None:
                     raise self.error
-                yield TokenWritten("root", token, "", -0.5, ((token, -0.5), (7, -1.5))[: config.top_logprobs])
+                yield TokenWritten("root", token, "", -0.5, ((token, ALMOST), (7, -1.5))[: config.top_logprobs])
             reason = "eos" if written[-1] == EOS else "max_new_tokens"
             root = GeneratedDocument("root", tokens=prompt + written, text="", is_root=True, finish_reason=reason)
             yield DocumentClosed("root", reason, root)

@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -195,19 +196,20 @@ def test_a_client_that_goes_before_its_body_has_come() -> None:
         assert len(backend.asked) == 1 and app.state.service.held == 0
 
 
-def test_a_client_that_reads_nothing_does_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = FakeBackend("x" * 400)
+def test_a_client_that_reads_nothing_does_not_hold_up_others(caplog: pytest.LogCaptureFixture) -> None:
+    backend = FakeBackend("x" * 500)
+    backend.limits = replace(backend.limits, max_running=100)  # more than the sockets' buffers hold
     with listening(backend, request_timeout=1.0) as (url, app):
         port = int(url.rpartition(":")[2])
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", port))
-            fields = {"stream": True, "max_tokens": 400, "logprobs": 20, "echo": False, "n": 8}
-            client.sendall(request_bytes(fields))
-            until(lambda: len(backend.asked) == 8)
+            client.sendall(request_bytes({"stream": True, "max_tokens": 500, "logprobs": 20, "n": 100}))
+            until(lambda: len(backend.asked) == 100)
             until(lambda: backend.open == 0)  # it was written to its end all the same
             assert httpx.get(f"{url}/health").status_code == 200
             until(lambda: app.state.service.held == 0)
+            until(lambda: "a client did not take the end of its stream" in caplog.text)
 
 
 # Many of all kinds
