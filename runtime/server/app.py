@@ -46,6 +46,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_EVENT = {
+    "description": "One event of a stream",
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
+
 def create_app(
     source: AsyncBackend | Callable[[], AsyncBackend],
     settings: ServerSettings,
@@ -104,7 +112,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/completions",
         response_model=CompletionResponse,
-        responses={**_ERRORS, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={**_ERRORS, 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
         summary="Write a prompt on, and follow its links",
     )
     async def completions(body: Annotated[CompletionRequest, Body()], request: Request) -> Response:
