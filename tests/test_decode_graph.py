@@ -308,7 +308,7 @@ def test_views_in_too_many_parts_are_decoded_without_it(plain_kernels: None, mon
 
 def test_up_to_the_model_s_last_position(plain_kernels: None) -> None:
     options: dict[str, Any] = {"max_context_length": 40, "max_tokens_per_document": 40, "max_new_tokens": 100}
-    options |= {"eos_token_id": 300, "seed": 3, "temperature": 1.0, "logprobs": True}
+    options |= {"eos_token_id": TOKENIZER.vocab_size, "seed": 3, "temperature": 1.0, "logprobs": True}
     results = []
     for decoding in (False, True):
         runtime = Runtime(small_model(max_seq_len=40), TOKENIZER, arena_tokens=256)
