@@ -46,7 +46,7 @@ setup(
             "matplotlib>=3.9",
             # Of what is tested against, or adapted to:
             "transformers>=5",
-            "lm_eval>=0.4.9",
+            "lm_eval[api]>=0.4.9",
             "pylatexenc>=2.10,<3",
             "wikitextparser>=0.55",
             *SERVER,
