@@ -174,7 +174,7 @@ def resolve(
 ) -> None:
     """What each resolver takes a link's target to mean; the first that finds a document leads the link there."""
     names = resolver_order(resolvers)
-    with DocumentCorpus(corpus) as documents, progress_bar("titles") as progress:
+    with open_corpus_telling(corpus) as documents, progress_bar("titles") as progress:
         prepare_resolvers(documents, names, progress)
         found = [ResolverChain([documents.resolver(name)]).find(title) for name in names]
     first = next((match for match in found if match is not None), None)
