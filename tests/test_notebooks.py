@@ -65,7 +65,7 @@ def test_notebooks_run_and_show_pictures(executed: tuple[NotebookNode, Path]) ->
     notebook, _ = executed
     assert len(shown(notebook, "image/png")) >= 3
     assert [one.startswith("<svg") and "Lazy compiler" in one for one in shown(notebook, "image/svg+xml")] == [True]
-    assert any("<iframe srcdoc=" in one for one in shown(notebook, "text/html"))
+    assert [one.startswith("<iframe srcdoc=") for one in shown(notebook, "text/html")] == [True, True]
     errors = [one for _, one in outputs(notebook) if one.output_type == "error" or one.get("name") == "stderr"]
     assert errors == []
 
@@ -90,7 +90,7 @@ def test_committed_notebooks_have_their_outputs_and_are_small(path: Path) -> Non
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert shown(notebook, "image/png") and shown(notebook, "image/svg+xml")
     assert path.stat().st_size < MOST_BYTES
-    assert str(Path.home()) not in path.read_text(encoding="utf-8")
+    assert [one for _, one in outputs(notebook) if one.output_type == "error" or one.get("name") == "stderr"] == []
 
 
 def test_a_cell_that_fails_fails_the_run(tmp_path: Path) -> None:
