@@ -85,7 +85,7 @@ def test_every_error_is_explained() -> None:
 def run_pieces(name: str, folder: Path) -> str:
     """What the Python of a page prints, run from top to bottom in a folder of its own."""
     pieces = re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL)
-    assert len(pieces) >= 4
+    assert pieces
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(pieces)],
@@ -106,6 +106,11 @@ def test_the_patterns_run(tmp_path: Path) -> None:
     assert "'parser': 'supplied'" in printed and "('compilers', 'compiler', 'edit')" in printed
     assert "\n['sourdough']\n" in printed and "['linker']" in printed
     assert {path.name for path in tmp_path.iterdir()} >= {"graph.svg", "graph.html", "attention.png", "attention.html"}
+
+
+@pytest.mark.parametrize("name", ["interactive.md", "pictures.md", "titles.md"])
+def test_the_code_of_other_pages_runs(name: str, tmp_path: Path) -> None:
+    run_pieces(name, tmp_path)
 
 
 def test_the_adapters_run(tmp_path: Path) -> None:
