@@ -29,7 +29,9 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int = 300) -> Noteboo
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     # No folder with kernels of the user's: "python3" is then the interpreter that runs this.
-    manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), kernel_name="python3")
+    kernels = KernelSpecManager(kernel_dirs=[])
+    connection = str(folder / ".kernel.json")
+    manager = AsyncKernelManager(kernel_spec_manager=kernels, kernel_name="python3", connection_file=connection)
     client = NotebookClient(
         notebook,
         km=manager,
