@@ -53,6 +53,10 @@ setup(
             "httpx>=0.27",
             "openai>=1.50",
             "schemathesis>=4",
+            # The notebooks:
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
         ],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],

@@ -82,15 +82,43 @@ def test_every_error_is_explained() -> None:
     assert [name for name in names if f"`{name}`" not in page("troubleshooting.md")] == []
 
 
-def test_the_patterns_run() -> None:
-    pieces = re.findall(r"```python\n(.*?)```", page("patterns.md"), flags=re.DOTALL)
-    assert len(pieces) >= 8
+def run_pieces(name: str, folder: Path) -> str:
+    """What the Python of a page prints, run from top to bottom in a folder of its own."""
+    pieces = re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL)
+    assert pieces
+    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(pieces)], capture_output=True, text=True, timeout=300, cwd=ROOT
+        [sys.executable, "-c", "\n".join(pieces)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+        env={**os.environ, **offline},
     )
     assert done.returncode == 0, done.stderr
-    assert "['root', 'starter', 'sourdough']" in done.stdout
-    assert re.search(r"^[1-9]\d* reused, ", done.stdout, flags=re.MULTILINE)
+    return done.stdout
+
+
+def test_the_patterns_run(tmp_path: Path) -> None:
+    printed = run_pieces("patterns.md", tmp_path)
+    assert "['root', 'starter', 'sourdough']" in printed
+    assert re.search(r"^[1-9]\d* reused, ", printed, flags=re.MULTILINE)
+    assert "'parser': 'supplied'" in printed and "('compilers', 'compiler', 'edit')" in printed
+    assert "\n['sourdough']\n" in printed and "['linker']" in printed
+    assert {path.name for path in tmp_path.iterdir()} >= {"graph.svg", "graph.html", "attention.png", "attention.html"}
+
+
+@pytest.mark.parametrize("name", ["interactive.md", "pictures.md", "titles.md"])
+def test_the_code_of_other_pages_runs(name: str, tmp_path: Path) -> None:
+    run_pieces(name, tmp_path)
+
+
+def test_the_adapters_run(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    printed = run_pieces("adapters.md", tmp_path)
+    assert printed.startswith("# Stack machine\n\nA [stack](stack) is")
+    assert "\n(2, " in printed and "['Stack machine', 'stack'" in printed
+    assert 0 <= float(printed.splitlines()[-1]) <= 1
 
 
 def test_pictures_are_there() -> None:

@@ -104,11 +104,3 @@ def test_links_to_files_lead_somewhere() -> None:
     assert "docs/architecture.md" in targets
     missing = [target for target in targets if not (ROOT / target).exists()]
     assert missing == []
-
-
-def test_the_notebook_runs(newcomer: Path) -> None:
-    notebook = json.loads((ROOT / "notebooks" / "first_light.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert len(cells) >= 4
-    done = run([sys.executable, "-c", "\n".join(cells)], newcomer)
-    assert "million parameters" in done.stdout and "from token" in done.stdout

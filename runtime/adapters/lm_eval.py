@@ -56,7 +56,8 @@ class DS2DSLM(TemplateLM):
         max_batch_size: as the harness passes it; the larger of the two counts.
         max_length: most tokens of a text; None: what the model can do.
         max_gen_toks: most tokens written where a task does not say; None: 256, or half of max_length if that is less.
-        device, dtype: as for `Runtime.from_pretrained`.
+        device: as for `Runtime.from_pretrained`.
+        dtype: the same.
         settings: fields of GenerationConfig, such as max_link_depth.
 
     Raises:
