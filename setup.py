@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SERVER = ["fastapi>=0.115", "pydantic>=2.8", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
     name="ds2ds",
@@ -35,6 +36,7 @@ setup(
         'triton>=3.6; platform_system == "Linux"',
     ],
     extras_require={
+        "server": SERVER,
         "test": [
             "pytest>=8",
             "pytest-benchmark>=4",
@@ -44,6 +46,10 @@ setup(
             # Of what is tested against, or adapted to:
             "transformers>=5",
             "lm_eval>=0.4.9",
+            *SERVER,
+            "httpx>=0.27",
+            "openai>=1.50",
+            "schemathesis>=4",
         ],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ds2ds.backend import AsyncBackend as AsyncBackend
     from ds2ds.backend import Backend as Backend
     from ds2ds.backend import BackendLimits as BackendLimits
+    from ds2ds.backend import BackendUsage as BackendUsage
     from ds2ds.corpus.document_corpus import DocumentCorpus as DocumentCorpus
     from ds2ds.corpus.graph_index import GraphIndex as GraphIndex
     from ds2ds.corpus.resolving.resolving_corpus import ResolvingCorpus as ResolvingCorpus
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "analysis.attention_map": ("AttentionMap",),
     "async_runtime": ("AsyncRuntime", "EventStream"),
-    "backend": ("AsyncBackend", "Backend", "BackendLimits"),
+    "backend": ("AsyncBackend", "Backend", "BackendLimits", "BackendUsage"),
     "corpus.document_corpus": ("DocumentCorpus",),
     "corpus.graph_index": ("GraphIndex",),
     "corpus.resolving.resolving_corpus": ("ResolvingCorpus",),

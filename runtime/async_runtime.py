@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ds2ds.backend import BackendLimits
+from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.async_engine import AsyncEngine
 from ds2ds.engine.desk import Ticket
@@ -138,6 +139,11 @@ class AsyncRuntime:
     def limits(self) -> BackendLimits:
         """See `Runtime.limits`; so for the next four."""
         return self.runtime.limits
+
+    def usage(self) -> BackendUsage:
+        """See `Runtime.usage`; those that wait for a place in the engine's queue wait, too."""
+        usage = self.runtime.usage()
+        return replace(usage, waiting=usage.waiting + self._engine.waiting)
 
     def default_config(self) -> GenerationConfig:
         return self.runtime.default_config()

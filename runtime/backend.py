@@ -6,7 +6,7 @@ that anything with these methods can stand behind them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,7 @@ class BackendLimits:
         max_running: most requests that run at a time.
         max_queue: most requests that wait.
         has_headings: documents start with "# {title}", as the model was trained.
+        has_marks: EOS stands before a document, and is put before a prompt that lacks it.
     """
 
     vocab_size: int
@@ -36,10 +37,39 @@ class BackendLimits:
     max_running: int
     max_queue: int
     has_headings: bool
+    has_marks: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class BackendUsage:
+    """What a backend does at this moment.
+
+    Attributes:
+        running, waiting: requests that run, and that wait to start.
+        arena_tokens: slots of the arena that hold something, or are reserved.
+        documents: complete documents that the arena keeps for whoever reads them next, prompts among them.
+        documents_dropped: how many of these had to go for others' room, since the start.
+    """
+
+    running: int
+    waiting: int
+    arena_tokens: int
+    documents: int
+    documents_dropped: int
+
+
+class EventIterator(Protocol):
+    """The events of one request. Closing it, or cancelling who reads it, cancels the request and frees what it held."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def __anext__(self) -> Awaitable[Event]: ...
+
+    async def aclose(self) -> None: ...
 
 
 class Texts(Protocol):
@@ -146,7 +176,7 @@ class AsyncBackend(Texts, Protocol):
         priority: int = 0,
         wait: bool = True,
         **overrides: Any,
-    ) -> AsyncIterator[Event]: ...
+    ) -> EventIterator: ...
 
     async def generate_batch(
         self,
@@ -169,5 +199,9 @@ class AsyncBackend(Texts, Protocol):
         return_errors: bool = False,
         **overrides: Any,
     ) -> list[Any]: ...
+
+    def usage(self) -> BackendUsage:
+        """May be called at any time, also while it works and after it was closed; never waits."""
+        ...
 
     async def aclose(self, cancel: bool = False) -> None: ...

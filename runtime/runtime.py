@@ -11,7 +11,7 @@ import torch
 
 from ds2ds.analysis.attention_analysis import MAX_BYTES, Tokens, analyse_attention
 from ds2ds.analysis.attention_map import AttentionMap
-from ds2ds.backend import BackendLimits
+from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
@@ -231,6 +231,18 @@ class Runtime:
             max_running=self.engine.limits.max_running,
             max_queue=self.engine.limits.max_queue,
             has_headings=config.layout_policy.startswith("identifier_prefix"),
+            has_marks=config.layout_policy.endswith("bos_eos"),
+        )
+
+    def usage(self) -> BackendUsage:
+        """What goes on at this moment. Reads a few counters, so that any thread may ask."""
+        engine, store = self.engine, self.engine.store
+        return BackendUsage(
+            running=len(engine.running),
+            waiting=len(engine.queue),
+            arena_tokens=store.arena.allocator.used,
+            documents=store.shared_count,
+            documents_dropped=store.dropped,
         )
 
     def default_config(self) -> GenerationConfig:

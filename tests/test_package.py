@@ -59,6 +59,7 @@ FLOORS = [
     {"backend"},
     {"runtime"},
     {"async_runtime", "bench", "adapters"},
+    {"server"},
     {"cli", "__main__"},
 ]
 LIGHT = ("corpus", "documents", "tokenizer", "errors", "files")

@@ -255,6 +255,7 @@ def test_both_runtimes_are_backends_and_tell_their_limits() -> None:
         "max_running": 7,
         "max_queue": 9,
         "has_headings": False,
+        "has_marks": False,
     }
     assert runtime.default_config().max_context_length == 512
 

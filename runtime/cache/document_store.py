@@ -34,6 +34,7 @@ class DocumentStore:
 
     Attributes:
         weights: identity of the weights that compute; part of every key.
+        dropped: complete documents that had to go for the room of others, so far.
     """
 
     def __init__(self, arena: KVArena, retention: Retention | None = None, share: bool = True) -> None:
@@ -43,6 +44,7 @@ class DocumentStore:
         self.weights = b""
         self._entries: dict[Document, Entry] = {}
         self._by_key: dict[bytes, Entry] = {}
+        self.dropped = 0
         self._prefilled = 0
         self._prefill_seconds = 0.0
 
@@ -76,6 +78,10 @@ class DocumentStore:
     def shared(self) -> list[Entry]:
         """All entries that can be found by their content: complete documents under the present weights."""
         return list(self._by_key.values())
+
+    @property
+    def shared_count(self) -> int:
+        return len(self._by_key)
 
     def holds(self, content: Content) -> bool:
         """Whether a document of this content is in the arena."""
@@ -292,6 +298,7 @@ class DocumentStore:
         return going
 
     def _drop_all(self, entries: list[Entry]) -> None:
+        self.dropped += len(entries)
         for entry in entries:
             self.retention.drop(entry)
             self._drop(entry)

@@ -11,11 +11,13 @@ import typer
 from ds2ds import __version__
 from ds2ds.cli import bench, cache, corpus, model
 from ds2ds.cli.generate import generate
+from ds2ds.cli.serve import serve
 from ds2ds.errors import Ds2dsError
 
 # Commands import torch when they run, so that --help and `corpus` are quick.
 app = typer.Typer(no_args_is_help=True, help="Fast decoding for document-graph language models.")
 app.command()(generate)
+app.command()(serve)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(model.app, name="model")
 app.add_typer(cache.app, name="cache")

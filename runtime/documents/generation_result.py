@@ -95,13 +95,14 @@ class Trace:
     """What a run did. Seconds are wall time; a step shared by several requests counts in full for each.
 
     `tokens_reused` were computed for other requests, or earlier, and were found in the document store: those of
-    `documents_reused` documents, and of the prompt. `links_resolved_by` counts, for each resolver, the links whose
-    targets it found in the corpus, followed or not.
+    `documents_reused` documents, and `prompt_tokens_reused` of the prompt. `links_resolved_by` counts, for each
+    resolver, the links whose targets it found in the corpus, followed or not.
     """
 
     forward_passes: int = 0
     tokens_prefilled: int = 0
     tokens_reused: int = 0
+    prompt_tokens_reused: int = 0
     tokens_decoded: int = 0
     documents_reused: int = 0
     links_found: int = 0

@@ -30,6 +30,11 @@ class AsyncEngine:
         # survive that.
         self._finalizer = weakref.finalize(self, _stop, self._worker)
 
+    @property
+    def waiting(self) -> int:
+        """Tickets that wait for a place in the engine's queue."""
+        return self._desk.waiting
+
     def accept(self, ticket: Ticket) -> None:
         """Run a ticket; what becomes of it comes into its inbox.
 

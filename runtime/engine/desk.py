@@ -67,6 +67,11 @@ class Desk:
         self._running: dict[Ticket, Started] = {}
         self._outgoing: list[Ticket] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place in the engine's queue."""
+        return len(self._waiting)
+
     def accept(self, ticket: Ticket) -> None:
         """Let a new ticket into the engine, or wait for a place there, or send it back."""
         if self.closed is not None:

@@ -161,6 +161,7 @@ class _Step:
             return None
         if known is None:
             job.trace.tokens_reused += chunk.start
+            job.trace.prompt_tokens_reused += chunk.start
         self.planned[entry] = Planned(chunk, job)
         return self.planned[entry]
 

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's completions over any AsyncBackend. Needs the extra `server`."""
