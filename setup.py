@@ -22,7 +22,7 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*"]},
+    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*", "server/page/assets/*"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.generation.choices import LinkQuestion
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class DocumentOpened:
     """A document starts: the root, one from the corpus, or one that is about to be written.
 
     Attributes:
-        text: what it starts with: the prompt, the layout's heading, or all of a corpus document.
+        text: what it starts with: the prompt, the layout's heading, or all of a document that was there.
     """
 
     title: str
@@ -39,11 +40,18 @@ class TokenWritten:
 
 
 @dataclass(frozen=True)
+class LinkAsked:
+    """The request waits for an answer to this; its LinkClosed comes after the answer."""
+
+    question: LinkQuestion
+
+
+@dataclass(frozen=True)
 class LinkClosed:
     """A link closed in `title`; tokens from `position` on read its target, where it has one.
 
     Attributes:
-        outcome: "corpus", "generated", "in_view", or "not_followed".
+        outcome: "corpus", "generated", "in_view", "supplied", "skipped" (by who was asked), or "not_followed".
         reason: why it was not followed, or is followed but not read (the model's mask_type is not cross_doc_link).
         resolved_by: the resolver that found the target in the corpus; None: none did.
         score: how sure it was, in [0, 1].
@@ -75,4 +83,4 @@ class Done:
     result: GenerationResult
 
 
-Event: TypeAlias = DocumentOpened | TokenWritten | LinkClosed | DocumentClosed | Done
+Event: TypeAlias = DocumentOpened | TokenWritten | LinkAsked | LinkClosed | DocumentClosed | Done
