@@ -31,6 +31,7 @@ setup(
         "safetensors>=0.4",
         "rich>=13",
         "typer>=0.12",
+        "click>=8",
         "pyyaml>=6",
         "markdown-it-py>=3",
         'triton>=3.6; platform_system == "Linux"',

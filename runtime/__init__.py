@@ -35,9 +35,15 @@ if TYPE_CHECKING:
     from ds2ds.documents.title_utils import normalize_title as normalize_title
     from ds2ds.documents.title_utils import strip_hash as strip_hash
     from ds2ds.documents.title_utils import verify_title_hash as verify_title_hash
+    from ds2ds.generation.choices import Follow as Follow
+    from ds2ds.generation.choices import LinkQuestion as LinkQuestion
+    from ds2ds.generation.choices import Quit as Quit
+    from ds2ds.generation.choices import Skip as Skip
+    from ds2ds.generation.choices import Supply as Supply
     from ds2ds.generation.events import DocumentClosed as DocumentClosed
     from ds2ds.generation.events import DocumentOpened as DocumentOpened
     from ds2ds.generation.events import Done as Done
+    from ds2ds.generation.events import LinkAsked as LinkAsked
     from ds2ds.generation.events import LinkClosed as LinkClosed
     from ds2ds.generation.events import TokenWritten as TokenWritten
     from ds2ds.generation.generation_config import GenerationConfig as GenerationConfig
@@ -86,7 +92,8 @@ _MODULES = {
         "RuntimeClosedError",
         "WorkerError",
     ),
-    "generation.events": ("DocumentClosed", "DocumentOpened", "Done", "LinkClosed", "TokenWritten"),
+    "generation.choices": ("Follow", "LinkQuestion", "Quit", "Skip", "Supply"),
+    "generation.events": ("DocumentClosed", "DocumentOpened", "Done", "LinkAsked", "LinkClosed", "TokenWritten"),
     "generation.generation_config": ("GenerationConfig",),
     "generation.linked_doc_generator": ("LinkedDocumentGenerator",),
     "generation.prompt_processor": ("PromptLinkProcessor",),

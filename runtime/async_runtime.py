@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,8 @@ from ds2ds.engine.async_engine import AsyncEngine
 from ds2ds.engine.desk import Ticket
 from ds2ds.engine.limits import check_priority
 from ds2ds.errors import ConfigError, Ds2dsError, RuntimeClosedError, WorkerError
-from ds2ds.generation.events import Done, Event
+from ds2ds.generation.choices import Answer, AsyncOnLink, LinkQuestion, check_answer, check_on_link
+from ds2ds.generation.events import Done, Event, LinkAsked
 from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.linked_doc_generator import Running, scoring
 from ds2ds.generation.request import Request
@@ -66,21 +68,25 @@ class AsyncRuntime:
         title: str | None = None,
         priority: int = 0,
         wait: bool = True,
+        on_link: AsyncOnLink | None = None,
         **overrides: Any,
     ) -> GenerationResult:
         """Write a document, and what its links lead to; see `Runtime.generate`.
 
         Args:
             wait: where the engine's queue is full, wait for a place in it.
+            on_link: as in `Runtime.generate`; it may be async. Other requests go on while it decides.
 
         Raises:
             QueueFullError: it is full, and wait is False; RuntimeClosedError: the runtime is closed, or was before the
                 end; WorkerError: the worker failed; and what `Runtime.generate` raises.
         """
         self._engine.require_open()
+        check_on_link(on_link, may_be_async=True)
         settings = self.runtime._config(config, overrides)
-        request = self.runtime._generator.new_request(prompt, prompt_tokens, corpus, settings, title)
-        return await self._stream(request, [], priority, wait).result()
+        new_request = partial(self.runtime._generator.new_request, interactive=on_link is not None)
+        request = new_request(prompt, prompt_tokens, corpus, settings, title)
+        return await self._stream(request, priority, wait, on_link).result()
 
     def stream(
         self,
@@ -92,18 +98,32 @@ class AsyncRuntime:
         title: str | None = None,
         priority: int = 0,
         wait: bool = True,
+        interactive: bool = False,
+        on_link: AsyncOnLink | None = None,
         **overrides: Any,
     ) -> EventStream:
         """Like `generate`, as typed events, the last one Done: `async for event in runtime.stream(...)`.
 
         Arguments are checked at once; the request begins when the first event is asked for.
+
+        Args:
+            interactive: ask about each link that would be followed, before anything is brought in: LinkAsked comes,
+                and then nothing until `EventStream.answer`.
+            on_link: answers instead, when the event after LinkAsked is asked for.
+
+        Raises:
+            ConfigError: both are given; and as for `generate`.
         """
         self._engine.require_open()
+        check_on_link(on_link, may_be_async=True)
+        if not isinstance(interactive, bool):
+            raise ConfigError(f"interactive must be True or False, got {interactive!r}")
+        if interactive and on_link is not None:
+            raise ConfigError("give interactive=True, to answer by EventStream.answer, or on_link, and not both")
         settings = self.runtime._config(config, overrides)
-        events: list[Event] = []
-        new_request = self.runtime._generator.new_request
-        request = new_request(prompt, prompt_tokens, corpus, settings, title, events.append)
-        return self._stream(request, events, priority, wait)
+        new_request = partial(self.runtime._generator.new_request, interactive=interactive or on_link is not None)
+        request = new_request(prompt, prompt_tokens, corpus, settings, title)
+        return self._stream(request, priority, wait, on_link, told=True)
 
     async def generate_batch(
         self,
@@ -113,13 +133,18 @@ class AsyncRuntime:
         *,
         priority: int = 0,
         return_errors: bool = False,
+        on_link: AsyncOnLink | None = None,
         **overrides: Any,
     ) -> list[Any]:
-        """Write a document for each prompt; see `Runtime.generate_batch`. Beside other requests, each counts as one."""
+        """Write a document for each prompt; see `Runtime.generate_batch`. Beside other requests, each counts as one.
+
+        `on_link` may be async, and is called for several prompts at a time.
+        """
         self._engine.require_open()
+        check_on_link(on_link, may_be_async=True)
         settings = self.runtime._config(config, overrides)
-        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors)
-        return await self._run(requests, self.runtime._generator.submit, priority, return_errors)
+        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors, on_link is not None)
+        return await self._run(requests, self.runtime._generator.submit, priority, return_errors, on_link)
 
     async def score(
         self,
@@ -165,8 +190,11 @@ class AsyncRuntime:
         submit: Callable[[Request, int], Running],
         priority: int,
         return_errors: bool,
+        on_link: AsyncOnLink | None = None,
     ) -> list[Any]:
-        streams = [self._stream(one, [], priority, submit=submit) for one in requests if isinstance(one, Request)]
+        streams = [
+            self._stream(one, priority, on_link=on_link, submit=submit) for one in requests if isinstance(one, Request)
+        ]
         results = await asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors and not return_errors:
@@ -199,7 +227,8 @@ class AsyncRuntime:
     async def aclose(self, cancel: bool = False) -> None:
         """Take no more requests, let those that are there end, and stop the worker; returns once its thread is gone.
 
-        Closing twice is fine, and a way to cut a drain short.
+        A request that waits for an answer ends no sooner than it has it. Closing twice is fine, and a way to cut a
+        drain short.
 
         Args:
             cancel: cancel them instead; whoever reads them gets RuntimeClosedError.
@@ -218,13 +247,18 @@ class AsyncRuntime:
     def _stream(
         self,
         request: Request,
-        events: list[Any],
         priority: int,
         wait: bool = True,
+        on_link: AsyncOnLink | None = None,
+        told: bool = False,
         submit: Callable[[Request, int], Running] | None = None,
     ) -> EventStream:
+        """A request's stream: of its events if it is to be told them, or must be to have its links decided."""
+        events: list[Any] = []
+        if told or on_link is not None:
+            request = replace(request, emit=events.append)
         start = partial(submit or self.runtime._generator.submit, request, priority)
-        return EventStream(self._engine, Ticket(start, check_priority(priority), wait, events))
+        return EventStream(self._engine, Ticket(start, check_priority(priority), wait, events), on_link)
 
 
 class EventStream(AsyncIterator[Event]):
@@ -233,13 +267,18 @@ class EventStream(AsyncIterator[Event]):
     What is not read yet is kept, without a bound of its own: a request has a few small events per token, and a bound
     could only stop the request, with all that it holds of the arena, for as long as its reader is slow.
 
+    Where the stream is interactive, or has an on_link, nothing comes after LinkAsked until its question is answered.
+    There is no time limit but the reader's own: `asyncio.timeout` around what it waits for.
+
     The request is cancelled when its reader is, when the stream is closed (`async with runtime.stream(...) as events`),
     and when nothing refers to the stream any more, as after a `break` out of `async for event in runtime.stream(...)`.
     """
 
-    def __init__(self, engine: AsyncEngine, ticket: Ticket) -> None:
+    def __init__(self, engine: AsyncEngine, ticket: Ticket, on_link: AsyncOnLink | None = None) -> None:
         self._engine = engine
         self._ticket = ticket
+        self._on_link = on_link
+        self._asked: LinkQuestion | None = None  # what was read, and is not answered yet
         self._over = False
 
     def __aiter__(self) -> EventStream:
@@ -252,8 +291,9 @@ class EventStream(AsyncIterator[Event]):
         if ticket.loop is None:
             ticket.loop = asyncio.get_running_loop()
             self._engine.accept(ticket)
-        elif ticket.loop is not asyncio.get_running_loop():
-            raise RuntimeError("the stream is read in another event loop than the one that began it")
+        self._check_loop()
+        if self._on_link is not None and self._asked is not None:
+            await self._decide(self._on_link, self._asked)
         if ticket.reader is not None:
             raise RuntimeError("two tasks read one stream: let one of them read it")
         while not (ticket.inbox or self._over):
@@ -274,18 +314,46 @@ class EventStream(AsyncIterator[Event]):
         if isinstance(item, GenerationResult):
             self._over = True
             return Done(item)
+        if isinstance(item, LinkAsked):
+            self._asked = item.question
         event: Event = item
         return event
+
+    async def answer(self, question: LinkQuestion | int, answer: Answer) -> None:
+        """Answer a question that was read as LinkAsked; the request goes on in its turn.
+
+        Args:
+            question: it, or its number.
+
+        Raises:
+            ConfigError: this is no answer, or the question is not open: it was answered, or the stream has ended;
+                RuntimeClosedError, WorkerError: the runtime was closed, or its worker failed, in the meantime.
+        """
+        self._check_loop()
+        check_answer(answer)
+        asked = self._asked
+        if self._over or asked is None or question not in (asked, asked.number):
+            is_open = "none is" if self._over or asked is None else f"number {asked.number} is"
+            number = question.number if isinstance(question, LinkQuestion) else question
+            raise ConfigError(f"question {number!r} is not open, {is_open}: it was answered, or the stream has ended")
+        self._asked = None
+        await self._engine.answer(self._ticket, answer)
 
     async def result(self) -> GenerationResult:
         """Read to the end, and return the result.
 
         Raises:
-            RuntimeError: the stream was read to its end, or closed, before.
+            RuntimeError: the stream was read to its end, or closed, before; or it asks about a link, which nobody would
+                answer.
         """
-        async for event in self:
+        while self._over or self._asked is None or self._on_link is not None:
+            event = await anext(self, None)
+            if event is None:
+                break
             if isinstance(event, Done):
                 return event.result
+        else:
+            raise RuntimeError("the stream asks about a link: read its events and answer them, or give it an on_link")
         raise RuntimeError("the stream has ended or was closed: there is no result to wait for")
 
     async def aclose(self) -> None:
@@ -307,6 +375,22 @@ class EventStream(AsyncIterator[Event]):
     def __del__(self) -> None:
         if not self._over:
             self._cancel()
+
+    def _check_loop(self) -> None:
+        if self._ticket.loop not in (None, asyncio.get_running_loop()):
+            raise RuntimeError("the stream is read in another event loop than the one that began it")
+
+    async def _decide(self, on_link: AsyncOnLink, question: LinkQuestion) -> None:
+        """Have a question answered; what that raises ends the request."""
+        try:
+            answer = on_link(question)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if not self._over:  # or it was closed in the meantime
+                await self.answer(question, answer)
+        except BaseException:
+            self._cancel()
+            raise
 
     def _cancel(self) -> None:
         self._over = True

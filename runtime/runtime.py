@@ -17,6 +17,7 @@ from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
 from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
+from ds2ds.generation.choices import OnLink, check_on_link
 from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
@@ -141,6 +142,7 @@ class Runtime:
         *,
         title: str | None = None,
         priority: int = 0,
+        on_link: OnLink | None = None,
         **overrides: Any,
     ) -> GenerationResult:
         """Write a document, and what its links lead to.
@@ -153,13 +155,16 @@ class Runtime:
             config: settings; None: the defaults (max_context_length at most the model's, EOS the tokenizer's).
             title: the root's title; under an identifier layout its heading is put before the prompt.
             priority: beside other requests, higher goes first; within one priority, first come first served.
+            on_link: asked about each link that would be followed, before anything is brought in: takes a LinkQuestion
+                and returns Follow(), Skip(), Supply(text) or Quit(). What it raises ends the request and is raised.
             overrides: fields of GenerationConfig, which win over `config`.
 
         Raises:
             ConfigError: (a ValueError) a setting or argument is wrong, and named; ValueError: the prompt is longer
                 than max_context_length; CorpusError: the corpus is damaged; ArenaFullError: the arena is too small.
         """
-        return self._generator.generate(prompt, prompt_tokens, corpus, self._config(config, overrides), title, priority)
+        settings = self._config(config, overrides)
+        return self._generator.generate(prompt, prompt_tokens, corpus, settings, title, priority, on_link)
 
     def stream(
         self,
@@ -170,13 +175,16 @@ class Runtime:
         *,
         title: str | None = None,
         priority: int = 0,
+        on_link: OnLink | None = None,
         **overrides: Any,
     ) -> Iterator[Event]:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
-        Arguments are checked at once. Closing the iterator cancels the request and frees what it held.
+        Arguments are checked at once. Closing the iterator cancels the request and frees what it held. `on_link` is
+        called once all events up to the link, the last one LinkAsked, have been read.
         """
-        return self._generator.stream(prompt, prompt_tokens, corpus, self._config(config, overrides), title, priority)
+        settings = self._config(config, overrides)
+        return self._generator.stream(prompt, prompt_tokens, corpus, settings, title, priority, on_link)
 
     def generate_batch(
         self,
@@ -186,6 +194,7 @@ class Runtime:
         *,
         priority: int = 0,
         return_errors: bool = False,
+        on_link: OnLink | None = None,
         **overrides: Any,
     ) -> list[Any]:
         """Write a document for each prompt (text or token ids), as many at a time as there is room for.
@@ -196,9 +205,12 @@ class Runtime:
         Args:
             return_errors: put a request's error in its place in the list; else the first one is raised, that of a
                 prompt at once, any other once all are done.
+            on_link: as in `generate`; a question's `request` is the index of its prompt. The others go on meanwhile.
         """
-        requests = self.new_requests(prompts, corpus, self._config(config, overrides), return_errors)
-        return self._run(requests, self._generator.submit, priority, return_errors)
+        check_on_link(on_link)
+        settings = self._config(config, overrides)
+        requests = self.new_requests(prompts, corpus, settings, return_errors, on_link is not None)
+        return self._run(requests, self._generator.submit, priority, return_errors, on_link)
 
     def score(
         self,
@@ -280,6 +292,7 @@ class Runtime:
         submit: Callable[[Request, int], Running],
         priority: int,
         return_errors: bool,
+        on_link: OnLink | None = None,
     ) -> list[Any]:
         """Run all requests to their ends; see `generate_batch`."""
         running: list[Running] = []
@@ -290,6 +303,8 @@ class Runtime:
                     running.append(submit(request, priority))
             while not all(one.job.done for one in running):
                 self.engine.step()
+                if on_link is not None:
+                    self._answer(running, on_link)
         finally:
             for one in running:
                 self.engine.cancel(one.job)
@@ -300,8 +315,24 @@ class Runtime:
         outcomes = [next(ended) if isinstance(request, Request) else request for request in requests]
         return [one if isinstance(one, Exception) else one.job.error or one.result() for one in outcomes]
 
+    def _answer(self, running: Sequence[Running], on_link: OnLink) -> None:
+        """Have the questions answered that are open; what that raises ends the request alone."""
+        for one in running:
+            if one.job.question is not None:
+                try:
+                    answer = on_link(one.job.question)
+                except Exception as error:
+                    self.engine.cancel(one.job, error)
+                else:
+                    self.engine.answer(one.job, answer)
+
     def new_requests(
-        self, prompts: Sequence[str | Sequence[int]], corpus: Any, config: GenerationConfig, return_errors: bool
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        corpus: Any,
+        config: GenerationConfig,
+        return_errors: bool,
+        interactive: bool = False,
     ) -> list[Request | Ds2dsError]:
         """A request for each prompt, not queued yet; with return_errors, an error in the place of one that is wrong.
 
@@ -312,10 +343,11 @@ class Runtime:
         if isinstance(prompts, str):
             raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
         requests: list[Request | Ds2dsError] = []
-        for prompt in prompts:
+        new_request = partial(self._generator.new_request, corpus=opened, config=config, interactive=interactive)
+        for number, prompt in enumerate(prompts):
             text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
             try:
-                requests.append(self._generator.new_request(text, tokens, opened, config))
+                requests.append(new_request(text, tokens, number=number))
             except Ds2dsError as error:
                 if not return_errors:
                     raise

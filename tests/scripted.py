@@ -142,7 +142,7 @@ def is_clean(runtime: Runtime) -> bool:
     """Nothing runs, waits or is in use; the books balance. What the store keeps for later is no one's."""
     engine = runtime.engine
     engine.check_integrity()
-    return not engine.running and not engine.queue and not engine.store.documents()
+    return not (engine.running or engine.parked or engine.queue or engine.store.documents())
 
 
 def run(prompt: str, corpus: Any = None, *, layout: str = "null", title: str | None = None, **options: Any) -> Any:

@@ -343,7 +343,7 @@ def test_what_is_read_together_and_does_not_fit_is_an_error_and_no_endless_excha
     for _ in range(20):
         runtime.engine.step()
     assert running.job.done
-    with pytest.raises(ArenaFullError, match="document 'B' needs 32 slots of the KV arena; 16 of 48 can be had"):
+    with pytest.raises(ArenaFullError, match="document 'root' needs 112 slots of the KV arena; 48 of 48 can be had"):
         raise running.job.error or AssertionError("it did not fail")
     assert is_clean(runtime)
     roomy = small_runtime().generate(prompt, corpus=Texts(texts), config=settings.with_overrides(logprobs=True))

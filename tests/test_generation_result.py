@@ -22,13 +22,13 @@ def test_tokens_or_text_must_be_there() -> None:
     assert GeneratedDocument("A", text="").tokens is None
 
 
-@pytest.mark.parametrize("source", ["generated", "corpus", Path("notes/a.md")])
+@pytest.mark.parametrize("source", ["generated", "corpus", "supplied", Path("notes/a.md")])
 def test_sources(source: str | Path) -> None:
     assert document("A", source=source).source == source
 
 
 def test_another_source_is_an_error() -> None:
-    with pytest.raises(ValueError, match="source must be 'generated', 'corpus' or a Path, got 'elsewhere'"):
+    with pytest.raises(ValueError, match="source must be 'generated', 'corpus', 'supplied' or a Path, got 'elsewhere'"):
         document("A", source="elsewhere")
 
 

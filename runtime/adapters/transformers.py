@@ -20,7 +20,7 @@ from ds2ds.adapters.written import config_for, written_tokens
 from ds2ds.backend import Backend
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.errors import ConfigError
-from ds2ds.generation.events import Done, TokenWritten
+from ds2ds.generation.events import DocumentOpened, Done, TokenWritten
 from ds2ds.generation.generation_config import GenerationConfig
 
 MAX_LENGTH = 20
@@ -182,8 +182,9 @@ class TransformersGenerate:
             if isinstance(event, Done):
                 streamer.end()
                 return event.result
-            root = root or event.title  # the first event opens the root
-            if isinstance(event, TokenWritten) and event.title == root:
+            if isinstance(event, DocumentOpened) and event.parent is None:
+                root = event.title
+            elif isinstance(event, TokenWritten) and event.title == root:
                 streamer.put(torch.tensor([event.token]))
         raise RuntimeError("the stream ended without a result")
 

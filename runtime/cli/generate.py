@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ds2ds.cli.asking import TerminalReader
 from ds2ds.cli.pictures import check_pictures, write_pictures
 from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
@@ -25,6 +26,7 @@ from ds2ds.generation.events import Done, Event, TokenWritten
 
 if TYPE_CHECKING:
     from ds2ds.documents.generation_result import GenerationResult
+    from ds2ds.generation.choices import OnLink
     from ds2ds.runtime import Runtime
 
 _HEADING_ALONE = re.compile(r"# [^\n]+\n*")
@@ -79,6 +81,14 @@ def generate(
         bool,
         typer.Option(
             "--force", help="Let --save replace a folder that holds something else, --picture and --attention a file."
+        ),
+    ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Ask at each link, on the terminal: follow it, skip it, or write the text yourself.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
@@ -194,6 +204,8 @@ def generate(
     """
     from ds2ds.generation.save import check_folder, save_result
 
+    if interactive:
+        _require_terminal(as_json)
     text = _read_prompt(prompt, title)
     if save is not None:
         check_folder(save, force=force)
@@ -210,13 +222,15 @@ def generate(
         runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
         if cache is not None:
             runtime.load_cache(cache)
-        events = _start(runtime, text, title, opened, settings)
-        loading.close()
         renderer: Renderer | None = None
+        reader: OnLink | None = None
         if terminal:
-            renderer = TerminalRenderer(console, settings.get("stop", ()))
+            renderer = shown = TerminalRenderer(console, settings.get("stop", ()))
+            reader = TerminalReader(console, shown.interrupt) if interactive else None
         elif not as_json:
             renderer = PlainRenderer(sys.stdout, settings.get("stop", ()))
+        events = _start(runtime, text, title, opened, settings, reader)
+        loading.close()
         result, written = _follow(events, renderer)
     if save is not None:
         save_result(result, save, force=force)
@@ -233,6 +247,17 @@ def generate(
     for path in (save, picture, attention):
         if path is not None:
             console.print(f"saved to {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _require_terminal(as_json: bool) -> None:
+    """Raises ConfigError where nobody can be asked."""
+    if as_json:
+        raise ConfigError(
+            "--interactive shows what it asks about: it does not go with --json; --save writes result.json"
+        )
+    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
+        if not stream.isatty():
+            raise ConfigError(f"--interactive asks on the terminal, and standard {name} is none")
 
 
 def _read_prompt(prompt: str | None, title: str | None) -> str:
@@ -277,13 +302,19 @@ def _load(model: str, device: str | None, dtype: str | None, settings: dict[str,
 
 
 def _start(
-    runtime: Runtime, prompt: str, title: str | None, corpus: DocumentCorpus | None, settings: dict[str, Any]
+    runtime: Runtime,
+    prompt: str,
+    title: str | None,
+    corpus: DocumentCorpus | None,
+    settings: dict[str, Any],
+    on_link: OnLink | None,
 ) -> Iterator[Event]:
     has_heading = runtime.model.config.layout_policy.startswith("identifier_prefix")
     if title is None and has_heading and _HEADING_ALONE.fullmatch(prompt):
         prompt = prompt.rstrip("\n") + "\n\n"
     try:
-        return runtime.stream(prompt, corpus=corpus, title=title, **settings)
+        asked: dict[str, Any] = {} if on_link is None else {"on_link": on_link}
+        return runtime.stream(prompt, corpus=corpus, title=title, **asked, **settings)
     except ValueError as error:  # a prompt that is too long
         raise ConfigError(str(error)) from error
 

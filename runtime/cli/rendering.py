@@ -97,10 +97,14 @@ class _Open:
     text: StopFilter
     title: str
     depth: int
-    written: bool
+    source: str
+    notice: str
     link: str = ""
     marker: LinkMarker = field(default_factory=LinkMarker)
-    notice: str = "corpus"
+
+    @property
+    def written(self) -> bool:
+        return self.source == "generated"
 
 
 class TerminalRenderer:
@@ -132,12 +136,12 @@ class TerminalRenderer:
             document = self._stack.pop()
             if document.written:
                 self._write_text(document.marker.feed(document.text.flush()) + document.marker.flush())
-        self._interrupt()
+        self.interrupt()
         self._wrap.margin = ""
 
     def _opened(self, event: DocumentOpened) -> None:
         document = _Open(
-            StopFilter(self._stop), printable(event.title), event.depth, event.source != "corpus", self._link
+            StopFilter(self._stop), printable(event.title), event.depth, event.source, event.source, self._link
         )
         self._stack.append(document)
         if event.depth:
@@ -145,7 +149,7 @@ class TerminalRenderer:
         if document.written:
             if event.depth:
                 document.notice = "being written"
-                self._interrupt()
+                self.interrupt()
             self._wrap.margin = _margin(event.depth)
             self._write_text(document.marker.feed(document.text.start(event.text), "bold"))
 
@@ -154,11 +158,11 @@ class TerminalRenderer:
         tokens = count(len(event.document.tokens or ()), "token")
         if not document.written:
             cut = ", cut" if event.document.truncated else ""
-            document.notice = f"corpus, {tokens}{cut}{document.link}"
+            document.notice = f"{document.source}, {tokens}{cut}{document.link}"
             return
         rest = document.text.flush(event.document.text)
         self._write_text(document.marker.feed(rest) + document.marker.flush())
-        self._interrupt()
+        self.interrupt()
         if document.depth:
             document.notice = f"{tokens}, {event.finish_reason}"
             self._show_notice(document, "<-")
@@ -174,7 +178,7 @@ class TerminalRenderer:
                 self._show_brought_in()
                 self._wrap.write(line, style)
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         """End the line, for something else than the document that is being written."""
         self._wrap.interrupt()
         self._show_brought_in()

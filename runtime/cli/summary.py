@@ -61,7 +61,9 @@ def figures(result: GenerationResult, written: int) -> str:
     links = {
         "from the corpus": trace.links_from_corpus,
         "generated": trace.links_generated,
+        "supplied": trace.links_supplied,
         "already in view": trace.links_already_in_view,
+        "skipped": trace.links_skipped,
         "not followed": trace.links_not_followed,
     }
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in links.items() if count)

@@ -55,6 +55,7 @@ class DocumentContext:
         self.evictions = 0
         self._links = 0
         self._last_link: dict[Document, int] = {}
+        self._replaced: set[Document] = set()
         self._current: Document | None = None
 
     @property
@@ -101,13 +102,13 @@ class DocumentContext:
         document = Document(title, [int(token) for token in tokens], depth=parent.depth + 1, parent=parent)
         return self._open(document, max(len(document.tokens), self._most_tokens))
 
-    def open_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:
-        """Add a document from the corpus, linked from the current one, and make it the current one.
+    def open_corpus_document(self, title: str, tokens: Iterable[int], source: str = "corpus") -> Document:
+        """Add a document from the corpus, or whatever source, linked from the current one, and make it the current one.
 
         It is not complete yet: its own links are to be resolved first. Call `make_room` before.
         """
         parent = self.current
-        document = Document(title, [int(token) for token in tokens], "corpus", parent.depth + 1, parent)
+        document = Document(title, [int(token) for token in tokens], source, parent.depth + 1, parent)
         return self._open(document, len(document.tokens))
 
     def add_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:
@@ -167,8 +168,8 @@ class DocumentContext:
         return _by_title(self.window, title)
 
     def find_evicted(self, title: str) -> Document | None:
-        """A document that was completed and then evicted."""
-        return _by_title([d for d in self.completed if d not in self.window], title)
+        """A document that was completed and then evicted, but not replaced."""
+        return _by_title([d for d in self.completed if d not in self.window and d not in self._replaced], title)
 
     def get_all_documents(self) -> list[Document]:
         """The root first, then all others that were completed (dependencies first) or are in progress."""
@@ -179,28 +180,49 @@ class DocumentContext:
 
     def can_add_document(self, num_tokens: int) -> tuple[bool, str]:
         """Whether a document of this many tokens fits as things stand, and if not, why."""
-        if len(self.window) > self.max_auxiliary_documents:
+        return self._fits(self.window, num_tokens)
+
+    def could_make_room(self, num_tokens: int, instead_of: Document | None = None) -> tuple[bool, str]:
+        """What `make_room` would return; evicts nothing."""
+        return self._plan_room(num_tokens, instead_of)[:2]
+
+    def make_room(self, num_tokens: int, instead_of: Document | None = None) -> tuple[bool, str]:
+        """Like `can_add_document`, after evicting what the policy lets go. Evicts nothing if that would not do.
+
+        Args:
+            instead_of: a complete document whose title the new one takes: it goes first, and is not found any more.
+        """
+        fits, reason, leaving = self._plan_room(num_tokens, instead_of)
+        for document in leaving:
+            self.evict(document)
+        if fits and instead_of is not None:
+            self._replaced.add(instead_of)
+        return fits, reason
+
+    def _plan_room(self, num_tokens: int, instead_of: Document | None) -> tuple[bool, str, list[Document]]:
+        """Whether there can be room, and if not, why; and who leaves for it."""
+        leaving = [document for document in self.window if document is instead_of]
+        window = [document for document in self.window if document is not instead_of]
+        fits, reason = self._fits(window, num_tokens)
+        if not fits and not EVICTION_POLICIES[self.eviction_policy].admits:
+            return False, reason, []
+        evictable = [document for document in self._evictable() if document in window]
+        kept = [document for document in window if document not in evictable]
+        if sum(len(d.tokens) for d in kept) + num_tokens > self.max_context_length:
+            return False, f"{num_tokens} tokens do not fit beside the documents in progress", []
+        if len(kept) > self.max_auxiliary_documents:
+            return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in progress", []
+        while not self._fits(window, num_tokens)[0]:
+            leaving.append(evictable.pop(0))
+            window.remove(leaving[-1])
+        return True, "", leaving
+
+    def _fits(self, window: list[Document], num_tokens: int) -> tuple[bool, str]:
+        if len(window) > self.max_auxiliary_documents:
             return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in view"
-        total = self.total_tokens + num_tokens
+        total = sum(len(document.tokens) for document in window) + num_tokens
         if total > self.max_context_length:
             return False, f"{total} tokens would exceed max_context_length {self.max_context_length}"
-        return True, ""
-
-    def make_room(self, num_tokens: int) -> tuple[bool, str]:
-        """Like `can_add_document`, after evicting what the policy lets go. Evicts nothing if that would not do."""
-        fits, reason = self.can_add_document(num_tokens)
-        if fits or not EVICTION_POLICIES[self.eviction_policy].admits:
-            return fits, reason
-        evictable = self._evictable()
-        kept = [document for document in self.window if document not in evictable]
-        if sum(len(d.tokens) for d in kept) + num_tokens > self.max_context_length:
-            return False, f"{num_tokens} tokens do not fit beside the documents in progress"
-        if len(kept) > self.max_auxiliary_documents:
-            return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in progress"
-        for document in evictable:
-            self.evict(document)
-            if self.can_add_document(num_tokens)[0]:
-                break
         return True, ""
 
     def evict_if_needed(self, num_tokens: int = 0) -> list[Document]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ds2ds.documents.title_utils import normalize_title
 
-FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop")
+FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop", "quit")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GeneratedDocument:
     Attributes:
         tokens: the whole document as the model reads it, layout included; None if only text is known.
         text: decoded, without end marks, up to a stop string if one ended it.
-        source: "generated", "corpus", or the file it was read from.
+        source: "generated", "corpus", "supplied" (by who answered for its link), or the file it was read from.
         parent_title: title of the document whose link brought it in; None for the root.
         grants: what it read, and from which token on (S1).
         depth: links between the root and this document.
@@ -75,8 +75,8 @@ class GeneratedDocument:
     def __post_init__(self) -> None:
         if self.tokens is None and self.text is None:
             raise ValueError(f"document {self.title!r} needs tokens or text, got neither")
-        if not isinstance(self.source, Path) and self.source not in ("generated", "corpus"):
-            raise ValueError(f"source must be 'generated', 'corpus' or a Path, got {self.source!r}")
+        if not isinstance(self.source, Path) and self.source not in ("generated", "corpus", "supplied"):
+            raise ValueError(f"source must be 'generated', 'corpus', 'supplied' or a Path, got {self.source!r}")
         if not self.title_normalized:
             self.title_normalized = normalize_title(self.title)
 
@@ -108,7 +108,9 @@ class Trace:
     links_found: int = 0
     links_from_corpus: int = 0
     links_generated: int = 0
+    links_supplied: int = 0
     links_already_in_view: int = 0
+    links_skipped: int = 0
     links_not_followed: int = 0
     links_resolved_by: dict[str, int] = field(default_factory=dict)
     evictions: int = 0

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ds2ds.engine.desk import Desk, Ticket, closed
 from ds2ds.engine.engine import Engine
@@ -48,6 +48,14 @@ class AsyncEngine:
     def drop(self, ticket: Ticket) -> None:
         """Cancel a ticket's request before the next step begins. No effect on one that has ended."""
         self._worker.post(partial(self._desk.drop, ticket))
+
+    async def answer(self, ticket: Ticket, answer: Any) -> None:
+        """Answer what a ticket's request asks; returns once that is settled. No effect on one that has ended.
+
+        Raises:
+            RuntimeClosedError, WorkerError: as for `accept`.
+        """
+        await self.between_steps(partial(self._desk.answer, ticket, answer))
 
     async def dropped(self, ticket: Ticket) -> None:
         """Cancel a ticket's request; returns once what it held is free."""

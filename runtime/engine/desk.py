@@ -91,6 +91,12 @@ class Desk:
         if started is not None:
             self._engine.cancel(started.job)
 
+    def answer(self, ticket: Ticket, answer: Any) -> None:
+        """Answer what a ticket's request asks. No effect on one that has ended."""
+        started = self._running.get(ticket)
+        if started is not None:
+            self._engine.answer(started.job, answer)
+
     def after(self) -> None:
         """Deliver what has happened, with one call into each event loop, and let more tickets in."""
         self._admit()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ds2ds.engine.job_queue import JobQueue
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
 from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.step import Stopwatch, forward, sample, score
-from ds2ds.engine.work import Compute, Prefill, Sampled, Score, Work
+from ds2ds.engine.work import Ask, Compute, Prefill, Sampled, Score, Work
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
@@ -33,6 +34,10 @@ class Engine:
     interrupted for others, but where the arena is full the last in that order waits, or gives up what it has and starts
     anew, and keeps its place. In each step every running request whose next token can be drawn gets it, whatever else
     is computed beside it.
+
+    A request that asks its reader something is parked: it counts as none that runs until it is answered, and then has
+    its place in the queue again. What it holds of the arena it keeps, but where the arena is full it gives that up
+    first, and computes it anew.
 
     Args:
         arena_tokens: slots of the arena; None: see `default_arena_tokens`.
@@ -72,10 +77,11 @@ class Engine:
         self.attention = attention_path(self.store, model.rotary, attention)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
+        self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has anything to do."""
+        """Whether `step` has anything to do. With an answer it may have."""
         return bool(self.running or self.queue)
 
     def submit(self, coroutine: Work, window: list[Document], trace: Trace, need: int = 0, priority: int = 0) -> Job:
@@ -100,8 +106,12 @@ class Engine:
         while not self.has_room():
             self.step()
 
-    def run(self, job: Job) -> Iterator[None]:
+    def run(self, job: Job, reader: Callable[[Any], Any] | None = None) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
+
+        Args:
+            reader: gives the answers to what the job asks, after the step in which it does; what it raises ends the
+                job and is raised. None: it asks nothing.
 
         Raises:
             Ds2dsError: what the request failed with.
@@ -110,15 +120,30 @@ class Engine:
             while not job.done:
                 self.step()
                 yield
+                if job.question is not None:
+                    if reader is None:
+                        raise RuntimeError(f"nobody is there to answer {job.question!r}")
+                    self.answer(job, reader(job.question))
         finally:
             self.cancel(job)
         if job.error is not None:
             raise job.error
 
-    def cancel(self, job: Job) -> None:
-        """End a job and free what it holds. No effect on one that is done."""
+    def answer(self, job: Job, answer: Any) -> None:
+        """Answer what a job asks: it goes on in its turn.
+
+        Raises:
+            RuntimeError: it asks nothing.
+        """
+        if job.question is None:
+            raise RuntimeError("a job was answered that asks nothing")
+        job.question, job.answer = None, answer
+        self.queue.put_back(job)
+
+    def cancel(self, job: Job, error: Exception | None = None) -> None:
+        """End a job, with an error if one is given, and free what it holds. No effect on one that is done."""
         if not job.done:
-            self._finish(job, None)
+            self._finish(job, error)
 
     def step(self) -> None:
         """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine."""
@@ -136,7 +161,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
         self.store.check_integrity()
-        loose = set(self.store.documents()).difference(*(job.touched for job in self.running))
+        loose = set(self.store.documents()).difference(*(job.touched for job in (*self.running, *self.parked)))
         if loose:
             raise RuntimeError(
                 f"documents {sorted(d.title for d in loose)} are in use, but no request runs that has them"
@@ -152,7 +177,11 @@ class Engine:
             self.store.use_weights(fingerprint(self.model))
             self.queue.remove(job)
             insort(self.running, job, key=turn)
-            if job.waiting is None:  # it is not one that was suspended
+            if job in self.parked:
+                self.parked.remove(job)
+                answer, job.answer = job.answer, None
+                self._send(job, answer)
+            elif job.waiting is None:  # it is not one that was suspended
                 self._send(job, None)
 
     def _pass_prefilled(self) -> None:
@@ -164,16 +193,23 @@ class Engine:
     def _plan(self) -> list[Planned]:
         """What is computed of the running jobs, as far as room can be made for it.
 
-        A job that finds the arena full waits while others go on. Where none can, the last in turn gives up all it has
-        and starts anew once it can have the arena to itself; if it had, it fails.
+        Where a job finds the arena full, parked ones give up all they have. Then it waits while others go on. Where
+        none can, the last in turn gives up all it has and starts anew once it can have the arena to itself; if it has,
+        it computes what it needs piece by piece, and if that is too much, it fails.
         """
         while self.running:
-            planned = plan(self.store, self.running, self.limits.step_tokens)
+            parked = [job for job in self.parked if job.touched]
+            planned = plan(self.store, self.running, self.limits.step_tokens, parked)
+            if planned.full is not None and parked:
+                self._release(max(parked, key=turn))
+                continue
             if planned.batch:
                 return planned.batch
             last = self.running[-1]
             if len(self.running) > 1:
                 self._suspend(last)
+            elif not last.narrow:
+                last.narrow = True
             else:
                 self._finish(last, planned.full)
         return []
@@ -241,10 +277,11 @@ class Engine:
             else:
                 self._finish(job, result)
 
-    def _send(self, job: Job, drawn: Sampled | list[Sampled] | None) -> None:
+    def _send(self, job: Job, outcome: Any) -> None:
+        """Let a running job go on with what its work came to, up to the next."""
         before = job.waiting
         try:
-            job.waiting = job.coroutine.send(drawn)
+            job.waiting = job.coroutine.send(outcome)
         except StopIteration:
             self._finish(job, None)
         except Exception as error:
@@ -253,6 +290,10 @@ class Engine:
         else:
             if before is not None and job.waiting.document is not before.document:
                 self._share_completed(job)
+            if isinstance(job.waiting, Ask):
+                job.question = job.waiting.question
+                self.running.remove(job)
+                self.parked.append(job)
 
     def _suspend(self, job: Job) -> None:
         """Take what a job holds; it is computed anew when all others that run now are done."""
@@ -262,12 +303,11 @@ class Engine:
         job.need = self.store.arena.slots
 
     def _finish(self, job: Job, error: Exception | None) -> None:
-        job.waiting, job.done, job.error = None, True, error
+        job.waiting, job.question, job.done, job.error = None, None, True, error
         job.coroutine.close()
-        if job in self.running:
-            self.running.remove(job)
-        else:
-            self.queue.remove(job)
+        for place in (self.running, self.parked, self.queue):
+            if job in place:
+                place.remove(job)
         self._share_completed(job)
         self._release(job)
 

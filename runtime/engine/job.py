@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
@@ -17,6 +18,9 @@ class Job:
     priority: higher ones go first.
     number: how many were submitted before it.
     waiting: the work it asked for last; None before it starts and once it is done.
+    question: what it asks its reader and has no answer to; None: nothing.
+    answer: to its last question, from when it is given until it runs again.
+    narrow: compute no tokens together that read different documents, as there is no room for all of these at a time.
     error: what ended the request early; None while it runs and after it ended well.
     touched: the documents that use entries of the store for it; they are released when it is done.
     """
@@ -28,6 +32,9 @@ class Job:
     priority: int = 0
     number: int = 0
     waiting: Item | None = None
+    question: Any = None
+    answer: Any = None
+    narrow: bool = False
     done: bool = False
     error: Exception | None = None
     touched: dict[Document, None] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.entry import Entry
 from ds2ds.documents.document import Document
 from ds2ds.engine.job import Job
+from ds2ds.engine.work import Computation
 from ds2ds.errors import ArenaFullError
 
 PREFILL_CHUNK = 512
@@ -45,7 +46,7 @@ class Plan:
     full: ArenaFullError | None
 
 
-def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
+def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Sequence[Job] = ()) -> Plan:
     """Choose what is computed of each job and reserve room for it; what is read is pinned.
 
     Tokens are decoded in any case. Documents are prefilled in the order of the jobs, of each first the one without
@@ -54,8 +55,9 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int) -> Plan:
     Args:
         jobs: in the order in which they are to be served.
         step_tokens: most tokens to prefill.
+        parked: jobs of which nothing is computed, though what they hold is pinned.
     """
-    step = _Step(store, jobs)
+    step = _Step(store, (*jobs, *parked))
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
     for job in jobs:
@@ -180,9 +182,12 @@ def ready(
     """
     attach(store, job, document)
     work = job.waiting
-    last = work.stop if work is not None and work.document is document else len(document.tokens)
+    last = work.stop if isinstance(work, Computation) and work.document is document else len(document.tokens)
     start = store.computed(document) or store.found(document)
     stop = min(last, start + PREFILL_CHUNK)
+    if job.narrow:
+        changes = (at for grant in document.grants for at in (grant.position, grant.end) if at is not None)
+        stop = min([stop, *(at for at in changes if at > start)])
     reads = targets(document, start, stop)
     seen.add(document)
     used.add(document)

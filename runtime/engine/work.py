@@ -53,6 +53,19 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Ask whoever reads the request. The coroutine is sent the answer, whenever it comes; others go on meanwhile.
+
+    Attributes:
+        document: the one that cannot go on without the answer.
+        question: what the reader is shown; anything but None, the engine does not look at it.
+    """
+
+    document: Document
+    question: Any
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A token and its natural-log probability under the model's raw distribution.
 
@@ -88,7 +101,10 @@ class Score:
         return len(self.document.tokens) - 1
 
 
-Item: TypeAlias = Compute | Prefill | Score
+Computation: TypeAlias = Compute | Prefill | Score
+
+Item: TypeAlias = Computation | Ask
 
 Work: TypeAlias = Generator[Item, Any, None]
-"""A coroutine of generation; after Compute it is sent a Sampled, after Score a list of them, after Prefill None."""
+"""A coroutine of generation; after Compute it is sent a Sampled, after Score a list of them, after Prefill None, after
+Ask the answer."""

@@ -26,7 +26,8 @@ class Owner(Protocol):
 
 
 class Worker:
-    """Steps an engine in a thread of its own while it has work, and sleeps while it has none.
+    """Steps an engine in a thread of its own while it has work, and sleeps while it has none, or none but to wait for
+    an answer.
 
     What others want of the engine they post; it runs between two steps, in the order in which it was posted. Nobody
     else may touch the engine until the worker has stopped.
@@ -62,7 +63,9 @@ class Worker:
             return True
 
     def stop(self, at_once: bool) -> None:
-        """Stop when there is no more work, or after the step that is under way. Does not wait for that."""
+        """Stop when there is no more work, and nothing that waits for an answer, or after the step that is under way.
+        Does not wait for that.
+        """
         with self._wake:
             self._stopping = True
             self._at_once |= at_once
@@ -94,7 +97,7 @@ class Worker:
     def _turn(self) -> bool:
         """Run what was posted, then one step; False: that was all."""
         with self._wake:
-            while not (self._posted or self._engine.busy or self._stopping):
+            while not (self._posted or self._engine.busy or self._at_once or self._drained):
                 self._wake.wait()
             if self._at_once or not (self._posted or self._engine.busy):
                 return False
@@ -104,6 +107,10 @@ class Worker:
             self._engine.step()
             self._owner.after()
         return True
+
+    @property
+    def _drained(self) -> bool:
+        return self._stopping and not self._engine.parked
 
     def _run_posted(self) -> bool:
         """Run what was posted so far."""

@@ -6,6 +6,7 @@
             in view: grant | in the corpus: fetch, resolve its own links while depth allows, grant
             else if allow_corpus_fallback: write it recursively, then grant and return here
 
+An interactive request asks, for each link that would be followed, before anything is brought in.
 These are coroutines: they yield what they need computed, and are sent the token drawn (see engine/work.py).
 """
 
@@ -20,9 +21,10 @@ from ds2ds.documents.document import Document
 from ds2ds.documents.link_detector import LinkDetector
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 from ds2ds.documents.title_match import Match, found_by
-from ds2ds.engine.work import Item, Prefill, Score, Work
+from ds2ds.engine.work import Ask, Item, Prefill, Score, Work
 from ds2ds.errors import CorpusError
-from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed
+from ds2ds.generation.choices import Follow, LinkQuestion, Skip, Supply, check_answer
+from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkAsked, LinkClosed
 from ds2ds.generation.prompt_processor import find_links
 from ds2ds.generation.request import Request
 from ds2ds.generation.single_doc_generator import write_document
@@ -30,7 +32,10 @@ from ds2ds.generation.single_doc_generator import write_document
 
 @dataclass(frozen=True)
 class Target:
-    """What a link leads to: a document that is there (`document`), or `tokens` to start one with, or nothing."""
+    """What a link leads to: a document that is there (`document`), or `tokens` to start one with, or nothing.
+
+    `instead_of` is the document whose title a supplied one takes.
+    """
 
     outcome: str
     title: str = ""
@@ -39,10 +44,18 @@ class Target:
     truncated: bool = False
     reason: str = ""
     match: Match | None = None
+    instead_of: Document | None = None
 
 
 def _nowhere(reason: str, match: Match | None = None) -> Target:
     return Target("not_followed", reason=reason, match=match)
+
+
+QUIT = _nowhere("the reader quit")
+
+
+class _Quit(Exception):
+    """The reader wants no more."""
 
 
 class LinkFollower:
@@ -52,13 +65,21 @@ class LinkFollower:
         self.request = request
         self.context = request.context
         self.detector = LinkDetector(request.tokenizer)
+        self._asked = 0
 
     def write_root(self) -> Work:
         """Everything: the links in the prompt, then the root, and what it comes to link to."""
-        yield from self._open_root()
-        if self.request.config.prompt_logprobs:
-            yield from self._score(self.context.root)
-        yield from self._write(self.context.root)
+        root = self.context.root
+        try:
+            yield from self._open_root()
+            if self.request.config.prompt_logprobs:
+                yield from self._score(root)
+            yield from self._write(root)
+        except _Quit:
+            while root.in_progress:
+                document = self.context.current
+                document.finish_reason = "quit" if document.source == "generated" else None
+                self._close(document)
 
     def score_root(self) -> Work:
         """Say how likely the prompt's tokens are, with what its links lead to in view; nothing is written."""
@@ -104,6 +125,8 @@ class LinkFollower:
     def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
         found = self._locate(parent, link.target)
+        if self.request.interactive and found.outcome != "not_followed":
+            found = yield from self._ask(parent, link, position, found)
         self._count(found)
         reads = self.request.mask_type == READS_LINKS
         reason = found.reason or ("" if reads else f"not read: the model's mask_type is {self.request.mask_type}")
@@ -118,7 +141,9 @@ class LinkFollower:
                 *found_by(found.match),
             )
         )
-        if found.outcome == "not_followed":
+        if found is QUIT:
+            raise _Quit
+        if found.outcome in ("not_followed", "skipped"):
             return
         target = yield from self._bring_in(found)
         if target in self.context.window:
@@ -142,23 +167,26 @@ class LinkFollower:
     def _bring_in(self, found: Target) -> Generator[Item, Any, Document]:
         """The document that a followed link leads to, complete. What it reads may have driven it out of the window."""
         target = found.document
-        if target is None and found.outcome == "corpus":
-            target = self.context.open_corpus_document(found.title, found.tokens)
+        if target is None and found.outcome != "generated":
+            self.context.make_room(len(found.tokens), found.instead_of)
+            target = self.context.open_corpus_document(found.title, found.tokens, found.outcome)
             target.truncated = found.truncated
             self._opened(target)
             if self._may_follow(target) is None:
                 yield from self._resolve_links(target)
             self._close(target)
         elif target is None:
+            self.context.make_room(len(found.tokens) + 1)
             target = self.context.start_auxiliary_generation(found.title, found.tokens)
             self._opened(target)
             yield from self._write(target)
         elif target not in self.context.window:
+            self.context.make_room(len(target.tokens))
             self.context.readmit(target)
         return target
 
     def _locate(self, parent: Document, title: str) -> Target:
-        """Where a link leads; room is made for what has to be brought in."""
+        """Where a link leads, if there can be room for it."""
         request, config, context = self.request, self.request.config, self.context
         forbidden = self._may_follow(parent)
         if forbidden is not None:
@@ -175,14 +203,14 @@ class LinkFollower:
             return Target("in_view", title, known, match=match)
         evicted = request.corpus.same(context.find_evicted(title), canonical)
         if evicted is not None:
-            fits, reason = context.make_room(len(evicted.tokens))
+            fits, reason = context.could_make_room(len(evicted.tokens))
             return Target(evicted.source, title, evicted, match=match) if fits else _nowhere(reason, match)
         if canonical is not None:
             tokens = request.corpus.tokens(canonical)
             if not tokens:
                 return _nowhere("an empty document", match)
             cut = tokens[: config.max_tokens_per_document]
-            fits, reason = context.make_room(len(cut))
+            fits, reason = context.could_make_room(len(cut))
             if not fits:
                 return _nowhere(reason, match)
             return Target("corpus", title, None, tuple(cut), len(cut) < len(tokens), match=match)
@@ -190,8 +218,59 @@ class LinkFollower:
             return _nowhere("not in the corpus")
         tokens = request.layout.prefix(title) or [config.eos_token_id]
         request.corpus.check_vocabulary(title, tokens)
-        fits, reason = context.make_room(len(tokens) + 1)
+        fits, reason = context.could_make_room(len(tokens) + 1)
         return Target("generated", title, None, tuple(tokens)) if fits else _nowhere(reason)
+
+    def _ask(self, parent: Document, link: ScannedLink, position: int, found: Target) -> Generator[Ask, Any, Target]:
+        """Where the reader wants a link to lead that would lead to `found`."""
+        request, document = self.request, found.document
+        title, tokens = (found.title, found.tokens) if document is None else (document.title, document.tokens)
+        to_be_written = document is None and found.outcome == "generated"
+        question = LinkQuestion(
+            number=self._asked,
+            request=request.number,
+            parent=request.title(parent),
+            text=link.text,
+            target=link.target,
+            position=position,
+            title=title if document is None else request.title(document),
+            depth=parent.depth + 1 if document is None else document.depth,
+            outcome=found.outcome,
+            tokens=None if to_be_written else len(tokens),
+            preview="" if to_be_written else request.opening(title, tokens),
+        )
+        self._asked += 1
+        request.emit(LinkAsked(question))
+        answer = check_answer((yield Ask(parent, question)))
+        if isinstance(answer, Follow):
+            return found
+        if isinstance(answer, Supply):
+            return self._supplied(answer.title or title, answer.text)
+        return Target("skipped") if isinstance(answer, Skip) else QUIT
+
+    def _supplied(self, title: str, text: str) -> Target:
+        """A document of the reader's, if there can be room for it."""
+        request = self.request
+        canonical = request.corpus.resolve(title)
+        title = canonical or title
+        body = request.tokenizer.encode(text)
+        if not body:
+            return _nowhere("an empty document")
+        tokens = request.layout.wrap(title, body)
+        request.corpus.check_vocabulary(title, tokens)
+        cut = tokens[: request.config.max_tokens_per_document]
+        known = self._known(title, canonical)
+        if known is not None and known.in_progress:
+            return _nowhere(f"a document titled {request.title(known)!r} is still being written")
+        fits, reason = self.context.could_make_room(len(cut), known)
+        if not fits:
+            return _nowhere(reason)
+        return Target("supplied", title, None, tuple(cut), len(cut) < len(tokens), instead_of=known)
+
+    def _known(self, title: str, canonical: str | None) -> Document | None:
+        """The document of this title that is in view, or was evicted."""
+        corpus, context = self.request.corpus, self.context
+        return corpus.same(context.find(title), canonical) or corpus.same(context.find_evicted(title), canonical)
 
     def _may_follow(self, parent: Document) -> str | None:
         """Why links of this document are not followed; None if they are."""
@@ -209,6 +288,8 @@ class LinkFollower:
             "in_view": "links_already_in_view",
             "corpus": "links_from_corpus",
             "generated": "links_generated",
+            "supplied": "links_supplied",
+            "skipped": "links_skipped",
             "not_followed": "links_not_followed",
         }[found.outcome]
         setattr(trace, counter, getattr(trace, counter) + 1)

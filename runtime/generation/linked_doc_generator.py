@@ -18,6 +18,7 @@ from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
 from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
+from ds2ds.generation.choices import OnLink, check_on_link
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
@@ -92,13 +93,15 @@ class LinkedDocumentGenerator:
         config: GenerationConfig | None = None,
         title: str | None = None,
         priority: int = 0,
+        on_link: OnLink | None = None,
     ) -> GenerationResult:
         """Write to the end; see `Runtime.generate`."""
+        check_on_link(on_link)
         config = config or self.default_config()
-        request = self.new_request(prompt, prompt_tokens, corpus, config, title)
+        request = self.new_request(prompt, prompt_tokens, corpus, config, title, interactive=on_link is not None)
         self.engine.make_way()
         running = self.submit(request, priority)
-        for _ in self.engine.run(running.job):
+        for _ in self.engine.run(running.job, on_link):
             pass
         return running.result()
 
@@ -110,19 +113,22 @@ class LinkedDocumentGenerator:
         config: GenerationConfig | None = None,
         title: str | None = None,
         priority: int = 0,
+        on_link: OnLink | None = None,
     ) -> Iterator[Event]:
         """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
         check_priority(priority)
+        check_on_link(on_link)
         events: list[Event] = []
         config = config or self.default_config()
-        request = self.new_request(prompt, prompt_tokens, corpus, config, title, events.append)
-        return self._stream(request, events, priority)
+        interactive = on_link is not None
+        request = self.new_request(prompt, prompt_tokens, corpus, config, title, events.append, interactive)
+        return self._stream(request, events, priority, on_link)
 
-    def _stream(self, request: Request, events: list[Event], priority: int) -> Iterator[Event]:
+    def _stream(self, request: Request, events: list[Event], priority: int, on_link: OnLink | None) -> Iterator[Event]:
         # Queued by the first `next`, so that an iterator dropped before that leaves nothing behind.
         self.engine.make_way()
         running = self.submit(request, priority)
-        for _ in self.engine.run(running.job):
+        for _ in self.engine.run(running.job, on_link):
             yield from events
             events.clear()
         yield Done(running.result())
@@ -183,8 +189,10 @@ class LinkedDocumentGenerator:
         config: GenerationConfig,
         title: str | None = None,
         emit: Callable[[Event], None] = lambda event: None,
+        interactive: bool = False,
+        number: int = 0,
     ) -> Request:
-        """Check a request's arguments, and open its root.
+        """Check a request's arguments, and open its root. For `interactive` and `number` see Request.
 
         Raises:
             ConfigError, ValueError, CorpusError: an argument does not fit.
@@ -203,7 +211,7 @@ class LinkedDocumentGenerator:
         source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution)
         check_corpus(source.corpus, layout, vocab_size, self.tokenizer)
         mask_type = self.model.config.mask_type
-        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, mask_type)
+        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number)
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout

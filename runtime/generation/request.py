@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer
 
 UNTITLED_ROOT = "root"
+OPENING_TOKENS = 48
 
 
 def fit_config(config: GenerationConfig, model: DS2DSModel) -> GenerationConfig:
@@ -59,6 +60,9 @@ class Request:
     emit: receives the events of the stream.
     mask_type: the model's. Only under cross_doc_link does a document read what it links to; under the others its
         links are followed just the same, and what they bring in is part of the result, but not of the view.
+    interactive: links are followed as the reader decides.
+    number: index of its prompt in a batch.
+    titles: by what events and results call its documents besides the root; no two are equal.
     """
 
     config: GenerationConfig
@@ -69,6 +73,9 @@ class Request:
     trace: Trace
     emit: Callable[[Event], None]
     mask_type: str = READS_LINKS
+    interactive: bool = False
+    number: int = 0
+    titles: dict[Document, str] = field(default_factory=dict)
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""
@@ -91,8 +98,23 @@ class Request:
         text = self.tokenizer.decode([token for token in document.tokens if token not in marks])
         return text[: document.text_end]
 
+    def opening(self, title: str, tokens: Sequence[int]) -> str:
+        """How a document starts below its heading: the text of the first OPENING_TOKENS."""
+        at = len(self.layout.prefix(title))
+        text = TextStream(self.tokenizer)
+        marks = {self.config.eos_token_id, self.layout.eos_token_id}
+        return "".join(text.feed(token) for token in tokens[at : at + OPENING_TOKENS] if token not in marks)
+
     def title(self, document: Document) -> str:
-        return document.title or UNTITLED_ROOT
+        """What events and results call a document. A supplied one that takes another's title is told from that."""
+        if document.depth == 0:
+            return document.title or UNTITLED_ROOT
+        if document not in self.titles:
+            name, copy, taken = document.title, 2, {*self.titles.values(), self.context.root.title}
+            while name in taken:
+                name, copy = f"{document.title} ({copy})", copy + 1
+            self.titles[document] = name
+        return self.titles[document]
 
     def _grant(self, grant: DocumentGrant) -> Grant:
         return Grant(grant.position, self.title(grant.target), grant.end, grant.link, *found_by(grant.match))
