@@ -219,7 +219,7 @@ class AsyncRuntime:
         per_token: bool = False,
         max_bytes: int = MAX_BYTES,
     ) -> AttentionMap:
-        """See `Runtime.attention`. Between two steps: requests wait for it, the longer the more tokens are asked for."""
+        """See `Runtime.attention`. Between two steps: requests wait the longer the more tokens are asked for."""
         return await self.call(
             lambda runtime: runtime.attention(result, document, tokens, per_token=per_token, max_bytes=max_bytes)
         )

@@ -55,7 +55,7 @@ async def of_token(backend: TellsAttention, session: Session, document: int, tok
     weights = [array.mean((0, 1, 2), dtype=np.float32) for array in found.weights or ()]
     return {
         "documents": [
-            {"document": number, "share": float(np.round(share, _DIGITS)), "weights": _plain(received)}
+            {"document": number, "share": round(float(share), _DIGITS), "weights": _plain(received)}
             for number, share, received, seen in zip(
                 _numbers(session, document, found), found.by_document()[0], weights, found.in_view[0], strict=True
             )

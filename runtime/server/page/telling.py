@@ -34,6 +34,13 @@ class _Open:
                 return self._units(link.start), self._units(link.end)
         return None
 
+    def rest(self) -> list[dict[str, Any]]:
+        """Links that nothing was told of, as those of documents whose links are not followed."""
+        return [
+            {"place": (self._units(link.start), self._units(link.end)), "text": link.text, "target": link.target}
+            for link in self.links
+        ]
+
     def _units(self, end: int) -> int:
         return len(self.data[:end].decode(errors="replace").encode("utf-16-le")) // 2
 
@@ -94,14 +101,15 @@ class Telling:
         return self.numbers.get(target, folded.get(title_key(target)))
 
     def _closed(self, document: GeneratedDocument) -> dict[str, Any]:
-        number = self._open.pop().number
+        closed = self._open.pop()
         grants = [
             {"document": self.numbers[grant.title], "position": grant.position, "end": grant.end}
             for grant in document.grants
             if grant.title in self.numbers
         ]
         return {
-            "document": number,
+            "document": closed.number,
+            "links": closed.rest(),
             "tokens": len(document.tokens or ()),
             "finish_reason": document.finish_reason,
             "truncated": document.truncated,

@@ -106,7 +106,7 @@ export class Attention {
     const other = this.documents.all.get(number);
     const bar = el("i");
     bar.style.width = `${share * 100}%`;
-    return el("li", {}, el("button", { type: "button", class: other.source, onclick: () => this.documents.choose(number) },
+    return el("li", {}, el("button", { type: "button", class: number ? other.source : "root", onclick: () => this.documents.choose(number) },
       el("bdi", {}, other.title), el("span", {}, `${(share * 100).toFixed(1)}%`), el("span", { class: "track" }, bar)));
   }
 

@@ -70,6 +70,7 @@ export class Documents {
   constructor(onShow) {
     this.onShow = onShow;
     this.all = new Map();
+    this.narrow = matchMedia("(max-width: 760px)"); // there it covers the root, and so comes only when asked for
     $("fold").addEventListener("click", () => this.fold());
     $("tabs").addEventListener("keydown", event => this.moveTab(event));
   }
@@ -109,7 +110,7 @@ export class Documents {
     const link = this.all.get(document.parent)?.links.at(-1);
     if (link) link.leadsTo = document.number;
     // What others brought in stays behind its tab: beside the root stands what the root reads.
-    if (!this.chosen && (document.depth === 1 || !this.shown)) this.show(document.number);
+    if (!this.chosen && !this.narrow.matches && (document.depth === 1 || !this.shown)) this.show(document.number);
     return document;
   }
 
@@ -137,8 +138,9 @@ export class Documents {
     $("status").textContent = `${link.target}: ${outcomeText(link)}`;
   }
 
-  close({ document: number, tokens, finish_reason: reason, truncated, grants }) {
+  close({ document: number, tokens, finish_reason: reason, truncated, grants, links }) {
     const document = this.all.get(number);
+    for (const link of links) this.link({ ...link, document: number, outcome: "not_followed", reason: "" });
     document.finished = true;
     document.grants = grants;
     document.article.classList.remove("writing");

@@ -1,13 +1,14 @@
-// The link graph as it grows: the root left, what a document reads right of it. Boxes glide to their new places.
+// The link graph as it grows: the root on top, what a document reads below it. Boxes glide to their new places.
 
 import { $, count, svg } from "./dom.js";
 
-const WIDTH = 168, HEIGHT = 40, COLUMN = 230, ROW = 52, MARGIN = 8;
+const WIDTH = 160, HEIGHT = 40, GAP = 12, BETWEEN = 34, MARGIN = 10, PITCH = WIDTH + GAP;
 
 export class Graph {
   constructor(onChoose) {
     this.onChoose = onChoose;
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
+    new ResizeObserver(() => this.nodes.size && this.arrange()).observe($("graph"));
     this.clear();
   }
 
@@ -28,9 +29,10 @@ export class Graph {
       class: `node ${number ? source : "root"} writing`, tabindex: 0, role: "button", "aria-label": title, onclick: choose,
       onkeydown: event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(); } },
     }, svg("title", {}, title), svg("rect", { width: WIDTH, height: HEIGHT, rx: 7 }),
-      svg("rect", { class: "stripe", width: 5, height: HEIGHT, rx: 2.5 }), name, told);
+      svg("rect", { class: "stripe", width: 5, height: HEIGHT, rx: 2.5 }),
+      svg("svg", { width: WIDTH - 6, height: HEIGHT }, name, told)); // what is too long is cut off
     const from = this.nodes.get(parent);
-    this.nodes.set(number, { number, box, told, depth: 0, x: from?.x ?? MARGIN, y: from?.y ?? MARGIN });
+    this.nodes.set(number, { number, box, told, depth: 0, x: from?.x ?? $("graph").clientWidth / 2, y: from?.y ?? MARGIN });
     this.boxes.append(box);
     if (from) this.connect(parent, number);
     else this.arrange();
@@ -60,7 +62,7 @@ export class Graph {
     for (const node of this.nodes.values()) node.box.classList.toggle("shown", node.number === number);
   }
 
-  // Columns by longest path, within a column by the middle of what points there; then everything glides.
+  // Layers by longest path, in a layer by the middle of what points there, in as many lines as it takes; all glide there.
   arrange() {
     const nodes = [...this.nodes.values()], edges = [...this.edges.values()];
     for (const node of nodes) node.depth = 0;
@@ -68,21 +70,27 @@ export class Graph {
       moved = false;
       for (const { from, to } of edges) if (to.depth <= from.depth) { to.depth = from.depth + 1; moved = true; }
     }
-    const columns = [];
-    for (const node of nodes) (columns[node.depth] ??= []).push(node);
-    const tallest = Math.max(...columns.map(column => column.length));
-    for (const column of columns) {
-      const middle = node => mean(edges.filter(edge => edge.to === node).map(edge => edge.from.toY)) ?? 0;
-      const places = new Map(column.map(node => [node, middle(node)]));
-      column.sort((one, other) => places.get(one) - places.get(other) || one.number - other.number);
-      column.forEach((node, at) => {
-        node.toX = MARGIN + node.depth * COLUMN;
-        node.toY = MARGIN + (at + (tallest - column.length) / 2) * ROW;
-      });
+    const layers = [];
+    for (const node of nodes) (layers[node.depth] ??= []).push(node);
+    const room = $("graph").clientWidth - 2 * MARGIN;
+    const most = Math.max(1, Math.floor((room + GAP) / PITCH));
+    let y = MARGIN;
+    for (const layer of layers) {
+      const middle = node => mean(edges.filter(edge => edge.to === node).map(edge => edge.from.toX)) ?? 0;
+      const places = new Map(layer.map(node => [node, middle(node)]));
+      layer.sort((one, other) => places.get(one) - places.get(other) || one.number - other.number);
+      // Every second line has one box less: arrows to the next one go through its gaps.
+      for (let at = 0, line = [], odd = 0; at < layer.length; at += line.length, odd ^= 1, y += HEIGHT + GAP) {
+        const before = line.length;
+        line = layer.slice(at, at + Math.max(1, most - odd));
+        const over = line.length % 2 === before % 2 && before ? PITCH / 2 : 0;
+        const left = MARGIN + (room - line.length * PITCH + GAP) / 2 - (most > 1 ? over : 0);
+        line.forEach((node, place) => { node.toX = left + place * PITCH; node.toY = y; });
+      }
+      y += BETWEEN - GAP;
     }
-    this.picture.setAttribute("width", MARGIN * 2 + (columns.length - 1) * COLUMN + WIDTH);
-    this.picture.setAttribute("height", MARGIN * 2 + (tallest - 1) * ROW + HEIGHT);
-    if (!this.moving) this.moving = requestAnimationFrame(() => this.glide());
+    this.picture.setAttribute("height", y - BETWEEN + MARGIN);
+    this.moving ||= requestAnimationFrame(() => this.glide());
   }
 
   glide() {
@@ -97,9 +105,9 @@ export class Graph {
       node.box.setAttribute("transform", `translate(${node.x} ${node.y})`);
     }
     for (const { from, to, path } of this.edges.values()) {
-      const [x1, y1, x2, y2] = [from.x + WIDTH, from.y + HEIGHT / 2, to.x, to.y + HEIGHT / 2];
-      const bend = Math.max(24, (x2 - x1) / 2);
-      path.setAttribute("d", `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`);
+      const [x1, y1, x2, y2] = [from.x + WIDTH / 2, from.y + HEIGHT, to.x + WIDTH / 2, to.y];
+      const bend = Math.max(12, (y2 - y1) / 2);
+      path.setAttribute("d", `M${x1} ${y1}C${x1} ${y1 + bend} ${x2} ${y2 - bend} ${x2} ${y2}`);
     }
     this.moving = settled ? 0 : requestAnimationFrame(() => this.glide());
   }
@@ -109,5 +117,5 @@ const mean = values => (values.length ? values.reduce((sum, value) => sum + valu
 
 function shorten(title) {
   const letters = [...title];
-  return letters.length > 21 ? `${letters.slice(0, 20).join("")}…` : title;
+  return letters.length > 20 ? `${letters.slice(0, 19).join("")}…` : title;
 }

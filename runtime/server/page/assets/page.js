@@ -40,12 +40,15 @@ function askForKey() {
 }
 
 function hint() {
-  const lacks = about.has_headings && !$("prompt").value.startsWith("# ");
+  const lacks = about.has_headings && !/^# [^\n]+\n\n/.test($("prompt").value);
   $("hint").textContent = lacks ? "This model’s documents start with a heading: “# Title”, then an empty line." : "";
 }
 
 async function start() {
-  if (run?.abort || !about || !$("ask").reportValidity()) return;
+  if (run?.abort || !about) return;
+  const invalid = $("ask").querySelector(":invalid");
+  if (invalid?.closest("#settings")) showSettings(true); // or the browser could not say what is wrong
+  if (!$("ask").reportValidity()) return;
   writeAddress();
   showError(null);
   documents.clear();
@@ -76,6 +79,7 @@ function take(name, data) {
   if (name === "opened") {
     $("result").hidden = false;
     graph.add(documents.open(data));
+    graph.mark(documents.shown?.number);
   }
   if (name === "text") {
     documents.all.get(data.document).append(data.text);
@@ -106,7 +110,7 @@ function askReader(asked) {
     return ask("/page/answers", { session: run.session, question: asked.number, ...chosen, answer });
   };
   if (run.all) return send({ answer: "follow" }).catch(showError);
-  link.button.scrollIntoView({ block: "center" });
+  link.button.scrollIntoView({ block: "nearest" });
   announce(`A link to ${asked.title}. Follow, skip, or write your own text?`);
   question.ask(asked, send);
 }
@@ -129,7 +133,7 @@ function follow(document) {
 
 let nextStatus = 0;
 function tick() {
-  if (run?.abort && run.started && performance.now() > nextStatus) {
+  if (run?.abort && run.started && !question.open && performance.now() > nextStatus) {
     nextStatus = performance.now() + 250;
     const seconds = (performance.now() - run.started) / 1000;
     $("status").textContent = `${count(run.written, "token")} · ${Math.round(run.written / Math.max(seconds, 0.1))} tokens/s`;
@@ -164,11 +168,17 @@ function showError(error) {
   if (error?.status === 401) askForKey();
   const wrong = error?.param && field(error.param);
   if (wrong) {
-    if (wrong.closest("#more")) $("more").open = true;
+    if (wrong.closest("#settings")) showSettings(true);
     wrong.focus();
   }
 }
 
+function showSettings(yes) {
+  $("settings").hidden = !yes;
+  $("more").setAttribute("aria-expanded", String(yes));
+}
+
+$("more").addEventListener("click", () => showSettings($("settings").hidden));
 $("ask").addEventListener("submit", event => { event.preventDefault(); start(); });
 $("stop").addEventListener("click", stop);
 $("prompt").addEventListener("input", () => about && hint());

@@ -46,7 +46,7 @@ export class Question {
     $("question-title").textContent = `Follow “${asked.title}”?`;
     const tokens = asked.tokens === null ? "" : `, ${count(asked.tokens, "token")}`;
     $("question-about").textContent = `A link in ${asked.parent}: ${WOULD[asked.outcome]}${tokens}`;
-    $("question-preview").textContent = asked.preview;
+    $("question-preview").textContent = asked.preview && `${asked.preview} …`;
     $("own-text").value = "";
     this.told("");
     $("question").show();

@@ -34,7 +34,7 @@ export function build(about) {
   keep("corpus", $("corpus"), about.corpora[0], () => $("corpus").value);
   keep("interactive", $("interactive"), false, () => $("interactive").checked);
   keep("seed", $("seed"), null, () => $("seed").valueAsNumber);
-  keep("prompt", $("prompt"), about.has_headings ? "# Incremental linker" : "", () => $("prompt").value);
+  keep("prompt", $("prompt"), about.has_headings ? "# Incremental linker\n\n" : "", () => $("prompt").value);
   newSeed();
   readAddress();
   $("ask").addEventListener("input", writeAddress);
