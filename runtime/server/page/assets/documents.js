@@ -135,7 +135,7 @@ export class Documents {
   followLink(link) {
     if (link.leadsTo === 0) this.root.article.scrollIntoView({ block: "nearest" });
     else if (link.leadsTo) this.choose(link.leadsTo);
-    $("status").textContent = `${link.target}: ${outcomeText(link)}`;
+    $("note").textContent = `${link.target}: ${outcomeText(link)}`;
   }
 
   close({ document: number, tokens, finish_reason: reason, truncated, grants, links }) {

@@ -5,7 +5,7 @@ import { $, el } from "./dom.js";
 export async function copy(text) {
   if (navigator.clipboard) await navigator.clipboard.writeText(text);
   else copyOldWay(text); // over plain HTTP from another machine there is no clipboard
-  $("status").textContent = "Copied";
+  $("note").textContent = "Copied";
 }
 
 function copyOldWay(text) {
@@ -21,7 +21,7 @@ export function save(name, text) {
   const url = URL.createObjectURL(new Blob([text], { type: "text/markdown;charset=utf-8" }));
   el("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
-  $("status").textContent = `Saved ${name}`;
+  $("note").textContent = `Saved ${name}`;
 }
 
 export const fileName = title => `${title.normalize("NFKC").replace(/[^\p{L}\p{N}]+/gu, "_").replace(/^_+|_+$/g, "").slice(0, 80) || "document"}.md`;

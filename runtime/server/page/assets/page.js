@@ -51,6 +51,7 @@ async function start() {
   if (!$("ask").reportValidity()) return;
   writeAddress();
   showError(null);
+  $("note").textContent = "";
   documents.clear();
   graph.clear();
   attention.ready(false);
