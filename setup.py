@@ -22,7 +22,16 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*", "server/page/assets/*"]},
+    package_data={
+        "ds2ds": [
+            "py.typed",
+            "data/*/*",
+            "data/*/*/*",
+            "native/*.c",
+            "pictures/assets/*",
+            "server/page/assets/*",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -51,6 +60,7 @@ setup(
             "httpx>=0.27",
             "openai>=1.50",
             "schemathesis>=4",
+            "playwright>=1.49",
         ],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],

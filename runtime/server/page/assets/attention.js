@@ -49,8 +49,14 @@ export class Attention {
 
   tokenise(document, tokens) {
     if (document.tokens) return;
-    document.tokens = tokens.map((text, at) =>
-      el("span", { role: "option", id: `token-${document.number}-${at}`, "data-at": at, "aria-selected": "false", class: text ? null : "mark" }, text || "◇"));
+    let end = 0;
+    document.tokens = tokens.map((text, at) => {
+      const start = end;
+      end += text.length;
+      const link = document.links.find(({ place }) => place && start < place[1] && end > place[0]);
+      return el("span", { role: "option", id: `token-${document.number}-${at}`, "data-at": at, "aria-selected": "false",
+        class: text ? link && `linked ${link.outcome}` : "mark" }, text || "◇");
+    });
     document.list = el("div", {
       class: "tokens", role: "listbox", tabindex: 0, "aria-label": `Tokens of ${document.title}`,
       onclick: event => event.target.dataset.at && this.choose(document, Number(event.target.dataset.at)),

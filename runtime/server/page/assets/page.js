@@ -67,7 +67,7 @@ async function start() {
   } catch (error) {
     if (error.name === "AbortError") $("status").textContent = `Stopped · ${count(run.written, "token")}`;
     else showError(error);
-    for (const document of documents.list()) document.article.classList.remove("writing");
+    for (const unfinished of $("result").querySelectorAll(".writing")) unfinished.classList.remove("writing");
   }
   run.abort = null;
   question.close();
