@@ -55,7 +55,9 @@ setup(
             "matplotlib>=3.9",
             # Of what is tested against, or adapted to:
             "transformers>=5",
-            "lm_eval>=0.4.9",
+            "lm_eval[api]>=0.4.9",
+            "pylatexenc>=2.10,<3",
+            "wikitextparser>=0.55",
             *SERVER,
             "httpx>=0.27",
             "openai>=1.50",

@@ -28,6 +28,8 @@ ARCHITECTURES = (80, 90, 100)
 KERNEL_MODULES = (
     "ds2ds.kernels.compaction_triton",
     "ds2ds.kernels.decode_attention",
+    "ds2ds.kernels.decode_tables",
+    "ds2ds.kernels.fused",
     "ds2ds.kernels.sampling.launch",
 )
 

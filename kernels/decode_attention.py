@@ -35,14 +35,14 @@ def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, po
     Args:
         data: [2, heads, slots, head_dim], contiguous, float32, bfloat16 or float16.
         qk: [rows, 2, heads, head_dim], queries and keys, not rotated; contiguous in the last two dimensions.
-        v: [rows, heads, head_dim]; the same.
+        v: [rows, heads, head_dim]; the same. What is not finite is stored as `nan_to_num` would have it.
         cos, sin: float32 [positions, head_dim], the tables of `ds2ds.attention.rotary`.
         position, slot: int32 [rows]; a slot below 0 is a row that is not there.
     """
     _, heads, slots, width = data.shape
     _store[(len(v), heads)](
         data, qk, v, cos, sin, position, slot, slots * width, data.stride(0), qk.stride(0), v.stride(0),
-        WIDTH=width, **_ONE_WARP,
+        WIDTH=width, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,
     )  # fmt: skip
 
 
@@ -86,7 +86,9 @@ def _turned(x, cos, sin, position, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _store(data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, WIDTH: tl.constexpr):
+def _store(
+    data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, WIDTH: tl.constexpr, LARGEST: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     head = tl.program_id(1)
     at = tl.load(slot + row).to(tl.int64)
@@ -99,7 +101,11 @@ def _store(data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, WI
         tl.store(keys + half, k1.to(data.dtype.element_ty))
         tl.store(keys + WIDTH // 2 + half, k2.to(data.dtype.element_ty))
         every = tl.arange(0, WIDTH)
-        tl.store(keys + kind + every, tl.load(v + row * v_row + head * WIDTH + every).to(data.dtype.element_ty))
+        value = tl.load(v + row * v_row + head * WIDTH + every).to(tl.float32)
+        # A row that is NaN is noticed through its key. As a value it would reach whoever has this slot masked, as
+        # FlexAttention does: 0 times NaN, or infinity, is NaN.
+        value = tl.where(value == value, tl.minimum(tl.maximum(value, -LARGEST), LARGEST), 0.0)
+        tl.store(keys + kind + every, value.to(data.dtype.element_ty))
 
 
 @triton.jit
@@ -150,14 +156,15 @@ def builds() -> Iterator[Build]:
     """Every dtype, for heads of 64 and 128."""
     from .build import Build
 
-    for dtype in ("fp32", "bf16", "fp16"):
+    for dtype, kind_of in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        largest = {"LARGEST": torch.finfo(kind_of).max}
         for width in (64, 128):
             arena = {"data": f"*{dtype}", "qk": f"*{dtype}", "cos": "*fp32", "sin": "*fp32"}
             strides = {"plane": "i32", "kind": "i32", "qk_row": "i32"}
             rows = {"position": "*i32", "slot": "*i32"}
             sums = {"total": "*fp32", "summed": "*fp32"}
-            kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, int], dict[str, Any]]] = [
-                (_store, {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32"}, {}, _ONE_WARP),
+            kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, Any], dict[str, Any]]] = [
+                (_store, {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32"}, largest, _ONE_WARP),
                 (_read, {**arena, "parts": "*i32", **sums, **strides, "scale": "fp32"}, {"PART": PART}, _FOUR_WARPS),
                 (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {}, _ONE_WARP),
             ]  # fmt: skip

@@ -14,6 +14,7 @@ from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
 from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
@@ -41,6 +42,9 @@ class Runtime:
         layout_policy: what stands around a document's body, see `ds2ds.documents.layout`; None: what the model's
             config says. Where that says another than "null", no other is taken.
         device: "cpu", "cuda" or "cuda:N"; None: where the model is.
+        link_format: how links are written: "markdown", "wikilinks", "python", "latex", "latex+ref", "arxiv", "null"
+            (none), or a format of another package or your own (`ds2ds.documents.link_formats`); None: as the model was
+            trained.
         arena_tokens: tokens that the KV arena holds; None: a default for the device. Memory never grows beyond it.
         document_store: compute a document once for all requests that bring it in, and keep it while there is room.
             Results are the same without; every request then computes all it reads.
@@ -48,6 +52,8 @@ class Runtime:
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
         attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), "triton" (our own kernels to decode,
             flex for the rest), or "auto": flex on a GPU.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read. It needs a GPU
+            and attention "triton"; "auto": where there are both.
         weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;
             "int8_dynamic" also what is multiplied with them. None: they stay as they are.
         batch_invariant: let nothing that is computed for a request depend, in any bit, on what else is in the batch;
@@ -69,10 +75,12 @@ class Runtime:
         layout_policy: str | None = None,
         device: str | torch.device | None = None,
         *,
+        link_format: str | LinkFormat | None = None,
         arena_tokens: int | None = None,
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         weights: str | None = None,
         batch_invariant: bool = False,
         step_tokens: int | None = None,
@@ -95,12 +103,14 @@ class Runtime:
             model,
             tokenizer=tokenizer,
             layout_policy=layout_policy,
+            link_format=link_format,
             engine=Engine(
                 model,
                 arena_tokens,
                 document_store=document_store,
                 retention=retention,
                 attention=attention,
+                cuda_graphs=cuda_graphs,
                 step_tokens=step_tokens,
                 max_running=max_running,
                 max_queue=max_queue,
@@ -181,7 +191,8 @@ class Runtime:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
         Arguments are checked at once. Closing the iterator cancels the request and frees what it held. `on_link` is
-        called once all events up to the link, the last one LinkAsked, have been read.
+        called once all events up to the link, the last one LinkAsked, have been read. With num_beams above 1 nothing is
+        certain before the end: all events come then, those of the best hypothesis.
         """
         settings = self._config(config, overrides)
         return self._generator.stream(prompt, prompt_tokens, corpus, settings, title, priority, on_link)
@@ -392,6 +403,17 @@ class Runtime:
             raise ConfigError("max_link_depth must be at least 1 for documents to be brought in, got 0")
         new_request = partial(self._generator.new_request, None, (), opened, settings)
         return warm(self.engine, wanted, new_request, progress or (lambda done, total: None))
+
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what a GPU needs, in a minute or more, so that no request has to wait for it.
+
+        On a CPU there is nothing to do.
+
+        Args:
+            rows: for up to so many requests that decode at a time; None: max_running.
+            repetition_penalty: for requests with one, too.
+        """
+        self.engine.warm_up(rows, repetition_penalty=repetition_penalty)
 
     def save_cache(self, path: str | Path) -> int:
         """Write all documents that are computed and shared to a safetensors file, for `load_cache`; returns how many.

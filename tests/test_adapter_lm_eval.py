@@ -7,15 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import oracle
 import pytest
-from scripted import EOS, TOKENIZER, Texts, encode, follow, is_clean, small_model, small_runtime
-
-pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
-
-import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from scripted import EOS, TOKENIZER, Texts, encode, follow, is_clean, small_model, small_runtime
 
 from ds2ds import ConfigError
 from ds2ds.adapters.lm_eval import DS2DSLM

@@ -116,6 +116,23 @@ def test_sampling_draws_among_fifty_unless_told_otherwise() -> None:
     assert (result.generation_config.top_k, result.generation_config.temperature) == (None, 0.0)  # greedy
 
 
+def test_beams_are_searched_and_scored() -> None:
+    adapter = model(max_link_depth=0)
+    settings = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 6, "length_penalty": 0.5}
+    out = adapter.generate(ids("ab", "cd"), return_dict_in_generate=True, **settings)
+    assert out.sequences.shape[0] == 4 and out.sequences_scores.shape == (4,)
+    for row, prompt in enumerate(("ab", "cd")):
+        best = small_runtime().generate(prompt, temperature=0, max_link_depth=0, **settings)
+        for at, expected in enumerate((best, *best.alternatives)):
+            found = out.sequences[2 * row + at].tolist()
+            assert found[: len(expected.root_document.tokens)] == expected.root_document.tokens
+            assert float(out.sequences_scores[2 * row + at]) == pytest.approx(expected.score, abs=1e-4)
+    assert torch.equal(
+        adapter.generate(ids("ab"), num_beams=4, max_new_tokens=6),
+        adapter.generate(ids("ab"), num_beams=4, max_new_tokens=6, temperature=0.3, top_k=5),
+    )  # of no effect where nothing is drawn
+
+
 def test_a_stop_string_ends_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "one;two"})
     out = model().generate(ids("p"), stop_strings=[";"], max_new_tokens=20)
@@ -169,6 +186,8 @@ def test_transformers_own_config_is_read() -> None:
         ({"generation_config": 3}, "generation_config must be transformers' GenerationConfig or a dict, got 3"),
         ({"input_ids": torch.ones(1, 2)}, "inputs or input_ids, and not both"),
         ({"streamer": Collected(), "do_sample": True, "num_return_sequences": 2}, "a streamer needs one row"),
+        ({"streamer": Collected(), "num_beams": 2}, "1 sequences and 2 beams"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences must be at most num_beams 2, got 3"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(call: dict[str, Any], message: str) -> None:

@@ -32,7 +32,7 @@ def corpus(notes: Path) -> str:
     assert result.exit_code == 0, result.output
     assert f"{out}: 2 documents, " in result.stdout
     assert "3 links (1 of them to documents that do not exist)" in result.stdout
-    assert "notes: 2 of 2" in result.stderr
+    assert "documents: 2 of 2" in result.stderr
     return str(out)
 
 

@@ -170,6 +170,10 @@ GIVEN: dict[str, Any] = {
     "stop_token_ids": [7, 9],
     "ignore_eos": True,
     "title_resolution": ["exact", "folded", "edit:0.9"],
+    "num_beams": 1,
+    "length_penalty": 0.5,
+    "early_stopping": "never",
+    "num_return_sequences": 1,
 }
 LISTED_WITH_COMMAS = ("title_resolution",)
 

@@ -53,7 +53,7 @@ def test_interruption_is_130(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("ds2ds.cli.corpus.DocumentCorpus", fail)
+    monkeypatch.setattr("ds2ds.cli.corpus.open_corpus_telling", fail)
     assert call(monkeypatch, "corpus", "info") == code
     assert "Traceback" not in capsys.readouterr().err
 
@@ -62,7 +62,7 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*arguments: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("ds2ds.cli.corpus.DocumentCorpus", fail)
+    monkeypatch.setattr("ds2ds.cli.corpus.open_corpus_telling", fail)
     monkeypatch.setattr(sys, "argv", ["ds2ds", "corpus", "info"])
     with pytest.raises(ValueError, match="a bug"):
         main()

@@ -93,6 +93,12 @@ def test_the_readme_quotes_the_corpus_and_link_figures_as_they_were_measured() -
         f"A corpus of {scale['documents']:,} documents opens in {scale['open_ms']:.0f} ms "
         f"with {scale['memory_mb']:.0f} MB above the interpreter; a title is found in {scale['look_up_us']:.0f} µs"
     ) in readme
+    large = json.loads((RESULTS / "corpus_scale_3500000.json").read_text(encoding="utf-8"))
+    assert round(large["sparse"]["tokens"] / 1e9) == 9 and large["sparse"]["shards"] == 90
+    assert (
+        f"{large['documents']:,} documents with 9 billion tokens open in {large['open_ms']:.0f} ms with "
+        f"{large['memory_mb']:.0f} MB; a title is found in {large['look_up_us']:.0f} µs"
+    ) in readme
     links = json.loads((RESULTS / "links_cpu.json").read_text(encoding="utf-8"))["results"]
     costs = [result["us_per_token"] for result in links]
     assert f"Finding links costs {min(costs):.1f} to {max(costs):.1f} µs a token" in readme

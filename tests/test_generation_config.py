@@ -38,12 +38,17 @@ DEFAULTS = {
     "stop_token_ids": [],
     "ignore_eos": False,
     "title_resolution": [],
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "num_return_sequences": 1,
 }
 
-POSITIVE = ("max_new_tokens", "max_tokens_per_document", "max_context_length")
+BEAMS = ("num_beams", "num_return_sequences")
+POSITIVE = ("max_new_tokens", "max_tokens_per_document", "max_context_length", *BEAMS)
 NOT_NEGATIVE = ("max_auxiliary_documents", "max_link_depth", "eos_token_id", "top_k")
 INTEGERS = (*POSITIVE, *NOT_NEGATIVE, "seed", "top_logprobs")
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
 SWITCHES = (
     "allow_corpus_fallback",
     "process_prompt_links",
@@ -66,7 +71,7 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_in_one_of_the_groups_below() -> None:
-    others = {"eviction_policy", "device", "stop", "stop_token_ids", "title_resolution"}
+    others = {"eviction_policy", "device", "stop", "stop_token_ids", "title_resolution", "early_stopping"}
     assert {field.name for field in fields(GenerationConfig)} == {*INTEGERS, *NUMBERS, *SWITCHES} | others
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("ds2ds ")]
+SERVE = "ds2ds serve "
+LINES = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("ds2ds ")]
+COMMANDS = [line for line in LINES if not line.startswith(SERVE)]
 MAKE = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("make ")]
 
 
@@ -56,6 +60,22 @@ def test_the_commands_run_one_after_the_other(newcomer: Path) -> None:
     assert (newcomer / "out" / "gc" / "result.json").is_file()
     assert (newcomer / "out" / "notes" / "metadata.json").is_file()
     assert (newcomer / "out" / "mine" / "model.safetensors").is_file()
+
+
+def test_what_is_served_is_served_where_it_says(newcomer: Path) -> None:
+    (command,) = [line for line in LINES if line.startswith(SERVE)]
+    assert "http://127.0.0.1:8000/v1" in README  # the default, which here may be in use
+    arguments = [sys.executable, "-m", "ds2ds", *shlex.split(command)[1:], "--port", "0"]
+    with subprocess.Popen(arguments, cwd=newcomer, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            url = line.split(" at ")[1].strip()
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=60) as answer:
+                assert json.load(answer)["data"][0]["id"] == "demo"
+        finally:
+            server.terminate()
+    assert server.returncode in (0, -signal.SIGTERM)  # the latter is what uvicorn ends with, once all is done
 
 
 def test_the_python_runs(newcomer: Path) -> None:

@@ -61,14 +61,17 @@ def sample_on_device(
     settings: Sequence[torch.Tensor],
     penalty: tuple[torch.Tensor, torch.Tensor] | None,
     sizes: Sizes = SIZES,
+    marked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> SampleOutput:
     """Sample a token for each row of logits [B, V], on their device.
 
     Args:
         settings: temperature, top_k, top_p, min_p, seed and position, each [B], as ``sample_rows`` takes them.
         penalty: repetition_penalty [B] and penalty_tokens [B, N].
+        marked: instead of it, what ``mark`` makes of one, on the device: repetition_penalty, `listed` int32 [B, V / 32]
+            and `refused` int32 [B].
 
-    Four launches, one more with a penalty. Values out of range give status INVALID.
+    Four launches, one more with a penalty to mark. Values out of range give status INVALID.
     """
     device = logits.device
     batch, vocab = logits.shape
@@ -89,7 +92,9 @@ def sample_on_device(
     if not batch:
         return out
     listed = refused = by = out.status  # not looked at where there is no penalty
-    if penalty is not None:
+    if marked is not None:
+        by, listed, refused = marked
+    elif penalty is not None:
         by, tokens = (s.to(device, non_blocking=True).contiguous() for s in penalty)
         listed, refused = integers(words), integers()
         mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk, num_warps=MARK_WARPS)
@@ -105,7 +110,7 @@ def sample_on_device(
 
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
     found = (pending, low_key, high_key, count)
-    shared: dict[str, Any] = {"PENALISED": penalty is not None, "enable_fp_fusion": False}
+    shared: dict[str, Any] = {"PENALISED": penalty is not None or marked is not None, "enable_fp_fusion": False}
     per_tile = {"TILE": sizes.tile, **shared}
     per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": capacity, "CHUNK": sizes.chunk,
                "num_warps": sizes.row_warps, **shared}  # fmt: skip

@@ -21,6 +21,7 @@ from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.runtime import Runtime
 
 try:
+    import lm_eval.models  # noqa: F401  the harness lists its own models only where none is registered yet
     from lm_eval import utils
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM

@@ -153,7 +153,7 @@ class TransformersGenerate:
         padded = _padded(sequences, asked.pad, rows.device)
         if not asked.as_dict:
             return padded
-        scores = [one for one in (getattr(result, "score", None) for result in results) if one is not None]
+        scores = [result.score for result in results if result.score is not None]
         return GenerateOutput(padded, torch.tensor(scores) if scores else None, results)
 
     def _run(self, prompts: list[list[int]], corpus: Any, asked: _Asked) -> list[GenerationResult]:

@@ -103,10 +103,11 @@ class FlexPath:
 
     @torch.inference_mode()
     def warm_up(self, decode_rows: int = DECODE.most, prefill_rows: int = PREFILL.most, fan: int = FAN) -> None:
-        """Compile every bucket of up to so many rows, and so many for one tile. Ends the step before."""
+        """Compile every bucket of up to so many rows (0: none), and so many for one tile. Ends the step before."""
         self.latest = None
         for kind, most in zip(self.kinds, (decode_rows, prefill_rows), strict=True):
-            for bucket in {kind.bucket(rows, width) for rows in _powers(most) for width in _powers(min(fan, rows))}:
+            sizes = _powers(most) if most else []
+            for bucket in {kind.bucket(rows, width) for rows in sizes for width in _powers(min(fan, rows))}:
                 kernel = self._kernel(kind, bucket)
                 table = kernel.table(0)
                 table.load([])

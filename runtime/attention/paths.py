@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,14 @@ PATHS = ("auto", "flex", "plain", "triton")
 
 AttentionPath: TypeAlias = Callable[[Sequence[Chunk]], Callable[[int, Tensor, Tensor], Tensor]]
 """Makes of a step's chunks what the backbone calls for each layer (`ds2ds.model.backbone.Attend`)."""
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A path that compiles what it needs at its first use, or before."""
+
+    def warm_up(self, decode_rows: int) -> None:
+        """Compile it for steps of up to so many (token, document) pairs to decode."""
 
 
 def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> AttentionPath:

@@ -59,6 +59,11 @@ class TritonPath:
         rest = self.prefill([chunk for chunk in chunks if len(chunk) > 1])
         return _Both(ours, rest, rows[-len(decode) :], rows[: -len(decode)])
 
+    def warm_up(self, decode_rows: int = 0) -> None:
+        """Compile what prefill needs. Our own kernels are compiled at their first call, in seconds, and never again."""
+        if isinstance(self.prefill, FlexPath):
+            self.prefill.warm_up(decode_rows=0)
+
 
 class TritonDecode:
     """What the backbone calls for each layer of a step of chunks of one token each."""

@@ -108,18 +108,20 @@ class DocumentStore:
         return entry.computed
 
     def found(self, document: Document) -> int:
-        """How many tokens of a root in progress that has no entry yet `reserve` would find computed.
+        """How many tokens of a document that has no entry yet `reserve` would find computed.
 
-        Its keys and values are those of a complete document of the same tokens and grants, such as the prompt of an
-        earlier request. The last token is computed anyway: the next one is drawn from it. So is what the document wants
-        computed (`fresh_from`).
+        Those of the document that it is a fork of (`Document.origin`); and of a root in progress, whose keys and values
+        are those of a complete document of the same tokens and grants, such as the prompt of an earlier request. The
+        last token is computed anyway: the next one is drawn from it. So is what the document wants computed
+        (`fresh_from`).
         """
-        return 0 if self._prompt(document) is None else _copied(document)
+        source = self._source(document)
+        return 0 if source is None else self._shared(document, source)
 
     def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
 
-        A root starts with a copy of what is `found`, unless just this had to go for it.
+        It starts with a copy of what is `found`, unless just this had to go for it.
 
         Args:
             pinned: called if room must be made.
@@ -129,7 +131,6 @@ class DocumentStore:
         """
         if document in self._entries:
             return self._entries[document]
-        prompt = self._prompt(document)
         allocator = self.arena.allocator
         tokens = len(document.tokens) if document.capacity is None else document.capacity
         need = allocator.rounded(tokens)
@@ -144,16 +145,34 @@ class DocumentStore:
             extent = allocator.allocate(tokens)
         if extent is None:
             raise RuntimeError(f"no gap of {need} slots in a compacted arena with {allocator.free} free")
+        source = self._source(document)  # not before room was made, which may have dropped it
         entry = Entry(extent)
         self._use(entry, document)
+        if source is not None:
+            self._count_use(source)
+            entry.computed, entry.stale = self._shared(document, source), source.stale
+            self.slots(entry).copy_(self.slots(source)[..., : entry.computed, :])
+            document.settled = max(document.settled, entry.computed)
+        document.origin = None
         if not document.in_progress:
             self._publish(entry, content_of(document))
-        elif prompt is not None and self._by_key.get(prompt.key or b"") is prompt:
-            self._count_use(prompt)
-            entry.computed = _copied(document)
-            self.slots(entry).copy_(self.slots(prompt)[..., : entry.computed, :])
-            document.settled = max(document.settled, entry.computed)
         return entry
+
+    def inherit(self, document: Document) -> bool:
+        """Let a document have the place of its origin, which is given up for it: nothing need be copied.
+
+        Returns:
+            Whether it has it; not where others use that too, or may find it, or it is gone.
+        """
+        entry = self._entries.get(document.origin) if document.origin is not None else None
+        if entry is None or entry in self.retention or document in self._entries:
+            return False
+        for origin in entry.documents:
+            del self._entries[origin]
+        self._entries[document], entry.documents = entry, {document}
+        entry.computed = self._shared(document, entry)
+        document.origin = None
+        return True
 
     def advance(self, document: Document, stop: int, prefill_seconds: float | None = None) -> None:
         """Note that the document's tokens up to `stop` are computed now.
@@ -257,13 +276,25 @@ class DocumentStore:
         if entry in self.retention:
             self.retention.note(entry)
 
-    def _prompt(self, document: Document) -> Entry | None:
-        """The entry of what a root in progress has been given, where that is all there is of it."""
-        new = document not in self._entries and document.in_progress and len(document.tokens) == document.given
-        if not (self.share and document.parent is None and new and _copied(document)):
+    def _source(self, document: Document) -> Entry | None:
+        """The entry whose tokens a document without one may start with a copy of."""
+        if document in self._entries:
+            return None
+        if document.origin is not None:
+            return self._entries.get(document.origin)
+        new = document.in_progress and len(document.tokens) == document.given
+        if not (self.share and document.parent is None and new and document.fresh_from != 0):
             return None
         entry = self._by_key.get(self.key(prefix_content(document, document.given)))
         return entry if entry is not None and entry.computed == document.given > 0 else None
+
+    def _shared(self, document: Document, source: Entry) -> int:
+        """How many tokens of its source a document may take over: what is to be drawn from has to be computed.
+
+        Of an origin those that were computed when the fork began: what later ones read may differ.
+        """
+        most = len(document.tokens) - 1 if document.origin is None else document.settled
+        return min(source.computed, most if document.fresh_from is None else min(most, document.fresh_from))
 
     def _publish(self, entry: Entry, content: Content) -> None:
         """Make the entry of this content one that may be found, and dropped."""
@@ -311,9 +342,3 @@ class DocumentStore:
         entry.documents = set()
         self.retention.forget(entry)
         self.arena.allocator.release(entry.extent)
-
-
-def _copied(document: Document) -> int:
-    """How many tokens of a root may be copied from a kept prompt."""
-    most = len(document.tokens) - 1
-    return most if document.fresh_from is None else min(most, document.fresh_from)

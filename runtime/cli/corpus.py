@@ -1,4 +1,4 @@
-"""``ds2ds corpus``: make a corpus of notes, and look into one."""
+"""``ds2ds corpus``: make a corpus of a folder, and look into one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
 from ds2ds.cli.progress import open_corpus_telling, progress_bar
-from ds2ds.corpus.build.markdown_folder import TITLES_FROM, build_corpus
+from ds2ds.corpus.build.folder import ENDINGS, FORMATS, build_folder
+from ds2ds.corpus.build.markdown_folder import TITLES_FROM
 from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.corpus.resolving.chain import ResolverChain
@@ -22,27 +24,36 @@ from ds2ds.corpus.resolving.making import prepare_resolvers
 from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.corpus.search import CorpusSearch, corpus_tokenizer, document_text
 from ds2ds.corpus.statistics import sample_links
+from ds2ds.documents.link_formats import DEFAULT_FORMAT
 from ds2ds.errors import CorpusError
 
-app = typer.Typer(no_args_is_help=True, help="Make a corpus of markdown notes, and look into one.")
+app = typer.Typer(no_args_is_help=True, help="Make a corpus of notes or sources, and look into one.")
 
 CorpusOption = Annotated[str, typer.Option("--corpus", "-c", help='Folder of the corpus; "demo" is FOLDOC.')]
 
+_LANGUAGES = {"python": "python", "latex": "latex"}  # of bodies that are no markdown
 _BYTES_PER_WORKER = 1 << 20  # a process takes a second to start, in which one tokenizes about this much
 _MARK = ("\x02", "\x03")  # around the words found, until they are styled
 
 
 def _workers(source: Path) -> int:
-    """As many processes as there are cores to use, unless the notes are too few to be worth it."""
+    """As many processes as there are cores to use, unless the files are too few to be worth it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = sum(file.stat().st_size for file in source.rglob("*.md")) if source.is_dir() else 0
+    endings = {ending for group in ENDINGS.values() for ending in group}
+    files = [file for file in source.rglob("*") if file.suffix in endings and file.is_file()] if source.is_dir() else []
+    size = sum(file.stat().st_size for file in files)
     return max(1, min(cores, size // _BYTES_PER_WORKER))
 
 
 @app.command()
 def build(
-    source: Annotated[Path, typer.Argument(help="Folder of markdown files, such as an Obsidian vault.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of markdown (such as an Obsidian vault), Python or LaTeX files.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the corpus.")],
+    format: Annotated[
+        str, typer.Option(help=f"What the folder holds: {', '.join(FORMATS)}; auto: what most of its files are.")
+    ] = "auto",
     title_from: Annotated[str, typer.Option(help=f"Title without front matter: {' or '.join(TITLES_FROM)}.")] = "name",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: as many as help.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a corpus that is already there.")] = False,
@@ -52,11 +63,12 @@ def build(
     max_tokens_per_shard: Annotated[int, typer.Option(min=1)] = MAX_TOKENS_PER_SHARD,
     search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,
 ) -> None:
-    """Make a corpus of a folder of markdown files."""
-    with progress_bar("notes") as progress:
-        report = build_corpus(
+    """Make a corpus of a folder: its files are the documents, their links or imports or citations the graph."""
+    with progress_bar("documents") as progress:
+        report = build_folder(
             source,
             out,
+            format=format,
             title_from=title_from,
             skip_unreadable=skip_unreadable,
             max_tokens_per_shard=max_tokens_per_shard,
@@ -95,6 +107,7 @@ def info(
             "tokens": f"{tokens:,}",
             "links": f"{edges:,} (pairs of documents)",
             "resolving": f"{share} of {links.found:,} links in {links.documents:,} documents",
+            "format": documents.metadata.link_format or f"{DEFAULT_FORMAT} (not recorded)",
             "tokenizer": f"{documents.metadata.tokenizer}, {documents.metadata.dtype_str}",
             "shards": f"{len(documents.shards.paths):,}, {size / 1e6:,.1f} MB",
             "graph": f"{graph_size / 1e6:,.1f} MB, index {index_size / 1e6:,.1f} MB",
@@ -121,6 +134,7 @@ def show(
         if resolved is None:
             raise CorpusError(_unknown(title, documents))
         text = document_text(documents, resolved, corpus_tokenizer(documents))
+        language = _LANGUAGES.get(documents.metadata.link_format or DEFAULT_FORMAT)
         links = {
             "Links to": documents.graph.outgoing(resolved),
             "Linked from": documents.graph.incoming(resolved),
@@ -128,6 +142,8 @@ def show(
     console = Console()
     if not console.is_terminal:
         typer.echo(f"# {resolved}\n\n{text}\n")
+    elif language is not None:
+        console.print(Text(resolved, style="bold"), Syntax(text or "", language, word_wrap=True), sep="\n\n")
     else:
         console.print(Markdown(f"# {resolved}\n\n{text}"))
         console.print()
@@ -158,7 +174,7 @@ def resolve(
 ) -> None:
     """What each resolver takes a link's target to mean; the first that finds a document leads the link there."""
     names = resolver_order(resolvers)
-    with DocumentCorpus(corpus) as documents, progress_bar("titles") as progress:
+    with open_corpus_telling(corpus) as documents, progress_bar("titles") as progress:
         prepare_resolvers(documents, names, progress)
         found = [ResolverChain([documents.resolver(name)]).find(title) for name in names]
     first = next((match for match in found if match is not None), None)

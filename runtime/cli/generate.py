@@ -21,6 +21,7 @@ from ds2ds.cli.summary import count, document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.corpus.resolving.making import prepare_resolvers
 from ds2ds.corpus.resolving.specification import resolver_order
+from ds2ds.documents.link_formats import link_format as find_format
 from ds2ds.errors import ConfigError
 from ds2ds.generation.events import Done, Event, TokenWritten
 
@@ -165,6 +166,37 @@ def generate(
     top_logprobs: Annotated[
         int | None, _setting("Sampling", "Beside each, those of as many of the likeliest tokens, 0 to 20; default 0.")
     ] = None,
+    link_format: Annotated[
+        str | None,
+        _setting(
+            "Links",
+            "How links are written: markdown, wikilinks, python, latex, latex+ref, arxiv, null (none), or a format of "
+            "another package; default: as the model was trained.",
+        ),
+    ] = None,
+    num_beams: Annotated[
+        int | None,
+        _setting(
+            "Beam search", "Hypotheses that are kept, 1 or more; default 1: tokens are drawn, nothing is searched."
+        ),
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        _setting("Beam search", "Above 0 favours long texts, below 0 short ones, -10 to 10; default 1.0."),
+    ] = None,
+    early_stopping: Annotated[
+        str | None,
+        typer.Option(
+            help="True: end once num-beams texts are finished; False: and none in progress would beat the worst of "
+            "them as it stands; never: and none can, whatever it becomes; default False.",
+            callback=lambda value: {"true": True, "false": False}.get(str(value).lower(), value),
+            rich_help_panel="Beam search",
+        ),
+    ] = None,
+    num_return_sequences: Annotated[
+        int | None,
+        _setting("Beam search", "Put so many of the best into --json and --save, at most num-beams; default 1."),
+    ] = None,
     max_link_depth: Annotated[
         int | None,
         _setting("Links", "How far links are followed, 0 (not at all) or more; the root is at 0; default 1."),
@@ -219,7 +251,9 @@ def generate(
                 prepare_resolvers(opened, resolver_order(title_resolution), progress)
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        runtime = _load(model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens)
+        runtime = _load(
+            model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens, link_format=link_format
+        )
         if cache is not None:
             runtime.load_cache(cache)
         renderer: Renderer | None = None
@@ -298,6 +332,8 @@ def _load(model: str, device: str | None, dtype: str | None, settings: dict[str,
     from ds2ds.runtime import Runtime
 
     GenerationConfig(**settings)  # a bad value is told before a large model is loaded
+    if options.get("link_format") is not None:
+        find_format(options["link_format"])
     return Runtime.from_pretrained(model, device, dtype, **options)
 
 

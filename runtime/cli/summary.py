@@ -53,8 +53,9 @@ def figures(result: GenerationResult, written: int) -> str:
     trace = result.trace
     parts = [f"{count(written, 'token')} written"]
     decoding = trace.seconds["decode"] + trace.seconds["sampling"]
-    if trace.tokens_decoded and decoding:
-        parts[0] += f" at {trace.tokens_decoded / decoding:.1f} tokens/s"
+    decoded = trace.tokens_decoded if result.score is None else written
+    if decoded and decoding:
+        parts[0] += f" at {decoded / decoding:.1f} tokens/s"
     reused = f", {trace.tokens_reused:,} reused" if trace.tokens_reused else ""
     parts.append(f"{trace.tokens_prefilled:,} prefilled{reused}")
     parts.append(count(1 + len(result.auxiliary_documents), "document"))
@@ -73,7 +74,9 @@ def figures(result: GenerationResult, written: int) -> str:
     if trace.evictions:
         parts.append(count(trace.evictions, "eviction"))
     parts.append(f"{trace.seconds['total']:.2f} s")
-    if result.generation_config.temperature:
+    if result.score is not None:
+        parts.append(f"{count(result.generation_config.num_beams, 'beam')}, score {result.score:.4f}")
+    elif result.generation_config.temperature:
         parts.append(f"seed {result.generation_config.seed}")
     return " · ".join(parts)
 

@@ -36,11 +36,13 @@ def token_dtype(dtype_str: str, source: Path) -> np.dtype[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What metadata.json says: the tokenizer's name, the tokens' dtype, the shards' file names in order."""
+    """What metadata.json says: the tokenizer's name, the tokens' dtype, the shards' file names in order, and the format
+    of the documents' links (`ds2ds.documents.link_formats`); None: it does not say, as corpora of others do not."""
 
     tokenizer: str
     dtype_str: str
     shard_filenames: tuple[str, ...]
+    link_format: str | None = None
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -74,16 +76,21 @@ def read_metadata(folder: Path) -> Metadata:
     if not isinstance(dtype_str, str):
         raise CorpusError(f"{path}: dtype_str must be a string, got {dtype_str!r}")
     token_dtype(dtype_str, path)
-    return Metadata(tokenizer, dtype_str, tuple(shards))
+    links = fields.get("link_format")
+    if not isinstance(links, str | None):
+        raise CorpusError(f"{path}: link_format must be a string, got {links!r}")
+    return Metadata(tokenizer, dtype_str, tuple(shards), links)
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write `folder`/metadata.json."""
-    fields = {
+    fields: dict[str, Any] = {
         "tokenizer": metadata.tokenizer,
         "dtype_str": metadata.dtype_str,
         "shard_filenames": list(metadata.shard_filenames),
     }
+    if metadata.link_format is not None:
+        fields["link_format"] = metadata.link_format
     (folder / METADATA_NAME).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

@@ -59,3 +59,12 @@ def find_node(names: Names, title: str) -> int | None:
             if node is not None:
                 return node
     return names.by_key(title_key(title))
+
+
+def find_target(names: Names, target: str, candidates: tuple[str, ...] = ()) -> int | None:
+    """The node that a link means: of its candidates, which are titles spelt just so, the first that there is; without
+    candidates, what ``find_node`` says of its target."""
+    if not candidates:
+        return find_node(names, target)
+    found = (names.by_title(candidate) for candidate in candidates if is_unicode(candidate))
+    return next((node for node in found if node is not None), None)

@@ -45,6 +45,8 @@ class Document:
             may be copied.
         text_end: how many characters of its text count; None: all. A stop string cuts it.
         content: see `content_of`; None until it is asked for.
+        origin: a document whose first tokens, as many as are settled in this one, have the same keys and values; None
+            where there is none, or once this one has its own place in the arena.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Document:
     fresh_from: int | None = None
     text_end: int | None = None
     content: Content | None = None
+    origin: Document | None = None
 
     def __post_init__(self) -> None:
         self.logprobs = [float("nan")] * len(self.tokens)

@@ -58,6 +58,13 @@ class DocumentContext:
         self._replaced: set[Document] = set()
         self._current: Document | None = None
 
+    def restarted(self) -> DocumentContext:
+        """A context with these limits, and a root that starts as this one's did."""
+        limits = (self.max_context_length, self.max_auxiliary_documents, self.eviction_policy)
+        context = DocumentContext(*limits, self.max_tokens_per_document)
+        context.initialize_root(self.root.tokens[: self.root.given], self.root.title)
+        return context
+
     @property
     def current(self) -> Document:
         """Raises RuntimeError when no document is being written."""
@@ -170,6 +177,10 @@ class DocumentContext:
     def find_evicted(self, title: str) -> Document | None:
         """A document that was completed and then evicted, but not replaced."""
         return _by_title([d for d in self.completed if d not in self.window and d not in self._replaced], title)
+
+    def has_title(self, title: str) -> bool:
+        """Whether a document of exactly this title is in the window, or was and is complete."""
+        return any(document.title == title for document in (*self.window, *self.completed))
 
     def get_all_documents(self) -> list[Document]:
         """The root first, then all others that were completed (dependencies first) or are in progress."""

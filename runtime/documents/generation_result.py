@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,9 @@ class Trace:
 
     `tokens_reused` were computed for other requests, or earlier, and were found in the document store: those of
     `documents_reused` documents, and `prompt_tokens_reused` of the prompt. `links_resolved_by` counts, for each
-    resolver, the links whose targets it found in the corpus, followed or not.
+    resolver, the links whose targets it found in the corpus, followed or not. What a hypothesis of a beam search has
+    from another is reused, too; what is computed counts for all hypotheses together, links and evictions are those of
+    the one returned.
     """
 
     forward_passes: int = 0
@@ -118,24 +120,35 @@ class Trace:
         default_factory=lambda: {"prefill": 0.0, "decode": 0.0, "sampling": 0.0, "total": 0.0}
     )
 
-    def count_forward(self, tokens: int, seconds: float, decode: bool) -> None:
-        """Count one forward pass over this many tokens of the request."""
+    def of_hypothesis(self, other: Trace) -> Trace:
+        """The same run, with the links and evictions of one of its hypotheses."""
+        counts = {name: count for name, count in asdict(other).items() if name.startswith("links_")}
+        return replace(self, **counts, evictions=other.evictions, seconds=dict(self.seconds))
+
+    def count_forward(self, prefilled: int, decoded: int, seconds: float) -> None:
+        """Count one forward pass over these tokens of the request; the seconds are shared out between the two kinds."""
         self.forward_passes += 1
-        self.seconds["decode" if decode else "prefill"] += seconds
-        if decode:
-            self.tokens_decoded += tokens
-        else:
-            self.tokens_prefilled += tokens
+        self.tokens_prefilled += prefilled
+        self.tokens_decoded += decoded
+        self.seconds["prefill"] += seconds * prefilled / (prefilled + decoded)
+        self.seconds["decode"] += seconds * decoded / (prefilled + decoded)
 
 
 @dataclass
 class GenerationResult:
-    """The root, the documents it came to link to (dependencies first), the settings, and what the run did."""
+    """The root, the documents it came to link to (dependencies first), the settings, and what the run did.
+
+    Attributes:
+        score: what a beam search ranked it by; None without one.
+        alternatives: what a beam search found besides, the best first, as many as num_return_sequences asks for.
+    """
 
     root_document: GeneratedDocument
     auxiliary_documents: list[GeneratedDocument] = field(default_factory=list)
     generation_config: Any = None
     trace: Trace = field(default_factory=Trace)
+    score: float | None = None
+    alternatives: list[GenerationResult] = field(default_factory=list)
 
     def get_all_documents(self) -> list[GeneratedDocument]:
         """The root first, then the others, dependencies first."""
@@ -159,4 +172,6 @@ class GenerationResult:
             "auxiliary_documents": [document.to_dict() for document in self.auxiliary_documents],
             "generation_config": config.to_dict() if hasattr(config, "to_dict") else config,
             "trace": asdict(self.trace),
+            "score": self.score,
+            "alternatives": [result.to_dict() for result in self.alternatives],
         }

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from ds2ds.documents.link_scanner import LinkScanner, ScannedLink
+from ds2ds.documents import link_formats
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LinkFormat, Scanner
+from ds2ds.documents.link_scanner import ScannedLink
+from ds2ds.errors import ConfigError
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
 
@@ -55,13 +58,15 @@ class _TokenBytes(dict[int, bytes]):
 class LinkStream:
     """A link scanner fed with token ids, each once, at a cost that does not grow with the text."""
 
-    def __init__(self, token_bytes: _TokenBytes, eos_token_id: int | None) -> None:
+    def __init__(self, token_bytes: _TokenBytes, eos_token_id: int | None, scanner: Scanner) -> None:
         self._token_bytes = token_bytes
         self._eos_token_id = eos_token_id
-        self._scanner = LinkScanner()
+        self._scanner = scanner
 
     def feed(self, token_id: int) -> list[ScannedLink]:
-        """The links whose `)` lies in this token, in order. Their offsets count the bytes of all tokens fed.
+        """The links that are complete in this token (markdown: their `)` lies in it), in order.
+
+        Their offsets count the bytes of all tokens fed.
 
         The EOS token ends the document: no link spans it.
 
@@ -79,6 +84,10 @@ class LinkDetector:
 
     Args:
         tokenizer: whatever `ds2ds.tokenizer.as_tokenizer` takes; None for the packaged GPT-2.
+        link_format: how links are written: a name (`ds2ds.documents.link_formats`), or a format of your own.
+
+    Raises:
+        ConfigError: there is no such link format.
     """
 
     # GPT-2's ids of the tokens in most links, for those who write tokens by hand: detection needs no ids.
@@ -89,28 +98,39 @@ class LinkDetector:
     EOS = 50256
     VOCAB_SIZE = 50257
 
-    def __init__(self, tokenizer: Any = None) -> None:
+    def __init__(self, tokenizer: Any = None, link_format: str | LinkFormat = DEFAULT_FORMAT) -> None:
         self.tokenizer = as_tokenizer(tokenizer)
+        self.format = link_formats.link_format(link_format)
         self._token_bytes = _TokenBytes(self.tokenizer)
 
-    def stream(self) -> LinkStream:
-        """A new stream: for text that grows token by token, each token is looked at once."""
-        return LinkStream(self._token_bytes, self.tokenizer.eos_token_id)
+    def stream(self, document_title: str = "") -> LinkStream:
+        """A new stream: for text that grows token by token, each token is looked at once.
+
+        Args:
+            document_title: of the document that is read; relative links (Python's, say) are resolved against it.
+        """
+        return LinkStream(self._token_bytes, self.tokenizer.eos_token_id, self.format.scanner(document_title))
 
     def detect_link_at_position(self, tokens: Any, end_pos: int) -> DetectedLink | None:
         """The link whose `)` lies in `tokens[end_pos]`, or None. Where several end there, the last of them.
 
         Reads the document from its start, O(end_pos), if that token has a `)` at all. To follow a document
-        as it is written, `stream` is cheaper.
+        as it is written, `stream` is cheaper, and knows links of every format: a DetectedLink has markdown's brackets.
 
         Args:
             tokens: ids as a sequence, numpy array or torch tensor, of shape [T] or [1, T].
             end_pos: index of the token, 0 <= end_pos < T.
 
         Raises:
+            ConfigError: the format is not markdown.
             ValueError: `end_pos` is out of range, `tokens` has another shape, or an id is not in the
                 vocabulary.
         """
+        if self.format.name != DEFAULT_FORMAT:
+            raise ConfigError(
+                f"detect_link_at_position finds markdown links, this detector's format is {self.format.name!r}: "
+                "feed the tokens to stream()"
+            )
         ids = _as_ids(tokens)
         if not 0 <= end_pos < len(ids):
             raise ValueError(f"end_pos must be in [0, {len(ids)}), got {end_pos}")

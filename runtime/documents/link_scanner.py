@@ -27,6 +27,7 @@ Where it deviates from CommonMark, on purpose:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ds2ds.documents.link_destination import LEFT_PAREN, NEWLINE, Destination, unescape
@@ -60,7 +61,9 @@ class ScannedLink:
         target: the destination, escapes and entities resolved. May be empty, or external (see `is_external`).
         start: offset of its `[` in the whole stream, in bytes.
         end: offset one past its `)`.
-        middle: offset of the `](` between the two.
+        middle: offset of the `](` between the two; what it is in other formats, each of them says.
+        candidates: titles, spelt exactly so, of which the first that is there is meant; `target` is one of them, and
+            what is written where none is. Empty: `target` alone is meant, looked up as titles are.
     """
 
     text: str
@@ -68,6 +71,11 @@ class ScannedLink:
     start: int
     end: int
     middle: int
+    candidates: tuple[str, ...] = ()
+
+    def choose(self, exists: Callable[[str], bool]) -> str:
+        """The first candidate that exists; `target` if none does."""
+        return next(filter(exists, self.candidates), self.target)
 
 
 class _Opener:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ds2ds.attention.paths import attention_path
+from ds2ds.attention.flex import DECODE, FAN
+from ds2ds.attention.paths import WarmsUp, attention_path
+from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
@@ -19,11 +21,16 @@ from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
 from ds2ds.engine.planning import Planned, attach, plan
+from ds2ds.engine.ranking import rank
 from ds2ds.engine.step import Stopwatch, forward, sample, score
-from ds2ds.engine.work import Ask, Compute, Prefill, Sampled, Score, Work
+from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank, Score
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
+
+if TYPE_CHECKING:
+    from ds2ds.engine.decode_graph.decoder import Decoder
+    from ds2ds.engine.decode_graph.row import Row
 
 
 class Engine:
@@ -44,6 +51,9 @@ class Engine:
         document_store: share complete documents between requests, and keep them while there is room.
         retention: which of those that no request reads go first, a name in `RETENTIONS`.
         attention: what reads the arena, see `attention_path`.
+        cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read
+            (`engine.decode_graph`). It needs a GPU and attention "triton"; "auto": where there are both. A document
+            that begins to decode, or whose view has changed late, may then be one step later than the others.
         step_tokens: most tokens that one step prefills, of all requests together; None: see `STEP_TOKENS`. Smaller ones
             keep the pace of requests that decode, larger ones may prefill faster.
         max_running: most requests that run at a time.
@@ -61,6 +71,7 @@ class Engine:
         document_store: bool = True,
         retention: str = "gdsf",
         attention: str = "auto",
+        cuda_graphs: bool | str = "auto",
         step_tokens: int | None = None,
         max_running: int = MAX_RUNNING,
         max_queue: int = MAX_QUEUE,
@@ -75,6 +86,12 @@ class Engine:
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
+        self.decoder: Decoder | None = None
+        if decodes_in_graphs(cuda_graphs, model.device.type, attention):
+            # Imported here, as it brings in Triton, like attention "triton".
+            from ds2ds.engine.decode_graph.decoder import Decoder
+
+            self.decoder = Decoder(model, self.store, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
         self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
@@ -84,13 +101,18 @@ class Engine:
         """Whether `step` has anything to do. With an answer it may have."""
         return bool(self.running or self.queue)
 
-    def submit(self, coroutine: Work, window: list[Document], trace: Trace, need: int = 0, priority: int = 0) -> Job:
-        """Queue a request; it runs as `step` is called. For `window`, `need` and `priority` see Job.
+    def submit(
+        self, coroutine: AnyWork, window: list[Document], trace: Trace, need: int = 0, priority: int = 0, width: int = 1
+    ) -> Job:
+        """Queue a request; it runs as `step` is called. For `window`, `need`, `priority` and `width` see Job.
 
         Raises:
-            QueueFullError: max_queue requests wait already; ConfigError: priority is no integer.
+            QueueFullError: max_queue requests wait already; ConfigError: priority is no integer, or width is more than
+                max_running.
         """
-        job = Job(coroutine, window, trace, need, check_priority(priority))
+        if width > self.limits.max_running:
+            raise ConfigError(f"{width} documents at a time are more than max_running {self.limits.max_running}")
+        job = Job(coroutine, window, trace, need, check_priority(priority), width)
         self.has_room()
         self.queue.add(job)
         return job
@@ -105,6 +127,14 @@ class Engine:
         """Step until one more request may be submitted."""
         while not self.has_room():
             self.step()
+
+    def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
+        """Compile and capture ahead what steps on a GPU need, so that none waits for it; see `Runtime.warm_up`."""
+        rows = min(rows or self.limits.max_running, self.limits.max_running)
+        if isinstance(self.attention, WarmsUp):
+            self.attention.warm_up(min(rows * FAN, DECODE.most))
+        if self.decoder is not None:
+            self.decoder.warm_up(rows, penalised=repetition_penalty)
 
     def run(self, job: Job, reader: Callable[[Any], Any] | None = None) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
@@ -150,6 +180,8 @@ class Engine:
         self._admit()
         self._pass_prefilled()
         batch = self._plan()
+        if self.decoder is not None:
+            batch = self._decode(self.decoder, batch)
         if not batch:
             return
         with Stopwatch() as watch:
@@ -169,8 +201,10 @@ class Engine:
 
     def _admit(self) -> None:
         """Start queued jobs in their turn, while what all of them may need fits the arena."""
-        while self.queue and len(self.running) < self.limits.max_running:
+        while self.queue:
             job = self.queue.first
+            if sum(job.width for job in (*self.running, job)) > self.limits.max_running:
+                break
             needed = sum(job.need for job in (*self.running, job))
             if self.running and needed > self.store.arena.slots:
                 break
@@ -218,6 +252,31 @@ class Engine:
         attach(self.store, job, work.document)
         return self.store.computed(work.document) == len(work.document.tokens)
 
+    def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
+        """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
+        decoding: dict[Document, Planned] = {}
+        rows: dict[Document, Row] = {}
+        rest: list[Planned] = []
+        for one in batch:
+            work, document = one.job.waiting, one.chunk.document
+            row = None
+            if one.decodes and isinstance(work, Compute) and not work.sampling.top:
+                row = decoder.row(document, work.sampling)
+            if row is None:
+                rest.append(one)
+                continue
+            decoding[document], rows[document] = one, row
+            # What the token after it reads besides: it is about to be launched.
+            for target in targets(document, one.chunk.stop, one.chunk.stop + 1) if document.grants else ():
+                attach(self.store, one.job, target)
+        if rows:
+            with Stopwatch() as watch:
+                drawn = decoder.decode(rows)
+            self._account([decoding[document] for document in drawn], watch.seconds)
+            for document, result in drawn.items():
+                self._hand_over(decoding[document].job, document, result)
+        return rest
+
     def _account(self, batch: Sequence[Planned], seconds: float) -> None:
         """Note what was computed, for whom, and that the batch took so long."""
         rows = sum(len(one.chunk) for one in batch)
@@ -227,10 +286,11 @@ class Engine:
             for job in one.sharing:
                 job.trace.tokens_reused += len(one.chunk)
         for job, parts in of_job.items():
-            decodes = parts[0].decodes  # and then it is all there is of this job
-            job.trace.count_forward(sum(len(one.chunk) for one in parts), seconds, decodes)
+            decoded = sum(one.decodes for one in parts)
+            prefilled = sum(len(one.chunk) for one in parts) - decoded
+            job.trace.count_forward(prefilled, decoded, seconds)
             for one in parts:
-                share = None if decodes else seconds * len(one.chunk) / rows
+                share = None if one.decodes else seconds * len(one.chunk) / rows
                 self.store.advance(one.chunk.document, one.chunk.stop, share)
 
     def _score(self, batch: Sequence[Planned], hidden: Tensor) -> None:
@@ -253,42 +313,58 @@ class Engine:
                 self._send(one.job, [work.found[at] for at in range(work.start, work.stop + 1)])
 
     def _draw(self, batch: Sequence[Planned], hidden: Tensor) -> None:
-        """Draw the next token of each document that was computed to its end for that; hidden is [rows, model_dim]."""
-        drawing: list[tuple[int, Job, Compute]] = []
+        """Draw, or rank, the next tokens of documents that were computed to their end for that; [rows, model_dim]."""
+        drawing: list[tuple[int, Job, Document, Compute]] = []
+        ranking: list[tuple[int, Job, Document, Rank]] = []
         row = -1
         for one in batch:
             row += len(one.chunk)
-            work, document = one.job.waiting, one.chunk.document
-            if isinstance(work, Compute) and work.document is document and one.chunk.stop == len(document.tokens):
-                drawing.append((row, one.job, work))
-        if not drawing:
-            return
+            job, work, document = one.job, one.job.waiting, one.chunk.document
+            if work is None or document not in work.documents or one.chunk.stop < len(document.tokens):
+                continue
+            if isinstance(work, Compute):
+                drawing.append((row, job, document, work))
+            elif isinstance(work, Rank):
+                ranking.append((row, job, document, work))
+        results: list[Any] = []
         with Stopwatch() as watch:
-            drawn = sample(
-                self.model,
-                hidden[[row for row, _, _ in drawing]],
-                [work.document for _, _, work in drawing],
-                [work.sampling for _, _, work in drawing],
-            )
-        for (_, job, _), result in zip(drawing, drawn, strict=True):
+            if drawing:
+                rows, _, documents, works = zip(*drawing, strict=True)
+                results += sample(self.model, hidden[list(rows)], documents, [work.sampling for work in works])
+            if ranking:
+                rows, _, documents, ranks = zip(*ranking, strict=True)
+                results += rank(self.model, hidden[list(rows)], documents, [work.most for work in ranks])
+        for job in {job for _, job, *_ in (*drawing, *ranking)}:
             job.trace.seconds["sampling"] += watch.seconds
-            if isinstance(result, Sampled):
-                self._send(job, result)
-            else:
-                self._finish(job, result)
+        for (_, job, document, _), result in zip((*drawing, *ranking), results, strict=True):
+            self._hand_over(job, document, result)
 
-    def _send(self, job: Job, outcome: Any) -> None:
+    def _hand_over(self, job: Job, document: Document, result: Any) -> None:
+        """Note what was drawn for a document; once there is something for all that a job waits for, it goes on."""
+        if job.done:
+            return  # another of its documents has failed
+        if isinstance(result, GenerationError):
+            self._finish(job, result)
+            return
+        job.drawn[document] = result
+        if not job.pending:
+            work, drawn, job.drawn = job.waiting, job.drawn, {}
+            self._send(job, [drawn[one] for one in work.documents] if isinstance(work, Rank) else result)
+
+    def _send(self, job: Job, answer: Any) -> None:
         """Let a running job go on with what its work came to, up to the next."""
         before = job.waiting
         try:
-            job.waiting = job.coroutine.send(outcome)
+            job.waiting = job.coroutine.send(answer)
         except StopIteration:
             self._finish(job, None)
         except Exception as error:
             # Whatever goes wrong in one request, a corpus that raises included, ends that request alone.
             self._finish(job, error)
         else:
-            if before is not None and job.waiting.document is not before.document:
+            if before is not None and job.waiting.documents != before.documents:
+                if isinstance(job.waiting, Rank):
+                    self._release_abandoned(job)
                 self._share_completed(job)
             if isinstance(job.waiting, Ask):
                 job.question = job.waiting.question
@@ -317,7 +393,38 @@ class Engine:
             if document.depth:
                 self.store.complete(document)
 
+    def _release_abandoned(self, job: Job) -> None:
+        """Release what a search has in its window no more. Of its forks one gets its place, for others to copy from."""
+        kept = set(job.window)
+        heirs: dict[Document, Document] = {}
+        # The fork that has most in common with the origin comes first: it has all that any other has.
+        for document in sorted(job.window, key=lambda document: -document.settled):
+            origin = document.origin
+            if origin in heirs:
+                document.origin = heirs[origin]
+            elif origin is not None and origin not in kept and self.store.inherit(document):
+                heirs[origin] = document
+                job.touched[document] = None
+        kept.update(document.origin for document in job.window if document.origin is not None)
+        for document in [document for document in job.touched if document not in kept]:
+            self.store.release(document)
+            del job.touched[document]
+
     def _release(self, job: Job) -> None:
         for document in job.touched:
             self.store.release(document)
         job.touched.clear()
+
+
+def decodes_in_graphs(cuda_graphs: bool | str, device: str, attention: str) -> bool:
+    """Whether an engine decodes in CUDA graphs, on this type of device with attention of this name.
+
+    Raises:
+        ConfigError: it is asked to and cannot, or cuda_graphs is neither True, False nor "auto".
+    """
+    if cuda_graphs not in (True, False, "auto"):
+        raise ConfigError(f"cuda_graphs must be True, False or 'auto', got {cuda_graphs!r}")
+    possible = device == "cuda" and attention == "triton"
+    if cuda_graphs is True and not possible:
+        raise ConfigError(f"cuda_graphs needs a GPU and attention 'triton', got {device!r} and attention {attention!r}")
+    return possible and bool(cuda_graphs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
-from ds2ds.engine.work import Item, Work
+from ds2ds.engine.work import AnyWork, Item, Rank
 
 
 @dataclass(eq=False)
@@ -16,28 +16,39 @@ class Job:
     window: the documents that it needs in the arena; it may change at any time.
     need: slots of the arena that the request may come to fill; it starts when they are free.
     priority: higher ones go first.
+    width: most documents that one step decodes for it.
     number: how many were submitted before it.
     waiting: the work it asked for last; None before it starts and once it is done.
     question: what it asks its reader and has no answer to; None: nothing.
     answer: to its last question, from when it is given until it runs again.
     narrow: compute no tokens together that read different documents, as there is no room for all of these at a time.
     error: what ended the request early; None while it runs and after it ended well.
+    drawn: what was drawn for the documents of that work so far.
     touched: the documents that use entries of the store for it; they are released when it is done.
     """
 
-    coroutine: Work
+    coroutine: AnyWork
     window: list[Document]
     trace: Trace
     need: int
     priority: int = 0
+    width: int = 1
     number: int = 0
-    waiting: Item | None = None
+    waiting: Item | Rank | None = None
     question: Any = None
     answer: Any = None
     narrow: bool = False
     done: bool = False
     error: Exception | None = None
+    drawn: dict[Document, Any] = field(default_factory=dict)
     touched: dict[Document, None] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> list[Document]:
+        """The documents that are to be computed for it now."""
+        if self.waiting is None:
+            raise RuntimeError("a running job waits for nothing")
+        return [document for document in self.waiting.documents if document not in self.drawn]
 
 
 def turn(job: Job) -> tuple[int, int]:

@@ -23,7 +23,8 @@ MAX_QUEUE = 1024
 class Limits:
     """Attributes:
     step_tokens: most tokens that one step prefills, of all requests together. Decoded ones come on top.
-    max_running: most requests that run at a time, and so the most tokens that one step decodes.
+    max_running: most requests that run at a time, and so the most tokens that one step decodes. A request that decodes
+        several documents at a time counts as so many.
     max_queue: most requests that wait to start.
 
     Raises:

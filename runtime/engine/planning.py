@@ -10,7 +10,7 @@ from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.entry import Entry
 from ds2ds.documents.document import Document
 from ds2ds.engine.job import Job
-from ds2ds.engine.work import Computation
+from ds2ds.engine.work import Score
 from ds2ds.errors import ArenaFullError
 
 PREFILL_CHUNK = 512
@@ -60,9 +60,9 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Se
     step = _Step(store, (*jobs, *parked))
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
-    for job in jobs:
+    for job, document in [(one, document) for one in jobs for document in one.pending]:
         # Where there are more jobs than tokens, the last ones have to wait.
-        one, others = step.take_first(job, may_prefill=len(prefills) < step_tokens)
+        one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
         if one is not None and not one.decodes:
             prefills.append(one)
         if others is not None:
@@ -107,16 +107,16 @@ class _Step:
         self.planned: dict[Entry, Planned] = {}
         self.full: ArenaFullError | None = None
 
-    def take_first(self, job: Job, may_prefill: bool) -> tuple[Planned | None, Iterator[Chunk] | None]:
-        """Plan what a job cannot go on without, unless another job computes it.
+    def take_first(
+        self, job: Job, document: Document, may_prefill: bool
+    ) -> tuple[Planned | None, Iterator[Chunk] | None]:
+        """Plan what a job cannot go on with a document without, unless it is computed already in this step.
 
         Returns:
-            It, and what else is ready to be computed for the job; both None if the job has to wait.
+            It, and what else is ready to be computed for the document; both None if the document has to wait.
         """
-        if job.waiting is None:
-            raise RuntimeError("a running job waits for nothing")
         while True:
-            chunks = ready(self.store, job, job.waiting.document, self.used, set())
+            chunks = ready(self.store, job, document, self.used, set())
             chunk = next(chunks)
             if self._shares(job, chunk):
                 return None, chunks
@@ -182,7 +182,7 @@ def ready(
     """
     attach(store, job, document)
     work = job.waiting
-    last = work.stop if isinstance(work, Computation) and work.document is document else len(document.tokens)
+    last = work.stop if isinstance(work, Score) and work.document is document else len(document.tokens)
     start = store.computed(document) or store.found(document)
     stop = min(last, start + PREFILL_CHUNK)
     if job.narrow:

@@ -51,20 +51,20 @@ def sample(
         penalty_tokens=_padded(documents) if penalised else None,
     )
     likeliest = _likeliest(logits, [s.top for s in settings])
-    results: list[Sampled | GenerationError] = []
-    for document, token, logprob, status, top in zip(
-        documents, drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), likeliest, strict=True
-    ):
-        if status:
-            results.append(
-                GenerationError(
-                    f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
-                    f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
-                )
-            )
-        else:
-            results.append(Sampled(token, logprob, top))
-    return results
+    columns = (drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.status.tolist(), likeliest)
+    return [outcome(document, *values) for document, *values in zip(documents, *columns, strict=True)]
+
+
+def outcome(
+    document: Document, token: int, logprob: float, status: int, top: tuple[tuple[int, float], ...] = ()
+) -> Sampled | GenerationError:
+    """What the sampler said of a document's next token, see `SampleStatus`."""
+    if not status:
+        return Sampled(token, logprob, top)
+    return GenerationError(
+        f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
+        f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
+    )
 
 
 @torch.inference_mode()

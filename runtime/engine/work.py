@@ -26,48 +26,47 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Compute:
+class _OfOne:
+    """Work on one document."""
+
+    document: Document
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return (self.document,)
+
+
+@dataclass(frozen=True)
+class Compute(_OfOne):
     """Compute the tokens of the document that are not computed yet (first, all that they read), and draw the next.
 
     The coroutine is sent a Sampled. The document's last token must not be computed yet.
     """
 
-    document: Document
     sampling: Sampling
 
-    @property
-    def stop(self) -> int:
-        """How many of the document's tokens are to be computed."""
-        return len(self.document.tokens)
-
 
 @dataclass(frozen=True)
-class Prefill:
+class Prefill(_OfOne):
     """Compute the tokens of a complete document, and first all that they read. The coroutine is sent None."""
 
-    document: Document
-
-    @property
-    def stop(self) -> int:
-        return len(self.document.tokens)
-
 
 @dataclass(frozen=True)
-class Ask:
-    """Ask whoever reads the request. The coroutine is sent the answer, whenever it comes; others go on meanwhile.
+class Rank:
+    """Compute several documents in progress, each as for Compute, and find the `most` likeliest next tokens of each.
 
-    Attributes:
-        document: the one that cannot go on without the answer.
-        question: what the reader is shown; anything but None, the engine does not look at it.
+    The coroutine is sent for each document a list of Sampled, the likeliest first and ties by the lower id. It is
+    shorter where fewer tokens have a probability above 0. Documents that have left the job's window are not needed any
+    more: what is being written gives up its room.
     """
 
-    document: Document
-    question: Any
+    documents: tuple[Document, ...]
+    most: int
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A token and its natural-log probability under the model's raw distribution.
+    """A token, drawn, ranked or scored, and its natural-log probability under the model's raw distribution.
 
     Attributes:
         top: the likeliest tokens and their log-probabilities, likeliest first, as many as were asked for.
@@ -79,7 +78,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(_OfOne):
     """Compute the document's tokens but for the last one (first, all that they read), and say how likely they were.
 
     The coroutine is sent a list[Sampled], one for each token from `start` on, given those before it. The tokens from
@@ -91,20 +90,33 @@ class Score:
         found: the engine's: what it has computed so far, by position.
     """
 
-    document: Document
     start: int
     top: int = 0
     found: dict[int, Sampled] = field(default_factory=dict, compare=False)
 
     @property
     def stop(self) -> int:
+        """How many of the document's tokens are to be computed."""
         return len(self.document.tokens) - 1
 
 
-Computation: TypeAlias = Compute | Prefill | Score
+@dataclass(frozen=True)
+class Ask(_OfOne):
+    """Ask whoever reads the request. The coroutine is sent the answer, whenever it comes; others go on meanwhile.
 
-Item: TypeAlias = Computation | Ask
+    Attributes:
+        document: the one that cannot go on without the answer.
+        question: what the reader is shown; anything but None, the engine does not look at it.
+    """
+
+    question: Any
+
+
+Item: TypeAlias = Compute | Prefill | Score | Ask
 
 Work: TypeAlias = Generator[Item, Any, None]
 """A coroutine of generation; after Compute it is sent a Sampled, after Score a list of them, after Prefill None, after
 Ask the answer."""
+
+AnyWork: TypeAlias = Generator[Item | Rank, Any, None]
+"""The same, or one that searches; after Rank it is sent list[list[Sampled]]."""

@@ -13,6 +13,8 @@ from ds2ds.corpus.resolving.resolving_corpus import ResolvingCorpus
 from ds2ds.documents.document import Document
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.link_formats import LinkFormat, same_family
+from ds2ds.documents.link_scanner import ScannedLink
 from ds2ds.documents.title_match import Match
 from ds2ds.errors import ConfigError, CorpusError
 from ds2ds.generation.pairing import check_ids
@@ -54,7 +56,8 @@ class CorpusSource:
         title_resolution: the resolvers to try, as in GenerationConfig; none: those of a ResolvingCorpus, or exact.
 
     Raises:
-        ConfigError: a resolver cannot be made; CorpusError: what it needs is damaged.
+        ConfigError: a resolver cannot be made, or the corpus says that its links are of another format; CorpusError:
+            what a resolver needs is damaged.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class CorpusSource:
         layout: Layout,
         vocab_size: int,
         title_resolution: Sequence[str] = (),
+        link_format: LinkFormat | None = None,
     ) -> None:
         self._others = ResolverChain(())
         if corpus is not None:
@@ -71,6 +75,12 @@ class CorpusSource:
             # The first one is exact, which `resolve` is.
             asked_for = ResolverChain([resolving.resolver(text) for text in title_resolution[1:]])
             self._others = asked_for if title_resolution else resolving.others
+        written = getattr(getattr(corpus, "metadata", None), "link_format", None)
+        if written is not None and link_format is not None and not same_family(written, link_format.name):
+            raise ConfigError(
+                f"the corpus has links of the format {written!r}, the runtime reads {link_format.name!r}: choose "
+                f"another corpus, or link_format={written!r}"
+            )
         self.corpus = corpus
         self.layout = layout
         self.vocab_size = vocab_size
@@ -80,18 +90,25 @@ class CorpusSource:
         match = None if self.corpus is None else ExactResolver(self.corpus).find(title)
         return None if match is None else match.title
 
-    def match(self, title: str, context: DocumentContext) -> Match | None:
-        """The document of the corpus that a link means, or None.
+    def match(self, link: ScannedLink, title: str, context: DocumentContext) -> Match | None:
+        """The document of the corpus that a link means by a title (`choose_title`), or None.
 
-        What the corpus has under just this title comes first, then the request's own documents of this title, which
-        are for `context` to give; only then whatever the other resolvers take it to mean.
+        A link that has candidates means one of them just so, or nothing. For any other, what the corpus has under just
+        this title comes first, then the request's own documents of this title, which are for `context` to give; only
+        then whatever the other resolvers take it to mean.
         """
         canonical = self.resolve(title)
+        if link.candidates:
+            return Match(title, ExactResolver.name) if canonical == title else None
         if canonical is not None:
             return Match(canonical, ExactResolver.name)
         if context.find(title) is not None or context.find_evicted(title) is not None:
             return None
         return self._others.find(title)
+
+    def choose_title(self, link: ScannedLink, context: DocumentContext) -> str:
+        """The title that a link means: of its candidates the first that is in the corpus, or that the request has."""
+        return link.choose(lambda title: self.resolve(title) == title or context.has_title(title))
 
     def tokens(self, title: str) -> list[int]:
         """A document's tokens as the model reads them: layout prefix, body, layout suffix. Empty if the body is.
@@ -115,6 +132,10 @@ class CorpusSource:
         """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
         check_ids(title, tokens, self.vocab_size)
 
+    def remembered(self) -> CorpusSource:
+        """The same source, which asks its corpus about each title once."""
+        return _Remembered(self)
+
     def same(self, document: Document | None, canonical: str | None) -> Document | None:
         """`document`, which was found by its folded title, or None if the corpus knows it as another document.
 
@@ -123,3 +144,20 @@ class CorpusSource:
         if document is None or canonical is None or document.title == canonical:
             return document
         return document if self.resolve(document.title) in (None, canonical) else None
+
+
+class _Remembered(CorpusSource):
+    def __init__(self, source: CorpusSource) -> None:
+        vars(self).update(vars(source))
+        self._resolved: dict[str, str | None] = {}
+        self._tokens: dict[str, list[int]] = {}
+
+    def resolve(self, title: str) -> str | None:
+        if title not in self._resolved:
+            self._resolved[title] = super().resolve(title)
+        return self._resolved[title]
+
+    def tokens(self, title: str) -> list[int]:
+        if title not in self._tokens:
+            self._tokens[title] = super().tokens(title)
+        return self._tokens[title]

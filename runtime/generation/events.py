@@ -51,6 +51,7 @@ class LinkClosed:
     """A link closed in `title`; tokens from `position` on read its target, where it has one.
 
     Attributes:
+        target: as written; of a link with candidates the one that was chosen.
         outcome: "corpus", "generated", "in_view", "supplied", "skipped" (by who was asked), or "not_followed".
         reason: why it was not followed, or is followed but not read (the model's mask_type is not cross_doc_link).
         resolved_by: the resolver that found the target in the corpus; None: none did.

@@ -23,6 +23,18 @@ SWITCHES = (
     "prompt_logprobs",
     "ignore_eos",
 )
+_BEAMS = ("num_beams", "num_return_sequences")
+
+_WITH_BEAMS = {
+    "temperature": (1.0, 0.0),
+    "top_k": (None, 0),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+    "prompt_logprobs": (False,),
+    "top_logprobs": (0,),
+}
+"""What the settings may be that a beam search cannot do with: those of sampling, since nothing is drawn, off."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,13 @@ class GenerationConfig:
         logprobs: return every written token's log-probability.
         prompt_logprobs: return those of the prompt's tokens too, each given those before it.
         top_logprobs: beside each of these, as many of the likeliest tokens there, 0 to 20.
+        num_beams: hypotheses that a beam search keeps (see `ds2ds.generation.beam_search`); 1: tokens are drawn. A
+            search draws nothing: temperature must be 1 or 0 then, and what else changes a distribution be off.
+        length_penalty: the score of a hypothesis is its log-probability over (tokens written) ** length_penalty; above
+            0 favours long ones. Like the two below, of no effect without beams.
+        early_stopping: when a search ends. True: num_beams hypotheses are finished; False: and none in progress would
+            beat the worst of them if it ended now; "never": and none can whatever it writes.
+        num_return_sequences: results to return, the best and its alternatives, at most num_beams.
         title_resolution: how a link's target finds its document, in order: "exact", the corpus' own rule, always the
             first; "folded", without case, punctuation, diacritics and spacing; "redirects[=FILE]", other names from a
             JSON file, or the corpus' redirects.json; "edit[:MINIMUM]", the likest title by edit distance;
@@ -88,9 +107,13 @@ class GenerationConfig:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     title_resolution: str | Sequence[str] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length"):
+        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length", *_BEAMS):
             if self._integer(name) < 1:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("max_auxiliary_documents", "max_link_depth", "eos_token_id"):
@@ -119,6 +142,7 @@ class GenerationConfig:
         self._check_stop()
         self._check_stop_token_ids()
         self._check_title_resolution()
+        self._check_beams()
         if self.device is not None:
             parse_device(self.device)
 
@@ -143,6 +167,20 @@ class GenerationConfig:
             object.__setattr__(self, "title_resolution", resolver_order(given) if given else ())
         except ConfigError as error:
             raise ConfigError(f"title_resolution: {error}") from error
+
+    def _check_beams(self) -> None:
+        if not abs(self._number("length_penalty")) <= 10:
+            raise ConfigError(f"length_penalty must be in [-10, 10], got {self.length_penalty}")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ConfigError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        if self.num_return_sequences > self.num_beams:
+            raise ConfigError(
+                f"num_return_sequences must be at most num_beams {self.num_beams}, got {self.num_return_sequences}"
+            )
+        for name, allowed in _WITH_BEAMS.items():
+            if self.num_beams > 1 and getattr(self, name) not in allowed:
+                wanted = " or ".join(map(str, allowed))
+                raise ConfigError(f"{name} must be {wanted} with num_beams above 1, got {getattr(self, name)}")
 
     def _integer(self, name: str) -> int:
         value = getattr(self, name)

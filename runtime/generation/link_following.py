@@ -64,7 +64,7 @@ class LinkFollower:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.context = request.context
-        self.detector = LinkDetector(request.tokenizer)
+        self.detector = LinkDetector(request.tokenizer, request.link_format)
         self._asked = 0
 
     def write_root(self) -> Work:
@@ -106,7 +106,7 @@ class LinkFollower:
 
     def _write(self, document: Document) -> Work:
         """Write the current document to its end, following its links, and close it."""
-        stream = self.detector.stream()
+        stream = self.detector.stream(document.title)
         for token in document.tokens:
             stream.feed(token)
 
@@ -119,22 +119,23 @@ class LinkFollower:
 
     def _resolve_links(self, document: Document) -> Work:
         """Bring in what a document links to before it is computed (dependencies first)."""
-        for known in find_links(self.detector, document.tokens):
+        for known in find_links(self.detector, document.tokens, document.title):
             yield from self._follow(document, known.link, known.position)
 
     def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
         """Bring in a link's target, if it has one, and let the parent read it from `position` on."""
-        found = self._locate(parent, link.target)
+        found = self._locate(parent, link)
         if self.request.interactive and found.outcome != "not_followed":
             found = yield from self._ask(parent, link, position, found)
         self._count(found)
+        written = link.choose(lambda title: title == found.title)
         reads = self.request.mask_type == READS_LINKS
         reason = found.reason or ("" if reads else f"not read: the model's mask_type is {self.request.mask_type}")
         self.request.emit(
             LinkClosed(
                 self.request.title(parent),
                 link.text,
-                link.target,
+                written,
                 position,
                 found.outcome,
                 reason,
@@ -149,7 +150,7 @@ class LinkFollower:
         if target in self.context.window:
             self.context.note_link(target)
             if reads:
-                parent.add_grant(position, target, link.target, found.match)
+                parent.add_grant(position, target, written, found.match)
 
     def prefill(self, title: str) -> Generator[Item, Any, Document]:
         """Compute a document of the corpus as a link of the root to it would bring it in. The root is not computed.
@@ -157,7 +158,7 @@ class LinkFollower:
         Raises:
             CorpusError: no link to it would be followed.
         """
-        found = self._locate(self.context.root, title)
+        found = self._locate(self.context.root, ScannedLink(title, title, 0, 0, 0))
         if found.outcome != "corpus":
             raise CorpusError(f"document {title!r} cannot be brought in: {found.reason or 'not in the corpus'}")
         document = yield from self._bring_in(found)
@@ -185,15 +186,16 @@ class LinkFollower:
             self.context.readmit(target)
         return target
 
-    def _locate(self, parent: Document, title: str) -> Target:
+    def _locate(self, parent: Document, link: ScannedLink) -> Target:
         """Where a link leads, if there can be room for it."""
         request, config, context = self.request, self.request.config, self.context
         forbidden = self._may_follow(parent)
         if forbidden is not None:
             return _nowhere(forbidden)
+        title = request.corpus.choose_title(link, context)
         if not title or is_external(title):
             return _nowhere("an external address" if title else "empty target")
-        match = request.corpus.match(title, context)
+        match = request.corpus.match(link, title, context)
         canonical = None if match is None else match.title
         title = canonical or title
         known = request.corpus.same(context.find(title), canonical)

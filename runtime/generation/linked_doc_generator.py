@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import torch
 
+from ds2ds.documents import link_formats
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
 from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
+from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.choices import OnLink, check_on_link
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
@@ -31,19 +34,30 @@ from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
 @dataclass(frozen=True)
 class Running:
-    """A request given to the engine."""
+    """A request given to the engine. `search` is what writes it where it has beams."""
 
     request: Request
     job: Job
     started: float
+    search: BeamSearch | None = None
 
     def result(self) -> GenerationResult:
-        """The documents as they stand; complete once the job is done."""
-        request = self.request
-        root, *rest = (request.record(document) for document in request.context.get_all_documents())
-        request.trace.evictions = request.context.evictions
-        request.trace.seconds["total"] = time.perf_counter() - self.started
-        return GenerationResult(root, rest, request.config, request.trace)
+        """The documents as they stand, of a search those of what is finished; complete once the job is done."""
+        trace = self.request.trace
+        trace.seconds["total"] = time.perf_counter() - self.started
+        if self.search is None:
+            return _result(self.request)
+        best, *others = (
+            replace(result, score=score, trace=trace.of_hypothesis(result.trace))
+            for result, score in ((_result(one.request), self.search.score(one)) for one in self.search.best)
+        )
+        return replace(best, alternatives=others)
+
+
+def _result(request: Request) -> GenerationResult:
+    root, *rest = (request.record(document) for document in request.context.get_all_documents())
+    request.trace.evictions = request.context.evictions
+    return GenerationResult(root, rest, request.config, request.trace)
 
 
 class LinkedDocumentGenerator:
@@ -55,6 +69,8 @@ class LinkedDocumentGenerator:
         tokenizer_decode: ids to text.
         tokenizer: instead of the two, whatever `ds2ds.tokenizer.as_tokenizer` takes.
         layout_policy: what stands around a document's body, whatever the model's config says; None: that.
+        link_format: how links are written: a name, or a format of your own (`ds2ds.documents.link_formats`); None: what
+            the model's config says.
         engine: an engine of this model, to share its arena with other requests; None: one of its own.
 
     Raises:
@@ -69,6 +85,7 @@ class LinkedDocumentGenerator:
         *,
         tokenizer: Any = None,
         layout_policy: str | None = None,
+        link_format: str | LinkFormat | None = None,
         engine: Engine | None = None,
     ) -> None:
         if not isinstance(model, DS2DSModel):
@@ -83,6 +100,7 @@ class LinkedDocumentGenerator:
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
         self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
         check_tokenizer(model.config, self.tokenizer)
+        self.link_format = link_formats.link_format(model.config.link_detector if link_format is None else link_format)
         self.engine = engine or Engine(model)
 
     def generate(
@@ -168,7 +186,12 @@ class LinkedDocumentGenerator:
         Raises:
             QueueFullError: the engine's queue is full; ConfigError: priority is no integer.
         """
-        return self._submit(request, LinkFollower(request).write_root(), priority)
+        if request.config.num_beams == 1:
+            return self._submit(request, LinkFollower(request).write_root(), priority)
+        search, beams = BeamSearch(request), request.config.num_beams
+        need = beams * self._need(request.config)
+        job = self.engine.submit(search.run(), search.window, request.trace, need, priority, beams)
+        return Running(request, job, time.perf_counter(), search)
 
     def submit_score(self, request: Request, priority: int = 0) -> Running:
         """Queue a request that says how likely its prompt is, and writes nothing; its settings are those of `scoring`.
@@ -198,6 +221,11 @@ class LinkedDocumentGenerator:
             ConfigError, ValueError, CorpusError: an argument does not fit.
         """
         config = fit_config(config, self.model)
+        if interactive and config.num_beams > 1:
+            raise ConfigError(f"links cannot be decided one by one in a beam search: num_beams is {config.num_beams}")
+        most = self.engine.limits.max_running
+        if config.num_beams > most:
+            raise ConfigError(f"num_beams must be at most the runtime's max_running {most}, got {config.num_beams}")
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
         context = DocumentContext(
@@ -208,10 +236,12 @@ class LinkedDocumentGenerator:
         )
         context.initialize_root(tokens, title)
         vocab_size = self.model.config.vocab_size
-        source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution)
+        source = CorpusSource(open_corpus(corpus), layout, vocab_size, config.title_resolution, self.link_format)
         check_corpus(source.corpus, layout, vocab_size, self.tokenizer)
-        mask_type = self.model.config.mask_type
-        return Request(config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number)
+        mask_type, links = self.model.config.mask_type, self.link_format
+        return Request(
+            config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number, links
+        )
 
     def _root(
         self, prompt: str | None, prompt_tokens: Iterable[int] | None, title: str | None, layout: Layout
@@ -269,4 +299,6 @@ def resolve_config(
 
 def scoring(config: GenerationConfig) -> GenerationConfig:
     """These settings, for a request that only says how likely its prompt is."""
-    return config.with_overrides(allow_corpus_fallback=False, prompt_logprobs=True, seed=0)
+    return config.with_overrides(
+        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
 from ds2ds.documents.link_detector import LinkDetector
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LinkFormat
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.generation_config import GenerationConfig
@@ -23,9 +24,9 @@ class KnownLink:
     link: ScannedLink
 
 
-def find_links(detector: LinkDetector, tokens: Sequence[int]) -> list[KnownLink]:
-    """All links in these tokens, in order of their closing parenthesis."""
-    stream = detector.stream()
+def find_links(detector: LinkDetector, tokens: Sequence[int], document_title: str = "") -> list[KnownLink]:
+    """All links in these tokens of the document of this title, in the order in which they are complete."""
+    stream = detector.stream(document_title)
     return [KnownLink(index + 1, link) for index, token in enumerate(tokens) for link in stream.feed(token)]
 
 
@@ -36,11 +37,18 @@ class PromptLinkProcessor:
         tokenizer: as `ds2ds.tokenizer.as_tokenizer` takes it; None: GPT-2.
         layout_policy: what stands around a document's body, see `ds2ds.documents.layout`.
         vocab_size: of the model that will read the documents; None: the tokenizer's.
+        link_format: how links are written, see `ds2ds.documents.link_formats`.
     """
 
-    def __init__(self, tokenizer: Any = None, layout_policy: str = "null", vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        layout_policy: str = "null",
+        vocab_size: int | None = None,
+        link_format: str | LinkFormat = DEFAULT_FORMAT,
+    ) -> None:
         self.tokenizer = as_tokenizer(tokenizer)
-        self.detector = LinkDetector(self.tokenizer)
+        self.detector = LinkDetector(self.tokenizer, link_format)
         self.layout_policy = layout_policy
         self.vocab_size = vocab_size or self.tokenizer.vocab_size or 2**31
 
@@ -58,15 +66,17 @@ class PromptLinkProcessor:
         """
         reader = context.current
         layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
-        source = CorpusSource(open_corpus(corpus), layout, self.vocab_size, title_resolution=config.title_resolution)
+        source = CorpusSource(
+            open_corpus(corpus), layout, self.vocab_size, config.title_resolution, self.detector.format
+        )
         missing: list[str] = []
         if not config.process_prompt_links or config.max_link_depth == 0:
             return missing
-        for known in find_links(self.detector, prompt_tokens):
-            title = known.link.target
+        for known in find_links(self.detector, prompt_tokens, reader.title):
+            title = source.choose_title(known.link, context)
             if not title or is_external(title):
                 continue
-            match = source.match(title, context)
+            match = source.match(known.link, title, context)
             canonical = None if match is None else match.title
             target = source.same(context.find(canonical or title), canonical)
             if target is None and canonical is not None:

@@ -15,6 +15,7 @@ from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GeneratedDocument, Grant, Trace
 from ds2ds.documents.layout import Layout
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
 from ds2ds.documents.title_match import found_by
 from ds2ds.engine.work import Sampling
 from ds2ds.errors import ConfigError
@@ -75,6 +76,7 @@ class Request:
     mask_type: str = READS_LINKS
     interactive: bool = False
     number: int = 0
+    link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
     titles: dict[Document, str] = field(default_factory=dict)
 
     def sampling(self, document: Document) -> Sampling:

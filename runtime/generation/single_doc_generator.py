@@ -11,6 +11,7 @@ from ds2ds.documents.generation_result import Trace
 from ds2ds.documents.layout import Layout
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.work import Compute, Work
+from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
 from ds2ds.generation.events import TokenWritten
 from ds2ds.generation.generation_config import GenerationConfig
@@ -97,9 +98,15 @@ class SingleDocumentGenerator:
             The number of tokens written.
 
         Raises:
-            RuntimeError: no document is being written; ConfigError: a setting does not fit the model.
+            RuntimeError: no document is being written; ConfigError: a setting does not fit the model, or num_beams is
+                above 1.
         """
         document = context.current
+        if config.num_beams > 1:
+            raise ConfigError(
+                f"num_beams must be 1 for a document in a given context, got {config.num_beams}: search with "
+                "Runtime.generate, where max_link_depth=0 looks at no links"
+            )
         config = fit_config(config, model)
         longest = min(config.max_tokens_per_document, config.max_context_length)
         context.max_context_length = config.max_context_length

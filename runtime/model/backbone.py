@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds2ds.model.config import ModelConfig
+from ds2ds.model.fusion import fused, fuses
 from ds2ds.model.linear import gated_unit, linear
 from ds2ds.native import operations as native
 
@@ -21,7 +22,17 @@ qk is [rows, 2, heads, head_dim]: queries and keys, normed, not yet rotated.
 
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm over the last dimension, without weights."""
-    return native.rms_norm(x) if len(x) and native.takes(x) else F.rms_norm(x, (x.shape[-1],))
+    if len(x) and native.takes(x):
+        return native.rms_norm(x)
+    return fused().rms_norm(x) if fuses(x) else F.rms_norm(x, (x.shape[-1],))
+
+
+def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x + y, and the norm of that."""
+    if fuses(x):
+        return fused().add_norm(x, y)
+    total = x + y
+    return total, rms_norm(total)
 
 
 class Attention(nn.Module):
@@ -57,8 +68,8 @@ class Layer(nn.Module):
         self.mlp = GLU(config)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        x = x + self.attn(rms_norm(x), layer, attend)
-        return x + self.mlp(rms_norm(x))
+        x, normed = add_norm(x, self.attn(rms_norm(x), layer, attend))
+        return x + self.mlp(normed)
 
 
 class Backbone(nn.Module):
@@ -75,7 +86,7 @@ class Backbone(nn.Module):
         pushed: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             if index >= half and pushed:
-                x = x + self.skip_weights[index - half] * pushed.pop()
+                x = torch.addcmul(x, self.skip_weights[index - half], pushed.pop())
             x = layer(x, index, attend)
             if index < half:
                 pushed.append(x)

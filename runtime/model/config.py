@@ -7,6 +7,7 @@ from typing import Any
 
 from ds2ds.attention.masks import MASKS
 from ds2ds.documents.layout import LAYOUT_POLICIES
+from ds2ds.documents.link_formats import link_format
 from ds2ds.errors import ConfigError
 
 POSITIVE_INTEGERS = ("vocab_size", "num_layers", "model_dim", "num_heads", "max_seq_len")
@@ -40,6 +41,9 @@ class ModelConfig:
             raise ConfigError(f"mask_type must be one of {sorted(MASKS)}, got {self.mask_type!r}")
         if self.layout_policy not in LAYOUT_POLICIES:
             raise ConfigError(f"layout_policy must be one of {LAYOUT_POLICIES}, got {self.layout_policy!r}")
+        if not isinstance(self.link_detector, str):
+            raise ConfigError(f"link_detector must be the name of a link format, got {self.link_detector!r}")
+        link_format(self.link_detector)
 
     @property
     def head_dim(self) -> int:

@@ -154,12 +154,13 @@ class DS2DSModel(nn.Module):
     ) -> GenerationResult:
         """Write a document and what it links to; see ``Runtime.generate``, to which this delegates.
 
-        Keywords are GenerationConfig's fields, and ``config``, ``tokenizer`` and ``title``.
+        Keywords are GenerationConfig's fields, and ``config``, ``tokenizer``, ``link_format`` and ``title``.
         """
         # The front door stands above the model: imported here, so that floors still import downwards only.
         from ds2ds.runtime import Runtime
 
-        runtime = Runtime(self, settings.pop("tokenizer", None), self.config.layout_policy)
+        tokenizer, links = settings.pop("tokenizer", None), settings.pop("link_format", None)
+        runtime = Runtime(self, tokenizer, self.config.layout_policy, link_format=links)
         return runtime.generate(prompt=prompt, prompt_tokens=prompt_tokens, corpus=corpus, **settings)
 
 

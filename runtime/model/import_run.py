@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds2ds.documents.link_formats import DEFAULT_FORMAT
 from ds2ds.errors import CheckpointError, ConfigError
 from ds2ds.model.checkpoint import CONFIG_NAME, EMBEDDING, HEAD, build_model, save_checkpoint
 from ds2ds.model.config import ModelConfig
@@ -64,6 +65,8 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
         )
     known["vocab_size"] = rows
     known["layout_policy"] = layout or "null"
+    if known.get("link_detector") is None:  # null, or not said
+        known["link_detector"] = DEFAULT_FORMAT
     # What the weights say counts: a head that is there and differs is not tied.
     if HEAD in state:
         known["weight_tying"] = state[HEAD].shape == state[EMBEDDING].shape and bool(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds2ds.model.fusion import fused, fuses
 from ds2ds.model.int8_weight import LARGEST, Int8Weight
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import rows_apart
@@ -45,6 +46,8 @@ def gated_unit(x: Tensor) -> Tensor:
     """x [rows, 2 width], which holds (up, gate), to up * silu(gate) [rows, width]."""
     if native.takes(x):
         return native.gated_unit(x)
+    if fuses(x):
+        return fused().gated_unit(x)
     up, gate = x.chunk(2, dim=-1)
     return up * F.silu(gate)
 

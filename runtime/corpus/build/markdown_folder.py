@@ -9,20 +9,13 @@ from pathlib import Path
 from ds2ds.corpus.build.links import rewrite_links
 from ds2ds.corpus.build.note import Note, note_body, read_markdown
 from ds2ds.corpus.build.output_folder import check_output
+from ds2ds.corpus.build.report import BuildReport
 from ds2ds.corpus.build.tokenizing import SourceDocument
 from ds2ds.corpus.build.vault import Vault, read_vault
-from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD, CorpusSummary, write_corpus
+from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD, write_corpus
 from ds2ds.errors import ConfigError, CorpusError
 
 TITLES_FROM = ("name", "heading")
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What was written, and a line for each file that was left out or has a damaged front matter."""
-
-    summary: CorpusSummary
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +79,7 @@ def build_corpus(
         force=force,
         search=search,
         redirects=vault.redirects(),
+        links="markdown",
         progress=None if progress is None else lambda done: progress(done, total),
     )
     return BuildReport(summary, tuple(remarks))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2ds.corpus.statistics import link_targets
+from ds2ds.corpus.statistics import LinkTarget, links_in
+from ds2ds.documents.link_formats import LinkFormat, link_format
 from ds2ds.errors import ConfigError, CorpusError
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
@@ -21,7 +22,8 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """A document to be written: its title (one line) and its body, markdown with ``[text](Title)`` links."""
+    """A document to be written: its title (one line) and its body, with links of the corpus' format: in markdown,
+    ``[text](Title)``."""
 
     title: str
     body: str
@@ -29,32 +31,33 @@ class SourceDocument:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedDocument:
-    """A document's title, its body's tokens ([n] uint32) and the targets of its links, in order."""
+    """A document's title, its body's tokens ([n] uint32) and what its links lead to, in order."""
 
     title: str
     tokens: npt.NDArray[np.uint32]
-    targets: tuple[str, ...]
+    targets: tuple[LinkTarget, ...]
 
 
 class _Worker:
-    def __init__(self, tokenizer: Tokenizer, load: Callable[[Any], SourceDocument] | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, load: Callable[[Any], SourceDocument] | None, links: LinkFormat) -> None:
         self.encode = tokenizer.encode
         self.load = load
+        self.links = links
 
     def __call__(self, item: Any) -> TokenizedDocument:
         document = item if self.load is None else self.load(item)
         if not document.body:
             raise CorpusError(f"document {document.title!r} has an empty body")
         tokens = np.array(self.encode(document.body), dtype=np.uint32)
-        return TokenizedDocument(document.title, tokens, link_targets(document.body))
+        return TokenizedDocument(document.title, tokens, links_in(document.body, document.title, self.links))
 
 
 _worker: _Worker | None = None  # of this process, where it is one of a pool
 
 
-def _start(load: Callable[[Any], SourceDocument] | None) -> None:
+def _start(load: Callable[[Any], SourceDocument] | None, link_format_name: str) -> None:
     global _worker
-    _worker = _Worker(as_tokenizer(None), load)
+    _worker = _Worker(as_tokenizer(None), load, link_format(link_format_name))
 
 
 def _work(items: list[Any]) -> list[TokenizedDocument]:
@@ -69,11 +72,12 @@ def tokenized(
     tokenizer: Any,
     load: Callable[[Any], SourceDocument] | None,
     workers: int,
+    link_format_name: str,
 ) -> Iterator[TokenizedDocument]:
     """The documents of `items` in order, tokenized, by `workers` processes (1: in this one). See ``write_corpus``.
 
     Raises:
-        ConfigError: an unknown tokenizer, a custom one with several workers, or workers < 1.
+        ConfigError: an unknown tokenizer or link format, a custom tokenizer with several workers, or workers < 1.
         CorpusError: a document has an empty body.
     """
     if workers < 1:
@@ -81,13 +85,13 @@ def tokenized(
     if tokenizer is None and tokenizer_name != "gpt2":
         raise ConfigError(f"only 'gpt2' is packaged: pass the tokenizer called {tokenizer_name!r} itself")
     if workers == 1:
-        yield from map(_Worker(as_tokenizer(tokenizer), load), items)
+        yield from map(_Worker(as_tokenizer(tokenizer), load, link_format(link_format_name)), items)
         return
     if tokenizer is not None:
         raise ConfigError(f"a tokenizer of your own needs workers=1, got workers={workers}")
     batches = iter(items)
     # Spawned, not forked: the caller may have threads (torch starts some), which a fork would tear.
-    with multiprocessing.get_context("spawn").Pool(workers, _start, (load,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, _start, (load, link_format_name)) as pool:
         pending: deque[Any] = deque()
         while True:
             # Few batches ahead, so that a large source is not read into memory.

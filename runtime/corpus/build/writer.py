@@ -14,9 +14,11 @@ from ds2ds.corpus.build.tokenizing import SourceDocument, tokenized
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.corpus.format import GRAPH_NAME, Metadata, write_metadata
 from ds2ds.corpus.index import INDEX_NAME, build_index
-from ds2ds.corpus.names import find_node
+from ds2ds.corpus.names import find_target
 from ds2ds.corpus.resolving.redirects import REDIRECTS_NAME
 from ds2ds.corpus.search import SEARCH_NAME, build_search_index
+from ds2ds.corpus.statistics import LinkTarget
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, link_format
 from ds2ds.documents.title_utils import create_filename, title_key
 from ds2ds.errors import CorpusError
 from ds2ds.tokenizer import as_tokenizer
@@ -74,16 +76,16 @@ class _Nodes:
         return self.numbers_by_key.get(key)
 
 
-def _edges(nodes: _Nodes, targets_of: list[tuple[str, ...]]) -> tuple[list[list[int]], int]:
+def _edges(nodes: _Nodes, targets_of: list[tuple[LinkTarget, ...]]) -> tuple[list[list[int]], int]:
     """For each document the documents that it links to, each once, in order, itself left out; and the number of
     (document, target) pairs without a document."""
-    found: dict[str, int | None] = {}
+    found: dict[LinkTarget, int | None] = {}
     outgoing, unresolved = [], 0
     for number, link_targets in enumerate(targets_of):
         targets: dict[int, None] = {}
         for target in dict.fromkeys(link_targets):
             if target not in found:
-                found[target] = find_node(nodes, target)
+                found[target] = find_target(nodes, *target)
             node = found[target]
             if node is None:
                 unresolved += 1
@@ -126,13 +128,14 @@ def write_corpus(
     force: bool = False,
     search: bool = True,
     redirects: Mapping[str, str] | None = None,
+    links: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CorpusSummary:
     """Write a corpus (DESIGN 5) with its indexes. The same documents give the same bytes, with any number of workers.
 
     A document's tokens are those of its body alone: title heading and EOS are the layout's, at run time. Its edges are
     the links in its body whose targets are documents of this corpus, found by the look-up rule of
-    ``names.title_variants``; a link to itself is none.
+    ``names.title_variants`` (a link with candidates: by ``names.find_target``); a link to itself is none.
 
     Args:
         out_dir: a folder to make; appears complete or not at all.
@@ -145,22 +148,26 @@ def write_corpus(
         force: replace a corpus that is already there.
         search: write the full-text index too.
         redirects: other names of documents, name to title; written to redirects.json, if there are any.
+        links: the name of the bodies' link format (`ds2ds.documents.link_formats`), recorded in metadata.json; None:
+            markdown, not recorded.
         progress: called with the number of documents done so far.
 
     Raises:
         CorpusError: `out_dir` exists (and is no corpus, or force is False); no documents; a title is empty, spans
             lines, has spaces around it or occurs twice; a body is empty.
-        ConfigError: an unknown tokenizer, or a custom one with several workers.
+        ConfigError: an unknown tokenizer or link format, or a custom tokenizer with several workers.
     """
     out = Path(out_dir)
+    format_name = links or DEFAULT_FORMAT
+    link_format(format_name)  # an unknown one is told before anything is read
     with new_folder(out, force=force) as folder:
         tokens = as_tokenizer(tokenizer)
         dtype_str = "uint16" if tokens.vocab_size is not None and tokens.vocab_size <= 1 << 16 else "uint32"
         nodes = _Nodes()
-        targets: list[tuple[str, ...]] = []
+        targets: list[tuple[LinkTarget, ...]] = []
         places: list[tuple[int, int, int]] = []
         with ShardWriter(folder, dtype_str, max_tokens_per_shard) as shards:
-            for document in tokenized(documents, tokenizer_name, tokenizer, load, workers):
+            for document in tokenized(documents, tokenizer_name, tokenizer, load, workers, format_name):
                 nodes.add(document.title)
                 places.append(shards.append(document.tokens))
                 targets.append(document.targets)
@@ -170,7 +177,7 @@ def write_corpus(
             raise CorpusError(f"cannot write {out}: there are no documents")
         outgoing, unresolved = _edges(nodes, targets)
         _write_graph(folder / GRAPH_NAME, nodes, outgoing, places)
-        write_metadata(folder, Metadata(tokenizer_name, dtype_str, tuple(shards.filenames)))
+        write_metadata(folder, Metadata(tokenizer_name, dtype_str, tuple(shards.filenames), links))
         if redirects:
             text = json.dumps(dict(redirects), ensure_ascii=False, indent=1)
             (folder / REDIRECTS_NAME).write_text(text + "\n", encoding="utf-8", newline="\n")

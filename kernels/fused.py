@@ -1,0 +1,116 @@
+"""What stands between a layer's products, in one launch each: a kernel costs a microsecond, however little it does.
+
+All compute in float32 and round where PyTorch's own operations, one after the other, would round. Their plain versions
+are those operations, see `ds2ds.model.backbone` and `ds2ds.model.linear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .build import Build
+
+EPSILON = torch.finfo(torch.float32).eps
+"""What torch's RMSNorm adds to the mean square unless it is told otherwise, in half precision too."""
+
+_BLOCK = 1024
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+_OF_A_HEAD = _OPTIONS | {"num_warps": 1}
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """RMSNorm without weights over the last dimension of x [rows, ..., width]. Rows need not lie side by side."""
+    if not x[0].is_contiguous():
+        x = x.contiguous()
+    rows, width = x.shape[0], x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    vectors = x.view(rows, -1, width).shape[1]
+    options = _OF_A_HEAD if width <= 256 else _OPTIONS
+    _rms_norm[(rows, vectors)](x, out, x.stride(0), width, EPSILON, BLOCK=_power(width), **options)
+    return out
+
+
+def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x + y, both [rows, width] and contiguous, and the RMSNorm of that."""
+    x, y = x.contiguous(), y.contiguous()
+    total, normed = torch.empty_like(x), torch.empty_like(x)
+    rows, width = x.shape
+    _add_norm[(rows,)](x, y, total, normed, width, EPSILON, BLOCK=_power(width), **_OPTIONS)
+    return total, normed
+
+
+def gated_unit(x: Tensor) -> Tensor:
+    """x [rows, 2 width], contiguous, which holds (up, gate), to up * silu(gate) [rows, width]."""
+    x = x.contiguous()
+    rows, width = x.shape[0], x.shape[1] // 2
+    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    _gated_unit[(rows, triton.cdiv(width, _BLOCK))](x, out, width, BLOCK=_BLOCK, **_OPTIONS)
+    return out
+
+
+@triton.jit
+def _norm(x, width, epsilon):
+    """Of float32 [BLOCK], zeros beyond the width."""
+    return x * tl.rsqrt(tl.sum(x * x) / width + epsilon)
+
+
+@triton.jit
+def _rms_norm(x, out, row_stride, width, epsilon, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    vector = tl.program_id(1)
+    lane = tl.arange(0, BLOCK)
+    values = tl.load(x + row * row_stride + vector * width + lane, mask=lane < width, other=0.0).to(tl.float32)
+    normed = _norm(values, width, epsilon).to(out.dtype.element_ty)
+    tl.store(out + (row * tl.num_programs(1) + vector) * width + lane, normed, mask=lane < width)
+
+
+@triton.jit
+def _add_norm(x, y, total, normed, width, epsilon, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * width + lane
+    here = lane < width
+    first = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+    added = (first + tl.load(y + at, mask=here, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+    tl.store(total + at, added, mask=here)
+    tl.store(normed + at, _norm(added.to(tl.float32), width, epsilon).to(normed.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _gated_unit(x, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = lane < width
+    up = tl.load(x + row * 2 * width + lane, mask=here, other=0.0).to(tl.float32)
+    gate = tl.load(x + (row * 2 + 1) * width + lane, mask=here, other=0.0).to(tl.float32)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * width + lane, (up * silu).to(out.dtype.element_ty), mask=here)
+
+
+def _power(number: int) -> int:
+    return triton.next_power_of_2(number)
+
+
+def builds() -> Iterator[Build]:
+    """Every dtype, for vectors of a head and of a model."""
+    from .build import Build
+
+    kernels = [(_rms_norm, 64), (_rms_norm, 1024), (_add_norm, 1024), (_gated_unit, _BLOCK)]
+    for dtype in ("fp32", "bf16", "fp16"):
+        for kernel, block in kernels:
+            kinds = {"row_stride": "i32", "width": "i32", "epsilon": "fp32"}
+            signature = {name: kinds.get(name, f"*{dtype}") for name in kernel.arg_names if name != "BLOCK"}
+            yield Build(
+                kernel=kernel,
+                name=f"fused{kernel.__name__}[{dtype} up to {block}]",
+                signature=signature,
+                constexprs={"BLOCK": block},
+                attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},
+                options=_OF_A_HEAD if block <= 256 else _OPTIONS,
+            )

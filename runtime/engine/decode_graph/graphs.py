@@ -1,0 +1,116 @@
+"""A decode step as a function of device tables alone: run as it is, or captured in a CUDA graph for each bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ds2ds.cache.arena import KVArena
+from ds2ds.kernels.decode_attention import read_parts, store_rows
+from ds2ds.kernels.decode_tables import DecodeTables, advance, lay_out
+from ds2ds.kernels.sampling.launch import sample_on_device
+from ds2ds.model.ds2ds_model import DS2DSModel
+
+
+class Bucket(NamedTuple):
+    """What the shapes of a step depend on.
+
+    Attributes:
+        rows: computed, powers of two; those that are not there cost little.
+        width: parts that a row may read, a power of two.
+        penalised: whether any row has a repetition penalty.
+    """
+
+    rows: int
+    width: int
+    penalised: bool
+
+
+class Graphs:
+    """Runs steps: embedding, backbone, lm head, sampling, and the tables moved on, with nothing from the host between.
+
+    All that a step reads and writes stays where it is: the weights, the arena and the tables. What it computes on the
+    way lies in memory that all graphs share, as only one runs at a time.
+
+    Args:
+        part: most keys of a part.
+        capture: in CUDA graphs; else every kernel is launched by itself, on any device that Triton has.
+
+    Attributes:
+        captured: how many graphs have been captured.
+    """
+
+    def __init__(
+        self, model: DS2DSModel, arena: KVArena, tables: DecodeTables, part: int, capture: bool = True
+    ) -> None:
+        self.model, self.arena, self.tables, self.part, self.capture = model, arena, tables, part, capture
+        self.captured = 0
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
+        self._weights: list[int] = []
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
+
+    def run(self, bucket: Bucket) -> None:
+        """Compute a step, or, with graphs, have it computed: nothing waits for it. A new bucket is captured first."""
+        if not self.capture:
+            self.compute(bucket)
+            return
+        self.prepare(bucket)
+        self._graphs[bucket].replay()
+
+    def prepare(self, bucket: Bucket) -> None:
+        """Capture a bucket, unless it is. No effect without graphs."""
+        if not self.capture or bucket in self._graphs:
+            return
+        device = self.arena.data.device
+        with self._undisturbed():
+            # What is compiled or allocated once has to be before a capture; as that, on a stream of its own.
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                self.compute(bucket)
+            torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self.compute(bucket)
+        self._graphs[bucket] = graph
+        self.captured += 1
+
+    def use_weights(self) -> None:
+        """Forget what was captured of weights that are elsewhere now; those changed in place are read as they are."""
+        weights = [weight.data_ptr() for weight in chain(self.model.parameters(), self.model.buffers())]
+        if weights != self._weights:
+            self._weights = weights
+            self._graphs.clear()
+
+    @torch.inference_mode()
+    def compute(self, bucket: Bucket) -> None:
+        """The step itself."""
+        tables, (rows, width, penalised) = self.tables, bucket
+        data, rotary = self.arena.data, self.model.rotary
+        lay_out(tables, rows, width, self.part)
+        position, slot = tables.column("position", rows), tables.column("slot", rows)
+        parts, first, count = tables.parts[: rows * width], tables.first[:rows], tables.count[:rows]
+
+        def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
+            store_rows(data[layer], qk, v, rotary.cos, rotary.sin, position, slot)
+            return read_parts(data[layer], qk, rotary.cos, rotary.sin, parts, first, count, self.part)
+
+        logits = self.model.logits(self.model.hidden(tables.ids[:rows], attend))
+        marked = tables.penalised(rows) if penalised else None
+        advance(tables, rows, *sample_on_device(logits, tables.settings(rows), None, marked=marked), penalised)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """What runs in here sees tables without rows, and leaves no trace in them, nor in the arena."""
+        with torch.inference_mode():
+            kept = [tensor.clone() for tensor in self.tables.state]
+            self.tables.column("slot", self.tables.rows).fill_(-1)
+            yield
+            for tensor, before in zip(self.tables.state, kept, strict=True):
+                tensor.copy_(before)

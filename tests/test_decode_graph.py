@@ -1,0 +1,730 @@
+"""Decoding in tables on the device, one step ahead of the host: the same tokens, views and documents as without.
+
+Here the step runs eagerly, in the order in which a GPU would run it: a step that is launched ahead is computed before
+the host has seen the tokens of the one before. Its kernels are stood in for by plain PyTorch (decode_reference.py),
+but where it is they that are tested, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+import decode_reference as reference
+import numpy as np
+import oracle
+import pytest
+import test_random_link_graphs as graphs_of_links
+import torch
+from decode_reference import PLAIN, decode_in_tables, use_plain_kernels
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from link_graphs import texts
+from scripted import (
+    EOS,
+    TOKENIZER,
+    Texts,
+    agrees_with_oracle,
+    encode,
+    is_clean,
+    same_documents,
+    small_model,
+    small_runtime,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ds2ds import ConfigError, DS2DSModel, GenerationConfig, GenerationError, Runtime
+from ds2ds.attention.block_tables import QUERY_BLOCK
+from ds2ds.attention.flex import FlexPath
+from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.triton_decode import TritonPath
+from ds2ds.attention.view import Chunk
+from ds2ds.cache.arena import KVArena
+from ds2ds.cache.document_store import DocumentStore
+from ds2ds.documents.document import Document, DocumentGrant
+from ds2ds.engine.decode_graph import decoder as decoder_module
+from ds2ds.engine.decode_graph import graphs
+from ds2ds.engine.decode_graph.decoder import Decoder, Flight
+from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
+from ds2ds.engine.decode_graph.row import Row, row_at
+from ds2ds.engine.step import forward
+from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.kernels import SampleOutput, decode_tables
+from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_decode_graph_gpu.py"),
+    # NumPy remarks on NaN and infinity, which a GPU does not.
+    pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning"),
+]
+
+GREEDY = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0)
+TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
+PROMPTS = ["see [a](A) and [l](Long) now", "p", "x [b](B)", "[q](Unknown)", "y" * 30]
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_plain_kernels(monkeypatch)
+
+
+class Poisoned(Decoder):
+    """What is computed ahead is NaN in the arena until its result counts: nobody may read it before."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hidden: dict[Document, tuple[int, torch.Tensor]] = {}
+
+    def _read(self, flight: Flight, due: Collection[Document]) -> None:
+        super()._read(flight, due)
+        self.hidden = {}
+        if self._last is not None and self._last is not flight:
+            for document, row in self._last.rows.items():
+                slots = self.store.arena.data[..., row.slot, :]
+                self.hidden[document] = row.slot, slots.clone()
+                slots.fill_(torch.nan)
+
+    def _has_computed(self, document: Document, row: Row) -> bool:
+        counts = super()._has_computed(document, row)
+        if counts:
+            slot, values = self.hidden.pop(document)
+            self.store.arena.data[..., slot, :] = values
+        return counts
+
+
+def poisoned(runtime: Runtime, part: int = 4) -> Poisoned:
+    engine = runtime.engine
+    engine.decoder = Poisoned(runtime.model, engine.store, engine.limits.max_running, part=part, capture=False)
+    return engine.decoder
+
+
+def config(**options: Any) -> GenerationConfig:
+    wide = {"max_context_length": 500, "max_tokens_per_document": 480, "max_link_depth": 1, "logprobs": True}
+    return GenerationConfig(**{"eos_token_id": EOS, "seed": 3, "max_new_tokens": 12, **wide, **options})
+
+
+def start(runtime: Runtime, prompt: str, corpus: Any = None, **options: Any) -> Running:
+    return runtime._generator.start(prompt, None, corpus, config(**options))
+
+
+def finish(runtime: Runtime, *running: Running) -> None:
+    while not all(one.job.done for one in running):
+        runtime.engine.step()
+        runtime.engine.check_integrity()
+
+
+# Random requests
+
+
+@functools.cache
+def decoding_runtime(model: tuple[int, int, int], layout: str, arena_tokens: int | None = None) -> Runtime:
+    runtime = graphs_of_links.new_runtime(model, layout, arena_tokens)
+    poisoned(runtime)
+    return runtime
+
+
+MANY = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def agrees(request: graphs_of_links.Request, seen: Counter[str]) -> None:
+    ours = request.run(decoding_runtime(request.model, request.layout))
+    assert graphs_of_links.snapshot(ours) == graphs_of_links.snapshot(request.run())
+    graphs_of_links.check_scores(ours, request, seen)
+    seen["evictions"] += ours.trace.evictions
+    seen["ends"] += sum(g.end is not None for d in ours.get_all_documents() for g in d.grants)
+    seen["generated"] += sum(d.source == "generated" for d in ours.auxiliary_documents)
+    seen["eos"] += sum(d.finish_reason == "eos" for d in ours.get_all_documents())
+
+
+def over_requests(examples: int, seen: Counter[str]) -> None:
+    @settings(MANY, max_examples=examples)
+    @given(graphs_of_links.tight_requests() | graphs_of_links.tight_requests() | graphs_of_links.requests())
+    def run(request: graphs_of_links.Request) -> None:
+        agrees(request, seen)
+
+    run()
+
+
+more_prompts = st.lists(texts(), min_size=2, max_size=4)
+
+
+def over_batches(examples: int, arena_tokens: int | None, steps: Counter[str]) -> None:
+    @settings(MANY, max_examples=examples)
+    @given(graphs_of_links.tight_requests() if arena_tokens else graphs_of_links.requests(), more_prompts)
+    def run(request: graphs_of_links.Request, more: list[list[int]]) -> None:
+        on = decoding_runtime(request.model, request.layout, arena_tokens)
+        graphs_of_links.check_batch(on, request, more)
+        decoder = on.engine.decoder
+        assert decoder is not None
+        for name in ("flights", "edited", "dropped"):
+            steps[name] += getattr(decoder, name)
+            setattr(decoder, name, 0)
+
+    run()
+
+
+def test_random_requests_are_what_they_are_without_it(plain_kernels: None) -> None:
+    seen: Counter[str] = Counter()
+    over_requests(30, seen)
+    assert min(seen["evictions"], seen["ends"], seen["generated"], seen["eos"]) > 3, seen
+
+
+def test_random_batches_are_what_they_are_without_it(plain_kernels: None) -> None:
+    steps: Counter[str] = Counter()
+    over_batches(6, None, steps)
+    assert 0 < steps["dropped"] < steps["edited"], steps
+
+
+def test_random_batches_in_a_crowded_arena(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests wait for each other, are suspended, and documents move between steps."""
+    moved = []
+    compact = KVArena.compact
+    monkeypatch.setattr(KVArena, "compact", lambda arena: moved.append(compact(arena)) or moved[-1])
+    over_batches(12, graphs_of_links.CROWDED, Counter())
+    assert any(moved)
+
+
+@pytest.mark.slow
+def test_soak(plain_kernels: None) -> None:
+    over_requests(500, Counter())
+    over_batches(200, None, Counter())
+    over_batches(200, graphs_of_links.CROWDED, Counter())
+
+
+# Requests that come, go and differ
+
+
+def assert_same_as_alone(running: Running, prompt: str, corpus: Any = None, **options: Any) -> None:
+    assert running.job.error is None
+    alone = small_runtime().generate(prompt, corpus=corpus, config=config(**options))
+    same_documents(running.result().get_all_documents(), alone.get_all_documents())
+    agrees_with_oracle(running.result())
+
+
+VARIED: list[dict[str, Any]] = [
+    {"max_new_tokens": 4, "temperature": 0.0},
+    {"max_new_tokens": 15, "temperature": 1.0, "top_k": 5, "seed": -7},
+    {"max_new_tokens": 9, "temperature": 1.3, "top_p": 0.8, "seed": 2**62},
+    {"max_new_tokens": 14, "temperature": 0.0, "repetition_penalty": 1.5},
+    {"max_new_tokens": 16, "temperature": 0.9, "min_p": 0.05, "repetition_penalty": 0.8, "seed": 1},
+]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_requests_join_and_leave_each_with_its_own_settings(ahead: bool, plain_kernels: None) -> None:
+    """The first to leave make room for those behind them, which move up in the tables with their penalty."""
+    runtime, corpus = small_runtime(max_running=8), Texts(TEXTS)
+    decoder = decode_in_tables(runtime, ahead=ahead)
+    running = []
+    for prompt, options in zip(PROMPTS, VARIED, strict=True):
+        running.append(start(runtime, prompt, corpus, **options))
+        runtime.engine.step()
+        runtime.engine.step()
+    finish(runtime, *running)
+    assert is_clean(runtime)
+    assert ahead or not decoder.dropped
+    for one, prompt, options in zip(running, PROMPTS, VARIED, strict=True):
+        assert_same_as_alone(one, prompt, corpus, **options)
+
+
+def test_between_plain_tokens_nothing_comes_from_the_host_and_nothing_moves(plain_kernels: None) -> None:
+    runtime = small_runtime(max_running=4)
+    decoder = poisoned(runtime)
+    running = [start(runtime, prompt, max_new_tokens=40, max_link_depth=0) for prompt in PROMPTS[1:4]]
+    runtime.engine.step()
+    runtime.engine.step()
+
+    def addresses() -> list[int]:
+        buffers = [*decoder._written, *decoder._arrived, decoder._listed]
+        return [t.data_ptr() for t in vars(decoder.tables).values()] + [b.values.ctypes.data for b in buffers]
+
+    before, flights = addresses(), decoder.flights
+    assert decoder.edited == 3
+    for _ in range(25):
+        runtime.engine.step()
+    assert (decoder.edited, decoder.dropped, decoder.flights) == (3, 0, flights + 25)
+    assert addresses() == before
+    for one in running:
+        runtime.engine.cancel(one.job)
+    assert is_clean(runtime)
+
+
+def test_documents_that_move_between_steps(plain_kernels: None) -> None:
+    runtime, corpus = small_runtime(), Texts(TEXTS)
+    decoder = poisoned(runtime)
+    arena = runtime.engine.store.arena
+    holes = [arena.allocator.allocate(32)]
+    options = {"max_new_tokens": 12, "temperature": 1.0}
+    running = []
+    for prompt in PROMPTS[:3]:
+        running.append(start(runtime, prompt, corpus, **options))
+        runtime.engine.step()
+        runtime.engine.step()
+        holes.append(arena.allocator.allocate(16))
+    for hole in holes[:-1]:
+        assert hole is not None
+        arena.allocator.release(hole)
+        assert arena.compact()
+        runtime.engine.step()
+    assert holes[-1] is not None
+    arena.allocator.release(holes[-1])
+    finish(runtime, *running)
+    assert decoder.dropped > len(running)  # not only those that were at their ends
+    for one, prompt in zip(running, PROMPTS, strict=False):
+        assert_same_as_alone(one, prompt, corpus, **options)
+
+
+def test_a_request_that_is_cancelled_while_its_next_token_is_on_its_way(plain_kernels: None) -> None:
+    runtime = small_runtime()
+    decoder = poisoned(runtime)
+    first, second = (start(runtime, prompt, temperature=1.0) for prompt in ("p", "y" * 30))
+    for _ in range(4):
+        runtime.engine.step()
+    runtime.engine.cancel(first.job)
+    # Into the room that it leaves, while it is still written to.
+    third = start(runtime, "x" * 40, temperature=1.0)
+    finish(runtime, second, third)
+    assert decoder.dropped >= 3
+    assert_same_as_alone(second, "y" * 30, temperature=1.0)
+    assert_same_as_alone(third, "x" * 40, temperature=1.0)
+
+
+def test_views_in_too_many_parts_are_decoded_without_it(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MOST_PARTS", 8)
+    runtime, corpus = small_runtime(), Texts(TEXTS)
+    decoder = poisoned(runtime)
+    options = {"max_new_tokens": 12, "temperature": 1.0}
+    running = [start(runtime, prompt, corpus, **options) for prompt in ("see [b](B) x", "x" * 22, "[l](Long)")]
+    finish(runtime, *running)
+    # The second has 32 tokens, and so 8 parts of 4, before it is done; the third never has so few.
+    assert 0 < decoder.flights < 24
+    for one, prompt in zip(running, ("see [b](B) x", "x" * 22, "[l](Long)"), strict=True):
+        assert_same_as_alone(one, prompt, corpus, **options)
+
+
+def test_up_to_the_model_s_last_position(plain_kernels: None) -> None:
+    options: dict[str, Any] = {"max_context_length": 40, "max_tokens_per_document": 40, "max_new_tokens": 100}
+    options |= {"eos_token_id": TOKENIZER.vocab_size, "seed": 3, "temperature": 1.0, "logprobs": True}
+    results = []
+    for decoding in (False, True):
+        runtime = Runtime(small_model(max_seq_len=40), TOKENIZER, arena_tokens=256)
+        if decoding:
+            poisoned(runtime)
+        results.append(runtime.generate("[b](B) and so", corpus=Texts({"B": "about B"}), **options))
+    assert len(results[0].root_document.tokens) + len(results[0].auxiliary_documents[0].tokens) >= 40
+    same_documents(*(result.get_all_documents() for result in results))
+
+
+def test_a_row_without_usable_logits_ends_its_request_alone(
+    plain_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = small_runtime()
+    poisoned(runtime)
+
+    def fail(logits: torch.Tensor, settings: Any, penalty: None, marked: Any = None) -> Any:
+        drawn = reference.sample_on_device(logits, settings, penalty, marked)
+        for row, (temperature, position) in enumerate(zip(settings[0].tolist(), settings[5].tolist(), strict=True)):
+            if temperature == 0.5 and position == 7:
+                drawn.tokens[row], drawn.logprobs[row], drawn.status[row] = -1, torch.nan, 1
+        return drawn
+
+    monkeypatch.setattr("ds2ds.engine.decode_graph.graphs.sample_on_device", fail)
+    failing, other = start(runtime, "ppp", temperature=0.5), start(runtime, "y" * 30, temperature=1.0)
+    finish(runtime, failing, other)
+    assert isinstance(failing.job.error, GenerationError)
+    assert "no usable logits for token 7 of '' (status 1" in str(failing.job.error)
+    assert_same_as_alone(other, "y" * 30, temperature=1.0)
+    assert is_clean(runtime)
+
+
+# What was computed ahead, and whether it counts
+
+
+class Bench:
+    """A store, documents in progress of which all but the last token is computed, and a decoder."""
+
+    def __init__(self, max_seq_len: int = 512, **options: Any) -> None:
+        self.model = small_model(max_seq_len=max_seq_len)
+        self.store = DocumentStore(KVArena(2, 2, 16, 512), share=False)
+        self.decoder = Decoder(self.model, self.store, 4, part=4, capture=False, **options)
+
+    def document(self, text: str, *targets: Document, capacity: int = 60) -> Document:
+        document = Document(text[:1], encode(text), capacity=capacity)
+        document.grants = [DocumentGrant(0, target) for target in targets]
+        self.compute(document, len(document.tokens) - 1)
+        return document
+
+    def compute(self, document: Document, stop: int) -> None:
+        self.store.reserve(document, set)
+        first = self.store.computed(document)
+        if first < stop:
+            path = functools.partial(PlainAttention, self.store, self.model.rotary)
+            forward(self.model, path, [Chunk(document, first, stop)])
+            self.store.advance(document, stop)
+
+    def step(self, *documents: Document, sampling: Sampling = GREEDY) -> list[int]:
+        """Decode, and let those that got a token have it; returns the tokens."""
+        rows = {document: self.decoder.row(document, sampling) for document in documents}
+        drawn = self.decoder.decode({document: row for document, row in rows.items() if row is not None})
+        for document, result in drawn.items():
+            assert isinstance(result, Sampled)
+            self.store.advance(document, len(document.tokens))
+            document.append(result.token, result.logprob)
+        return [document.tokens[-1] for document in drawn]
+
+
+def scores_agree(*documents: Document) -> None:
+    made: dict[Document, oracle.Document] = {}
+    for document in documents:
+        grants = [(grant.position, made[grant.target], grant.end) for grant in document.grants]
+        made[document] = oracle.Document(document.title, document.tokens, grants)
+    for document, scores in zip(made, oracle.Oracle(small_model()).log_probs(list(made.values())), strict=True):
+        for index in np.flatnonzero(~np.isnan(document.logprobs)):
+            assert abs(scores[index - 1, document.tokens[index]] - document.logprobs[index]) < 1e-4
+
+
+def test_a_result_counts_if_the_row_is_what_the_books_ask_for(plain_kernels: None) -> None:
+    bench = Bench()
+    target = bench.document("about")
+    target.capacity = None
+    bench.compute(target, 5)
+    a = bench.document("abc", capacity=40)
+    bench.step(a)
+    bench.step(a)
+    assert (bench.decoder.flights, bench.decoder.dropped) == (3, 0)
+    # A grant from the next token on is what the flight that is under way does not have.
+    a.add_grant(len(a.tokens) - 1, target)
+    bench.step(a)
+    assert bench.decoder.dropped == 1
+    # A grant from the one after that on is in time.
+    a.end_grants(target)
+    a.add_grant(len(a.tokens), target)
+    bench.step(a)
+    assert bench.decoder.dropped == 2
+    bench.step(a)
+    a.tokens[-1:], a.logprobs[-1:] = [7], [np.nan]  # somebody writes another token than the one drawn
+    bench.step(a)
+    assert bench.decoder.dropped == 3
+    bench.step(a)
+    assert bench.decoder.dropped == 3
+    scores_agree(target, a)
+
+
+def test_a_document_that_was_dropped_and_computed_anew_starts_anew(plain_kernels: None) -> None:
+    """To the same slots, with the same tokens, as the row that was computed ahead."""
+    bench = Bench()
+    a = bench.document("abc")
+    bench.step(a)
+    slot = bench.store.start(a)
+    bench.store.release(a)
+    bench.store.arena.data.fill_(torch.nan)
+    bench.compute(a, len(a.tokens) - 1)
+    assert bench.store.start(a) == slot
+    bench.step(a)
+    bench.step(a)
+    assert bench.decoder.dropped == 1
+    scores_agree(a)
+
+
+def test_other_settings_and_other_weights_start_anew(plain_kernels: None) -> None:
+    bench = Bench()
+    a = bench.document("abc")
+    bench.step(a)
+    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    assert bench.decoder.dropped == 1
+    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    flights = bench.decoder.flights
+    bench.store.use_weights(b"others")
+    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    assert bench.decoder.flights == flights + 2
+    scores_agree(a)
+
+
+def test_a_target_that_is_not_computed_keeps_its_reader_out_of_the_next_flight(plain_kernels: None) -> None:
+    bench = Bench()
+    target = bench.document("about")
+    target.capacity = None
+    a, b = bench.document("abc"), bench.document("by", capacity=40)
+    bench.step(a, b)
+    bench.step(a, b)
+    a.add_grant(len(a.tokens), target)
+    # What is under way does not read it and counts; what is launched now would.
+    assert len(bench.step(a, b)) == 2
+    bench.compute(target, 5)
+    assert bench.step(a, b) == [b.tokens[-1]]
+    assert len(bench.step(a, b)) == 2
+    assert bench.decoder.dropped == 0
+    scores_agree(target, a, b)
+
+
+def test_a_document_without_room_for_one_more_token_is_not_launched_ahead(plain_kernels: None) -> None:
+    bench = Bench()
+    a = bench.document("a" * 14, capacity=16)  # an extent of 16 slots
+    bench.step(a)
+    assert bench.decoder.flights == 2
+    bench.step(a)
+    assert bench.decoder.flights == 3
+    bench.step(a)
+    assert (bench.decoder.flights, bench.decoder.dropped) == (3, 0)
+    scores_agree(a)
+
+
+def test_a_view_beyond_the_rotary_tables_is_not_launched_ahead(plain_kernels: None) -> None:
+    bench = Bench(max_seq_len=16)
+    target = bench.document("about")
+    target.capacity = None
+    bench.compute(target, 5)
+    a = bench.document("a" * 11, target)
+    assert bench.decoder.row(a, GREEDY) is not None  # token 10, turned to 15
+    bench.step(a)
+    assert bench.decoder.flights == 1
+    assert bench.decoder.row(a, GREEDY) is None
+
+
+def test_who_has_left_writes_nothing_any_more(plain_kernels: None) -> None:
+    """Of four rows the last one goes, and the step still has four."""
+    bench = Bench()
+    documents = [bench.document(letter * 3) for letter in "abcd"]
+    bench.step(*documents)
+    bench.step(*documents[:3])
+    gone = bench.store.entry(documents[3])
+    bench.store.arena.data.nan_to_num_()
+    assert gone is not None
+    slots = bench.store.arena.data[..., gone.extent.start : gone.extent.stop, :]
+    before = slots.clone()
+    for _ in range(3):
+        bench.step(*documents[:3])
+    assert torch.equal(slots, before)
+
+
+def test_rows_of_the_books() -> None:
+    store = DocumentStore(KVArena(1, 1, 4, 128))
+    near, far = Document("near", [0] * 9), Document("far", [0] * 3)
+    a = Document("a", [0] * 5, grants=[DocumentGrant(0, near), DocumentGrant(4, far)], capacity=20)
+    for document in (near, far, a):
+        store.reserve(document, set)
+    start = [store.start(document) for document in (near, far, a)]
+    row = row_at(store, a, 4, GREEDY, 4)
+    others = ((9, start[0], 4), (9, start[0] + 4, 4), (9, start[0] + 8, 1), (12, start[1], 3))
+    assert row == (store.entry(a), 4, start[2] + 4, others, GREEDY)
+    assert (row.parts(4), row.farthest) == (2 + 4, 16)
+    assert row.following() == row_at(store, a, 5, GREEDY, 4)
+    assert row_at(store, a, 3, GREEDY, 4).others == others[:3]
+    with pytest.raises(KeyError):
+        row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, 4)
+
+
+# The kernels
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[DecodeTables, torch.Tensor, int, int]:
+    """Tables in use, edits for some rows, and how many rows a step has, of up to how many parts."""
+    dice = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    made = DecodeTables.make(16, 8, 70, "cpu")
+    for tensor in (made.fields, made.others, made.drawn, made.listed, made.parts, made.seed):
+        tensor.random_(0, 60, generator=dice)
+    rows = draw(st.sampled_from([1, 2, 4, 8]))
+    made.fields[FIELDS.index("slot")] = torch.randint(-1, 3, (16,), generator=dice) * 40
+    made.fields[FIELDS.index("position")] = torch.randint(0, 17, (16,), generator=dice)
+    made.fields[FIELDS.index("others")] = torch.randint(0, 4, (16,), generator=dice)
+    made.fields[FIELDS.index("token")] = torch.randint(-rows, 60, (16,), generator=dice)
+    edits = torch.randint(-(2**31), 2**31 - 1, (rows, RECORD + 3 * 8), generator=dice, dtype=torch.int32)
+    edits[:, 0] = torch.randperm(16, generator=dice)[:rows]
+    edits[:, 1] = torch.randint(-rows, 60, (rows,), generator=dice)
+    edits[:, 2] = torch.randint(0, 17, (rows,), generator=dice)
+    edits[:, 3] = 100
+    edits[:, 4] = torch.randint(0, 4, (rows,), generator=dice)
+    return made, edits, rows, 8
+
+
+def copied(made: DecodeTables) -> DecodeTables:
+    return DecodeTables(*(tensor.clone() for tensor in vars(made).values()))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(tables(), st.booleans())
+def test_the_kernels_do_what_their_reference_does(
+    case: tuple[DecodeTables, torch.Tensor, int, int], penalised: bool
+) -> None:
+    ours, edits, rows, width = case
+    theirs = copied(ours)
+    drawn = torch.arange(-1, rows - 1) * 9, torch.randn(rows), torch.arange(rows, dtype=torch.int32)
+    for module, made in ((decode_tables, ours), (reference, theirs)):
+        module.edit(made, edits)
+        module.lay_out(made, rows, width, 4)
+        module.advance(made, rows, *drawn, penalised)
+    for name, tensor in vars(ours).items():
+        expected = getattr(theirs, name)
+        if name == "parts":  # of one that is not there, only that matters
+            absent = expected[:, 3] == 0
+            assert not tensor[absent, 3].any()
+            tensor, expected = tensor[~absent], expected[~absent]
+        assert torch.equal(tensor, expected), name
+
+
+def test_the_whole_step_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel of ours that a GPU runs, in prefill too; the products are PyTorch's, as they are there."""
+    monkeypatch.setattr("ds2ds.model.linear.FEW_ROWS", 0)
+    monkeypatch.setattr("ds2ds.native.operations.takes", lambda *tensors: False)
+    for module in ("backbone", "linear"):
+        monkeypatch.setattr(f"ds2ds.model.{module}.fuses", lambda x: len(x) > 0)
+    runtime, corpus = small_runtime(max_running=2), Texts({"B": "about B"})
+    decoder = poisoned(runtime, part=16)
+    options: list[dict[str, Any]] = [
+        {"max_new_tokens": 4, "temperature": 1.0, "top_k": 20},
+        {"max_new_tokens": 6, "temperature": 0.0, "repetition_penalty": 1.3},
+    ]
+    running = [start(runtime, prompt, corpus, **own) for prompt, own in zip(PROMPTS[1:3], options, strict=True)]
+    finish(runtime, *running)
+    assert decoder.flights > 0
+    monkeypatch.undo()
+    for one, prompt, own in zip(running, PROMPTS[1:3], options, strict=True):
+        assert_same_as_alone(one, prompt, corpus, **own)
+
+
+# Settings
+
+
+def test_graphs_need_a_gpu_and_our_kernels() -> None:
+    for wrong, message in (
+        ({"cuda_graphs": True}, "cuda_graphs needs a GPU and attention 'triton', got 'cpu' and attention 'auto'"),
+        ({"cuda_graphs": "on"}, "cuda_graphs must be True, False or 'auto', got 'on'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            small_runtime(**wrong)
+    assert small_runtime().engine.decoder is None
+
+
+def test_warming_up_captures_every_bucket_that_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Bucket] = []
+    monkeypatch.setattr(Graphs, "prepare", lambda self, bucket: prepared.append(bucket))
+    decoder = decode_in_tables(small_runtime(max_running=40), part=64)
+    decoder.warm_up(3, parts=9)
+    assert sorted(prepared) == [Bucket(rows, width, False) for rows in (1, 2, 4) for width in (4, 8, 16)]
+    prepared.clear()
+    decoder.warm_up(penalised=True)
+    assert {bucket.rows for bucket in prepared} == {1, 2, 4, 8, 16, 32, 64}
+    assert {bucket.width for bucket in prepared} == {4, 8, 16}  # 512 positions, in parts of 64, and as many more
+    assert len(set(prepared)) == len(prepared) == 7 * 3 * 2
+
+
+def test_without_a_gpu_there_is_nothing_to_warm_up() -> None:
+    runtime = small_runtime()
+    decoder = decode_in_tables(runtime)
+    runtime.warm_up()
+    assert (decoder.flights, decoder.graphs.captured) == (0, 0)
+
+
+def test_what_runs_before_a_capture_leaves_no_trace(plain_kernels: None) -> None:
+    bench = Bench()
+    bench.store.arena.data.nan_to_num_()
+    bench.step(bench.document("abc"), bench.document("by"), sampling=Sampling(1.0, 0, 1.0, 0.0, 1.5, 0))
+    state = (*bench.decoder.tables.state, bench.store.arena.data)
+    before = [tensor.clone() for tensor in state]
+    with bench.decoder.graphs._undisturbed():
+        bench.decoder.graphs.compute(Bucket(4, 8, True))
+        assert not torch.equal(bench.decoder.tables.drawn, before[2])
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_warming_up_meets_every_bucket_of_flex_attention() -> None:
+    runtime = small_runtime(attention="flex", arena_tokens=160, max_running=1)
+    path = runtime.engine.attention
+    assert isinstance(path, FlexPath)
+    runtime.warm_up()
+    met = set(path._kernels)
+    options = {"max_context_length": 70, "max_tokens_per_document": 50, "max_new_tokens": 5}
+    runtime.generate(PROMPTS[2], corpus=Texts(TEXTS), config=config(**options))
+    assert met == set(path._kernels) and {bucket.queries for bucket in met} == {1, QUERY_BLOCK}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_our_kernels_decode_flex_attention_warms_up_for_prefill_alone() -> None:
+    runtime = small_runtime(attention="triton", arena_tokens=160, max_running=1)
+    runtime.warm_up()
+    path = runtime.engine.attention
+    assert isinstance(path, TritonPath) and isinstance(path.prefill, FlexPath)
+    assert {bucket.queries for bucket in path.prefill._kernels} == {QUERY_BLOCK}
+
+
+# What a step launches
+
+
+class Recorder(TorchDispatchMode):
+    """The names of all operations that compute something, in their order, as a GPU would be given them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not self.inside and name not in ("view", "unsqueeze", "slice", "select", "flatten", "reshape", "detach"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def kernel(self, name: str, result: Any) -> Any:
+        """One of ours: whatever it takes to make the result is no operation of its own."""
+
+        def launch(*args: Any, **options: Any) -> Any:
+            self.names.append(name)
+            self.inside = True
+            made = result(*args)
+            self.inside = False
+            return made
+
+        return launch
+
+
+def launches(model: DS2DSModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a step of four rows launches on a GPU."""
+    recorder = Recorder()
+    made: dict[str, Any] = dict.fromkeys(PLAIN[graphs], lambda *args: None)
+    made["read_parts"] = lambda data, qk, *rest: torch.zeros_like(qk[:, 0])
+    kinds = (torch.int64, torch.float32, torch.int32)
+    made["sample_on_device"] = lambda logits, *rest: SampleOutput(*(torch.zeros(4, dtype=kind) for kind in kinds))
+    for name, result in made.items():
+        monkeypatch.setattr(graphs, name, recorder.kernel(name, result))
+    ours = {
+        "rms_norm": lambda x: torch.zeros(x.shape, dtype=x.dtype),
+        "add_norm": lambda x, y: (torch.zeros_like(x), torch.zeros_like(x)),
+        "gated_unit": lambda x: torch.zeros_like(x[:, : x.shape[1] // 2]).contiguous(),
+    }
+    small = SimpleNamespace(**{name: recorder.kernel(name, result) for name, result in ours.items()})
+    for module in ("backbone", "linear"):
+        monkeypatch.setattr(f"ds2ds.model.{module}.fuses", lambda x: True)
+        monkeypatch.setattr(f"ds2ds.model.{module}.fused", lambda: small)
+    store = DocumentStore(KVArena(model.config.num_layers, 2, 16, 64, dtype=model.dtype))
+    decoder = Decoder(model, store, 4, capture=False)
+    with recorder:
+        decoder.graphs.compute(Bucket(4, 4, True))
+    return recorder.names
+
+
+def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that waits for the device or reads from it, which a graph could not have."""
+    counts = []
+    for layers in (4, 6):
+        with torch.random.fork_rng(devices=[]):
+            model = DS2DSModel.from_config(
+                vocab_size=64, num_layers=layers, model_dim=32, num_heads=2, max_seq_len=64
+            ).bfloat16()
+        names = launches(model, monkeypatch)
+        assert names[:3] == ["lay_out", "embedding", "rms_norm"]
+        assert names[-4:] == ["rms_norm", "linear", "sample_on_device", "advance"]
+        counts.append(Counter(names))
+    # Of each layer: the norms of its input, and of queries and keys; attention; what it adds, normed; the gated unit;
+    # four products; the second sum; and of half of the layers the skip.
+    per_layer = {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]}
+    assert per_layer == {
+        **dict.fromkeys(("lay_out", "embedding", "sample_on_device", "advance"), 0),
+        **dict.fromkeys(("store_rows", "read_parts", "add_norm", "gated_unit", "add"), 1),
+        **{"rms_norm": 2, "linear": 4, "addcmul": 0.5},
+    }
