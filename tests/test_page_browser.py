@@ -26,6 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 PICTURE = Path(__file__).parent.parent / "docs" / "page.png"
 CORPUS = Texts({"A": "about A, with [b](B) and more", "B": "about B"})
 HOSTILE = "a<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+expect.set_options(timeout=20_000)  # a machine may be busy
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 SCRIPT = {"": " see [one](A), [two](C) and [three](B) now. [four](https://example.org)", "C": "written here"}
 
