@@ -22,7 +22,16 @@ setup(
         "ds2ds.kernels",
         *(f"ds2ds.kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"ds2ds": ["py.typed", "data/*/*", "data/*/*/*", "native/*.c", "pictures/assets/*"]},
+    package_data={
+        "ds2ds": [
+            "py.typed",
+            "data/*/*",
+            "data/*/*/*",
+            "native/*.c",
+            "pictures/assets/*",
+            "server/page/assets/*",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -57,6 +66,7 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            "playwright>=1.49",
         ],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ds2ds.analysis.attention_analysis import MAX_BYTES, Tokens
+from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.engine.async_engine import AsyncEngine
@@ -207,6 +209,20 @@ class AsyncRuntime:
         """
         self._engine.require_open()
         return await self._engine.between_steps(partial(function, self.runtime))
+
+    async def attention(
+        self,
+        result: GenerationResult,
+        document: str | int | None = None,
+        tokens: Tokens = None,
+        *,
+        per_token: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> AttentionMap:
+        """See `Runtime.attention`. Between two steps: requests wait the longer the more tokens are asked for."""
+        return await self.call(
+            lambda runtime: runtime.attention(result, document, tokens, per_token=per_token, max_bytes=max_bytes)
+        )
 
     async def aclose(self, cancel: bool = False) -> None:
         """Take no more requests, let those that are there end, and stop the worker; returns once its thread is gone.

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequen
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.generation.choices import Answer
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig
 
@@ -70,6 +72,34 @@ class EventIterator(Protocol):
     def __anext__(self) -> Awaitable[Event]: ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class InteractiveEvents(EventIterator, Protocol):
+    """What `AsyncBackend.stream(..., interactive=True)` gives, where a backend can ask about links."""
+
+    async def answer(self, question: int, answer: Answer) -> None:
+        """Let a request go on that waits at LinkAsked.
+
+        Raises:
+            ConfigError: no question of that number is open.
+        """
+        ...
+
+
+@runtime_checkable
+class TellsAttention(Protocol):
+    """An AsyncBackend that can say what tokens of its results read; see `ds2ds.Runtime.attention`."""
+
+    async def attention(
+        self,
+        result: GenerationResult,
+        document: str | int | None = None,
+        tokens: Any = None,
+        *,
+        per_token: bool = False,
+        max_bytes: int = ...,
+    ) -> AttentionMap: ...
 
 
 class Texts(Protocol):

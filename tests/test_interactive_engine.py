@@ -379,7 +379,7 @@ def over_scenes(examples: int) -> Counter[str]:
             check_scores(outcome, request, seen)
 
     soak()
-    assert min(seen["questions"], seen["gave up"], seen["others went on"]) > 0, seen
+    assert min(seen["questions"], seen["others went on"]) > 0, seen
     return seen
 
 
@@ -390,4 +390,4 @@ def test_random_scenes() -> None:
 @pytest.mark.slow
 def test_soak() -> None:
     seen = over_scenes(800)
-    assert seen["full"] > 0, seen
+    assert min(seen["gave up"], seen["full"]) > 0, seen

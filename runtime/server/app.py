@@ -19,14 +19,16 @@ from ds2ds.server import errors
 from ds2ds.server.completions import Completion
 from ds2ds.server.errors import ApiError
 from ds2ds.server.metrics import CountAnswers
+from ds2ds.server.page.routes import OPEN_PATHS as PAGE_PATHS
+from ds2ds.server.page.routes import add_page
 from ds2ds.server.protocol import CompletionRequest, CompletionResponse, ErrorResponse, ModelCard, ModelList
 from ds2ds.server.security import BodyLimit, Guard
 from ds2ds.server.service import Service
 from ds2ds.server.settings import ServerSettings
 from ds2ds.server.sse import EventResponse
 
-OPEN_PATHS = frozenset({"/health"})
-"""What may be seen without a key. What a page at / consists of belongs here, too."""
+OPEN_PATHS = frozenset({"/health"}) | PAGE_PATHS
+"""What may be seen without a key."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
@@ -89,6 +91,7 @@ def create_app(
     app.state.service = service
     errors.install(app)
     _add_routes(app, service)
+    add_page(app, service)
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, settings=settings)
