@@ -57,8 +57,9 @@ FLOORS = [
     {"engine"},
     {"generation", "analysis", "pictures"},
     {"backend"},
+    {"texts"},
     {"runtime"},
-    {"async_runtime", "bench", "adapters"},
+    {"async_runtime", "event_stream", "bench", "adapters"},
     {"server"},
     {"cli", "__main__"},
 ]

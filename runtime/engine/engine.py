@@ -190,6 +190,13 @@ class Engine:
         self._score(batch, hidden)
         self._draw(batch, hidden)
 
+    def require_store(self, what: str) -> None:
+        """Raise ConfigError, naming what needs it, if documents are not shared."""
+        if not self.store.share:
+            raise ConfigError(
+                f"{what} needs the document store, which is off: make the Runtime with document_store=True"
+            )
+
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
         self.store.check_integrity()

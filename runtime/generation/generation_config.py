@@ -217,6 +217,22 @@ class GenerationConfig:
         return replace(self, **overrides)
 
 
+def resolve_config(
+    config: GenerationConfig | None, default: GenerationConfig, overrides: dict[str, Any]
+) -> GenerationConfig:
+    """The settings of a call: the config given, or the default, with the call's own overrides."""
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise ConfigError(f"config must be a GenerationConfig, got {type(config).__name__}")
+    return (config or default).with_overrides(**overrides)
+
+
+def scoring(config: GenerationConfig) -> GenerationConfig:
+    """These settings, for a request that only says how likely its prompt is."""
+    return config.with_overrides(
+        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
+    )
+
+
 def parse_device(device: str | torch.device) -> torch.device:
     """A device that is here.
 
