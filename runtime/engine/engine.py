@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ds2ds.attention.flex import DECODE, FAN
+from ds2ds.attention.flex_kernel import DECODE, FAN
 from ds2ds.attention.paths import WarmsUp, attention_path
 from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore

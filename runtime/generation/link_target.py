@@ -37,6 +37,7 @@ class Target:
 
 
 def nowhere(reason: str, match: Match | None = None) -> Target:
+    """The target of a link that is not followed."""
     return Target("not_followed", reason=reason, match=match)
 
 
