@@ -161,7 +161,7 @@ class AsyncRuntime:
 
     @property
     def limits(self) -> BackendLimits:
-        """See `Runtime.limits`; so for the next four."""
+        """See `Runtime.limits`. What has no docstring below is the runtime's, too."""
         return self.runtime.limits
 
     def usage(self) -> BackendUsage:
