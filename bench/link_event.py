@@ -31,6 +31,7 @@ from rich.table import Table
 
 from ds2ds.documents.document import Document
 from ds2ds.engine import engine as engine_module
+from ds2ds.engine import results as results_module
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.environment import environment
 from ds2ds.generation.events import Done, LinkClosed, TokenWritten
@@ -77,7 +78,7 @@ class Clock:
 @contextmanager
 def watched(runtime: Runtime, clock: Clock, script: Sequence[int]) -> Iterator[None]:
     """Within, the engine is timed by parts, and the root writes the script whatever is drawn."""
-    engine, draw, plan = runtime.engine, engine_module.sample, engine_module.plan
+    engine, draw, plan = runtime.engine, results_module.sample, engine_module.plan
 
     def scripted(
         model: DS2DSModel, hidden: torch.Tensor, documents: Sequence[Document], settings: Sequence[Sampling]
@@ -85,12 +86,12 @@ def watched(runtime: Runtime, clock: Clock, script: Sequence[int]) -> Iterator[N
         written = sum(logprob == logprob for logprob in documents[0].logprobs)
         return [Sampled(script[written], one.logprob) for one in draw(model, hidden, documents, settings)]
 
-    engine_module.sample, engine_module.plan = scripted, clock.timed("look up", plan)  # type: ignore[assignment]
+    results_module.sample, engine_module.plan = scripted, clock.timed("look up", plan)  # type: ignore[assignment]
     engine._send = clock.timed("follow", engine._send)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine_module.sample, engine_module.plan = draw, plan
+        results_module.sample, engine_module.plan = draw, plan
         del engine._send
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ds2ds.analysis.attention_map import AttentionMap as AttentionMap
     from ds2ds.async_runtime import AsyncRuntime as AsyncRuntime
-    from ds2ds.async_runtime import EventStream as EventStream
     from ds2ds.backend import AsyncBackend as AsyncBackend
     from ds2ds.backend import Backend as Backend
     from ds2ds.backend import BackendLimits as BackendLimits
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from ds2ds.documents.title_utils import normalize_title as normalize_title
     from ds2ds.documents.title_utils import strip_hash as strip_hash
     from ds2ds.documents.title_utils import verify_title_hash as verify_title_hash
+    from ds2ds.event_stream import EventStream as EventStream
     from ds2ds.generation.choices import Follow as Follow
     from ds2ds.generation.choices import LinkQuestion as LinkQuestion
     from ds2ds.generation.choices import Quit as Quit
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "analysis.attention_map": ("AttentionMap",),
-    "async_runtime": ("AsyncRuntime", "EventStream"),
+    "async_runtime": ("AsyncRuntime",),
     "backend": ("AsyncBackend", "Backend", "BackendLimits", "BackendUsage"),
     "corpus.document_corpus": ("DocumentCorpus",),
     "corpus.graph_index": ("GraphIndex",),
@@ -92,6 +92,7 @@ _MODULES = {
         "RuntimeClosedError",
         "WorkerError",
     ),
+    "event_stream": ("EventStream",),
     "generation.choices": ("Follow", "LinkQuestion", "Quit", "Skip", "Supply"),
     "generation.events": ("DocumentClosed", "DocumentOpened", "Done", "LinkAsked", "LinkClosed", "TokenWritten"),
     "generation.generation_config": ("GenerationConfig",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,28 @@ import torch
 
 from ds2ds.analysis.attention_analysis import MAX_BYTES, Tokens, analyse_attention
 from ds2ds.analysis.attention_map import AttentionMap
-from ds2ds.backend import BackendLimits, BackendUsage
-from ds2ds.cache.store_file import load_store, save_store
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.documents.link_formats import LinkFormat
+from ds2ds.engine.cache_file import load_cache, save_cache
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
-from ds2ds.errors import ConfigError, CorpusError, Ds2dsError
+from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.generation.batch import new_requests, run_all
 from ds2ds.generation.choices import OnLink, check_on_link
-from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.events import Event
-from ds2ds.generation.generation_config import GenerationConfig, parse_device
-from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running, resolve_config, scoring
+from ds2ds.generation.generation_config import GenerationConfig, parse_device, resolve_config, scoring
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.pairing import check_layout
 from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.quantised import quantise_weights
-from ds2ds.model.weights_identity import digest, fingerprint
 from ds2ds.native import operations as native
+from ds2ds.texts import RuntimeTexts
 
 
-class Runtime:
+class Runtime(RuntimeTexts):
     """A model, its tokenizer and its KV arena, ready to write.
 
     Args:
@@ -221,7 +219,7 @@ class Runtime:
         check_on_link(on_link)
         settings = self._config(config, overrides)
         requests = self.new_requests(prompts, corpus, settings, return_errors, on_link is not None)
-        return self._run(requests, self._generator.submit, priority, return_errors, on_link)
+        return run_all(self.engine, requests, self._generator.submit, priority, return_errors, on_link)
 
     def score(
         self,
@@ -240,102 +238,7 @@ class Runtime:
         `top_logprobs` the likeliest tokens. For the rest see `generate_batch`.
         """
         requests = self.new_requests(prompts, corpus, scoring(self._config(config, overrides)), return_errors)
-        return self._run(requests, self._generator.submit_score, priority, return_errors)
-
-    @property
-    def limits(self) -> BackendLimits:
-        """What this can do at most."""
-        config = self.model.config
-        return BackendLimits(
-            vocab_size=config.vocab_size,
-            max_context_length=config.max_seq_len,
-            eos_token_id=self.tokenizer.eos_token_id,
-            arena_tokens=self.engine.store.arena.slots,
-            max_running=self.engine.limits.max_running,
-            max_queue=self.engine.limits.max_queue,
-            has_headings=config.layout_policy.startswith("identifier_prefix"),
-            has_marks=config.layout_policy.endswith("bos_eos"),
-        )
-
-    def usage(self) -> BackendUsage:
-        """What goes on at this moment. Reads a few counters, so that any thread may ask."""
-        engine, store = self.engine, self.engine.store
-        return BackendUsage(
-            running=len(engine.running),
-            waiting=len(engine.queue),
-            arena_tokens=store.arena.allocator.used,
-            documents=store.shared_count,
-            documents_dropped=store.dropped,
-        )
-
-    def default_config(self) -> GenerationConfig:
-        """The settings of a request that gives none."""
-        return self._generator.default_config()
-
-    def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text; text that looks like a special token is ordinary text."""
-        return self.tokenizer.encode(text)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
-
-        Raises:
-            ConfigError: an id is outside the vocabulary.
-        """
-        for token in tokens:
-            self.token_bytes(token)
-        return self.tokenizer.decode(list(tokens))
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for EOS.
-
-        Raises:
-            ConfigError: it is outside the vocabulary.
-        """
-        try:
-            return self.tokenizer.token_bytes(token)
-        except (KeyError, IndexError, OverflowError, TypeError) as error:
-            raise ConfigError(f"token id {token!r} is not in the vocabulary of {self.tokenizer.name}") from error
-
-    def _run(
-        self,
-        requests: Sequence[Request | Ds2dsError],
-        submit: Callable[[Request, int], Running],
-        priority: int,
-        return_errors: bool,
-        on_link: OnLink | None = None,
-    ) -> list[Any]:
-        """Run all requests to their ends; see `generate_batch`."""
-        running: list[Running] = []
-        try:
-            for request in requests:
-                if isinstance(request, Request):
-                    self.engine.make_way()
-                    running.append(submit(request, priority))
-            while not all(one.job.done for one in running):
-                self.engine.step()
-                if on_link is not None:
-                    self._answer(running, on_link)
-        finally:
-            for one in running:
-                self.engine.cancel(one.job)
-        errors = [one.job.error for one in running if one.job.error is not None]
-        if errors and not return_errors:
-            raise errors[0]
-        ended = iter(running)
-        outcomes = [next(ended) if isinstance(request, Request) else request for request in requests]
-        return [one if isinstance(one, Exception) else one.job.error or one.result() for one in outcomes]
-
-    def _answer(self, running: Sequence[Running], on_link: OnLink) -> None:
-        """Have the questions answered that are open; what that raises ends the request alone."""
-        for one in running:
-            if one.job.question is not None:
-                try:
-                    answer = on_link(one.job.question)
-                except Exception as error:
-                    self.engine.cancel(one.job, error)
-                else:
-                    self.engine.answer(one.job, answer)
+        return run_all(self.engine, requests, self._generator.submit_score, priority, return_errors, None)
 
     def new_requests(
         self,
@@ -350,20 +253,7 @@ class Runtime:
         Raises:
             ConfigError, CorpusError: an argument does not fit; without return_errors, also what is wrong with a prompt.
         """
-        opened = open_corpus(corpus)
-        if isinstance(prompts, str):
-            raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
-        requests: list[Request | Ds2dsError] = []
-        new_request = partial(self._generator.new_request, corpus=opened, config=config, interactive=interactive)
-        for number, prompt in enumerate(prompts):
-            text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-            try:
-                requests.append(new_request(text, tokens, number=number))
-            except Ds2dsError as error:
-                if not return_errors:
-                    raise
-                requests.append(error)
-        return requests
+        return new_requests(self._generator, prompts, corpus, config, return_errors, interactive)
 
     def warm(
         self,
@@ -387,22 +277,8 @@ class Runtime:
         Raises:
             ConfigError: the document store is off, or a setting is wrong; CorpusError: a title is not in the corpus.
         """
-        self._require_store("warm")
-        opened = open_corpus(corpus)
-        if opened is None:
-            raise ConfigError("warm needs a corpus that has the titles, got None")
-        if isinstance(titles, str):
-            raise ConfigError("titles must be a sequence of titles, got one string")
-        wanted = list(dict.fromkeys(titles))
-        missing = [title for title in wanted if not opened.has_document(title)]
-        if missing:
-            more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise CorpusError(f"the corpus has no documents titled {missing[:5]}{more}")
-        settings = self._config(config, overrides).with_overrides(allow_corpus_fallback=False, seed=0)
-        if settings.max_link_depth == 0:
-            raise ConfigError("max_link_depth must be at least 1 for documents to be brought in, got 0")
-        new_request = partial(self._generator.new_request, None, (), opened, settings)
-        return warm(self.engine, wanted, new_request, progress or (lambda done, total: None))
+        settings = self._config(config, overrides)
+        return warm(self._generator, titles, corpus, settings, progress)
 
     def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
         """Compile and capture ahead what a GPU needs, in a minute or more, so that no request has to wait for it.
@@ -423,9 +299,7 @@ class Runtime:
         Raises:
             ConfigError: the document store is off; CacheError: the file cannot be written.
         """
-        self._require_store("save_cache")
-        self.engine.store.use_weights(fingerprint(self.model))
-        return save_store(self.engine.store, Path(path), digest(self.model))
+        return save_cache(self.engine, Path(path))
 
     def load_cache(self, path: str | Path) -> int:
         """Bring in documents that `save_cache` wrote, the most valuable first, as far as room is free.
@@ -437,9 +311,7 @@ class Runtime:
             ConfigError: the document store is off; CacheError: the file is missing or damaged, or other weights
                 computed it. Nothing is brought in then.
         """
-        self._require_store("load_cache")
-        self.engine.store.use_weights(fingerprint(self.model))
-        return load_store(self.engine.store, Path(path), digest(self.model), self.model.config.vocab_size)
+        return load_cache(self.engine, Path(path))
 
     def attention(
         self,
@@ -469,12 +341,6 @@ class Runtime:
                 take more than max_bytes; ArenaFullError: the arena is too small.
         """
         return analyse_attention(self.engine, self.tokenizer, result, document, tokens, per_token, max_bytes)
-
-    def _require_store(self, what: str) -> None:
-        if not self.engine.store.share:
-            raise ConfigError(
-                f"{what} needs the document store, which is off: make the Runtime with document_store=True"
-            )
 
     def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
         return resolve_config(config, self.default_config(), overrides)

@@ -105,7 +105,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str | Sequence[
             drawn.append(Sampled(token, float(logprobs[row, token])))
         return drawn
 
-    monkeypatch.setattr("ds2ds.engine.engine.sample", scripted)
+    monkeypatch.setattr("ds2ds.engine.results.sample", scripted)
 
 
 @contextmanager

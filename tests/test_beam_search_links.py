@@ -298,7 +298,7 @@ def test_a_beam_pays_for_its_own_tail_in_all_documents(monkeypatch: pytest.Monke
             for document, ranked in zip(documents, found, strict=True)
         ]
 
-    monkeypatch.setattr("ds2ds.engine.engine.rank", scripted)
+    monkeypatch.setattr("ds2ds.engine.results.rank", scripted)
     runtime = runtime_for(exact_model(0), TinyTokenizer())
     config = GenerationConfig(num_beams=4, num_return_sequences=4, max_new_tokens=3, eos_token_id=EOS)
     with counting(monkeypatch) as rows:

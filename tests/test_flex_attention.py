@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from ds2ds.attention.block_tables import BlockTable, Bucket
-from ds2ds.attention.flex import FlexPath, Kind, check_gpu, read_rows
+from ds2ds.attention.flex import FlexPath
+from ds2ds.attention.flex_kernel import Kind, check_gpu, read_rows
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk

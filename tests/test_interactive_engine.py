@@ -16,6 +16,7 @@ from test_random_link_graphs import check_scores, check_view, new_runtime, snaps
 from test_soak import Scene, scenes, stir
 
 from ds2ds import ArenaFullError, ConfigError, Follow, GenerationConfig, LinkQuestion, Runtime, Skip
+from ds2ds.engine.holding import release
 from ds2ds.generation.linked_doc_generator import Running
 
 TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
@@ -182,7 +183,7 @@ def test_what_it_gave_up_takes_no_more_room_than_it_took(monkeypatch: pytest.Mon
         one = runtime._generator.submit(request)
         until_asked(runtime, one, "Long")
         if gives_up:
-            runtime.engine._release(one.job)
+            release(runtime.engine.store, one.job)
             runtime.engine.store.clear()
         runtime.engine.answer(one.job, Follow())
         finish(runtime, one)
@@ -224,7 +225,7 @@ def test_cancelling_frees_everything(stage: str, monkeypatch: pytest.MonkeyPatch
     if stage != "asked at once":
         until_asked(runtime, one, "Long")
     if stage == "released":
-        runtime.engine._release(one.job)
+        release(runtime.engine.store, one.job)
     if stage == "answered":
         runtime.engine.answer(one.job, Follow())
     runtime.engine.cancel(one.job)

@@ -47,7 +47,7 @@ TABLE = (
 )
 
 FLOORS = [
-    {"kernels", "native", "errors", "files", "environment", "data"},
+    {"kernels", "native", "errors", "extras", "files", "environment", "data"},
     {"tokenizer"},
     {"documents"},
     {"corpus"},
@@ -57,8 +57,9 @@ FLOORS = [
     {"engine"},
     {"generation", "analysis", "pictures"},
     {"backend"},
+    {"texts"},
     {"runtime"},
-    {"async_runtime", "bench", "adapters"},
+    {"async_runtime", "event_stream", "bench", "adapters"},
     {"server"},
     {"cli", "__main__"},
 ]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ds2ds import DocumentClosed, DocumentOpened, GeneratedDocument, LinkClosed, TokenWritten
-from ds2ds.cli.rendering import PlainRenderer, Renderer, StopFilter, TerminalRenderer
+from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
 from ds2ds.generation.events import Event
+from ds2ds.generation.stop_filter import StopFilter
 
 
 def opened(title: str, text: str, depth: int = 0, source: str = "generated") -> Event:

@@ -223,7 +223,7 @@ def test_corpora_and_limits(tmp_path: Path) -> None:
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     error = error_of()
-    assert error == "ds2ds serve needs ['uvicorn']: install them with `pip install 'ds2ds[server]'`"
+    assert error == "ds2ds serve needs uvicorn: pip install 'ds2ds[server]'"
 
 
 def test_help_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from ds2ds import ConfigError, DocumentContext, GenerationConfig, SingleDocument
 from ds2ds.documents.document import Document
 from ds2ds.documents.layout import Layout
 from ds2ds.generation.corpus_source import CorpusSource
-from ds2ds.generation.request import Request, TextStream, fit_config
+from ds2ds.generation.request import Request, fit_config
 from ds2ds.kernels import sample_rows
-from ds2ds.tokenizer import as_tokenizer
+from ds2ds.tokenizer import TextStream, as_tokenizer
 
 
 def write(

@@ -6,7 +6,6 @@ asked for run against it.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from operator import index
@@ -27,7 +26,7 @@ from ds2ds.engine.engine import Engine
 from ds2ds.engine.work import Prefill, Work
 from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
-from ds2ds.tokenizer import Tokenizer
+from ds2ds.tokenizer import TextStream, Tokenizer
 
 MAX_BYTES = 2**30
 """Most memory for the arrays of one map, unless the caller says otherwise."""
@@ -91,10 +90,10 @@ def analyse_attention(
 
 def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
     """The text of each token; of a character split between tokens the last one has all, the others nothing."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    texts = [decoder.decode(tokenizer.token_bytes(token)) for token in tokens]
+    stream = TextStream(tokenizer)
+    texts = [stream.feed(token) for token in tokens]
     if texts:
-        texts[-1] += decoder.decode(b"", final=True)
+        texts[-1] += stream.finish()
     return texts
 
 

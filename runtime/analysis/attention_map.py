@@ -135,8 +135,8 @@ class AttentionMap:
             heads: the same.
 
         Raises:
-            ConfigError: another ending, or no such layer or head; Ds2dsError: matplotlib is missing (the extra
-                `pictures` brings it), or the file cannot be written.
+            ConfigError: another ending, no such layer or head, or matplotlib is missing (the extra `pictures` brings
+                it); Ds2dsError: the file cannot be written.
         """
         from ds2ds.pictures.heat_map import draw_heat_map
 

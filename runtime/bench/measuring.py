@@ -16,7 +16,8 @@ import torch
 from ds2ds.bench.floor import read_bandwidth, token_bytes, tokens_in_view, weight_bytes
 from ds2ds.bench.workloads import Workload
 from ds2ds.documents.document import Document
-from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator, Running
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
+from ds2ds.generation.running import Running
 from ds2ds.runtime import Runtime
 
 WARM_UP_TOKENS = 4

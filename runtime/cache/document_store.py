@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import closing
 
 from torch import Tensor
 
 from ds2ds.cache.arena import KVArena
+from ds2ds.cache.beginnings import Beginning, beginning, in_common
 from ds2ds.cache.entry import Entry
+from ds2ds.cache.extents import Extent
 from ds2ds.cache.integrity import check_store
 from ds2ds.cache.retention import GreedyDualSizeFrequency, Retention
+from ds2ds.cache.room import cheapest, cheapest_for
 from ds2ds.documents.content import DIGEST_BYTES, Content, content_of, prefix_content
 from ds2ds.documents.document import Document
-from ds2ds.errors import ArenaFullError
 
 SLACK = 16
 """Before a compaction, documents are dropped until one slot in so many is free, as far as they may be."""
@@ -101,7 +102,7 @@ class DocumentStore:
         """
         if document in self._entries or not self.share or document.in_progress:
             return None
-        entry = self._by_key.get(self.key(content_of(document)))
+        entry = self._find(content_of(document))
         if entry is None:
             return None
         self._use(entry, document)
@@ -110,13 +111,10 @@ class DocumentStore:
     def found(self, document: Document) -> int:
         """How many tokens of a document that has no entry yet `reserve` would find computed.
 
-        Those of the document that it is a fork of (`Document.origin`); and of a root in progress, whose keys and values
-        are those of a complete document of the same tokens and grants, such as the prompt of an earlier request. The
-        last token is computed anyway: the next one is drawn from it. So is what the document wants computed
-        (`fresh_from`).
+        They are what it starts with a copy of, see `beginning`.
         """
-        source = self._source(document)
-        return 0 if source is None else self._shared(document, source)
+        start = self._beginning(document)
+        return 0 if start is None else start.tokens
 
     def reserve(self, document: Document, pinned: Callable[[], set[Document]]) -> Entry:
         """Give the document an entry, if it has none, at the cost of complete documents that are not pinned.
@@ -131,28 +129,15 @@ class DocumentStore:
         """
         if document in self._entries:
             return self._entries[document]
-        allocator = self.arena.allocator
-        tokens = len(document.tokens) if document.capacity is None else document.capacity
-        need = allocator.rounded(tokens)
-        extent = allocator.allocate(tokens)
-        if extent is None and allocator.free < need:
-            self._make_room(document, need, pinned())
-            extent = allocator.allocate(tokens)
-        if extent is None:
-            # A compaction moves up to the whole arena: the gap it leaves is to serve more than this document.
-            self._drop_all(self._cheapest(need + allocator.capacity // SLACK, pinned()))
-            self.arena.compact()
-            extent = allocator.allocate(tokens)
-        if extent is None:
-            raise RuntimeError(f"no gap of {need} slots in a compacted arena with {allocator.free} free")
-        source = self._source(document)  # not before room was made, which may have dropped it
+        extent = self._allocate(document, pinned)
+        start = self._beginning(document)  # not before room was made, which may have dropped it
         entry = Entry(extent)
         self._use(entry, document)
-        if source is not None:
-            self._count_use(source)
-            entry.computed, entry.stale = self._shared(document, source), source.stale
-            self.slots(entry).copy_(self.slots(source)[..., : entry.computed, :])
-            document.settled = max(document.settled, entry.computed)
+        if start is not None:
+            self._count_use(start.entry)
+            entry.computed, entry.stale = start.tokens, start.entry.stale
+            self.slots(entry).copy_(self.slots(start.entry)[..., : start.tokens, :])
+            document.settled = max(document.settled, start.tokens)
         document.origin = None
         if not document.in_progress:
             self._publish(entry, content_of(document))
@@ -170,7 +155,7 @@ class DocumentStore:
         for origin in entry.documents:
             del self._entries[origin]
         self._entries[document], entry.documents = entry, {document}
-        entry.computed = self._shared(document, entry)
+        entry.computed = in_common(document, entry)
         document.origin = None
         return True
 
@@ -201,7 +186,7 @@ class DocumentStore:
         self.arena.allocator.trim(entry.extent, len(document.tokens))
         if self._prefilled:
             entry.cost = self._prefill_seconds / self._prefilled * len(document.tokens)
-        known = self._by_key.get(self.key(content_of(document))) if self.share and not entry.stale else None
+        known = None if entry.stale else self._find(content_of(document))
         if known is not None and known.computed >= entry.computed:
             self._drop(entry)
             self._use(known, document)
@@ -276,25 +261,29 @@ class DocumentStore:
         if entry in self.retention:
             self.retention.note(entry)
 
-    def _source(self, document: Document) -> Entry | None:
-        """The entry whose tokens a document without one may start with a copy of."""
-        if document in self._entries:
-            return None
-        if document.origin is not None:
-            return self._entries.get(document.origin)
-        new = document.in_progress and len(document.tokens) == document.given
-        if not (self.share and document.parent is None and new and document.fresh_from != 0):
-            return None
-        entry = self._by_key.get(self.key(prefix_content(document, document.given)))
-        return entry if entry is not None and entry.computed == document.given > 0 else None
+    def _beginning(self, document: Document) -> Beginning | None:
+        return None if document in self._entries else beginning(document, self._entries, self._find)
 
-    def _shared(self, document: Document, source: Entry) -> int:
-        """How many tokens of its source a document may take over: what is to be drawn from has to be computed.
+    def _find(self, content: Content) -> Entry | None:
+        return self._by_key.get(self.key(content)) if self.share else None
 
-        Of an origin those that were computed when the fork began: what later ones read may differ.
-        """
-        most = len(document.tokens) - 1 if document.origin is None else document.settled
-        return min(source.computed, most if document.fresh_from is None else min(most, document.fresh_from))
+    def _allocate(self, document: Document, pinned: Callable[[], set[Document]]) -> Extent:
+        """An extent for all that the document may come to hold; see `reserve`."""
+        allocator = self.arena.allocator
+        tokens = len(document.tokens) if document.capacity is None else document.capacity
+        need = allocator.rounded(tokens)
+        extent = allocator.allocate(tokens)
+        if extent is None and allocator.free < need:
+            self._drop_all(cheapest_for(document, allocator, self.retention, need, pinned()))
+            extent = allocator.allocate(tokens)
+        if extent is None:
+            # A compaction moves up to the whole arena: the gap it leaves is to serve more than this document.
+            self._drop_all(cheapest(allocator, self.retention, need + allocator.capacity // SLACK, pinned()))
+            self.arena.compact()
+            extent = allocator.allocate(tokens)
+        if extent is None:
+            raise RuntimeError(f"no gap of {need} slots in a compacted arena with {allocator.free} free")
+        return extent
 
     def _publish(self, entry: Entry, content: Content) -> None:
         """Make the entry of this content one that may be found, and dropped."""
@@ -304,29 +293,6 @@ class DocumentStore:
                 entry.content, entry.key = content, key
                 self._by_key[key] = entry
         self.retention.note(entry)
-
-    def _make_room(self, document: Document, need: int, pinned: set[Document]) -> None:
-        going = self._cheapest(need, pinned)
-        allocator = self.arena.allocator
-        most = allocator.free + sum(entry.extent.length for entry in going)
-        if most < need:
-            raise ArenaFullError(
-                f"document {document.title or 'root'!r} needs {need} slots of the KV arena; {most} of "
-                f"{allocator.capacity} can be had: give the runtime more arena_tokens, or lower "
-                "max_tokens_per_document or max_context_length"
-            )
-        self._drop_all(going)
-
-    def _cheapest(self, need: int, pinned: set[Document]) -> list[Entry]:
-        """The entries to drop so that `need` slots are free, or all that may go if they do not suffice."""
-        free = self.arena.allocator.free
-        going: list[Entry] = []
-        with closing(self.retention.cheapest_first()) as entries:
-            while free < need and (entry := next(entries, None)) is not None:
-                if entry.documents.isdisjoint(pinned):
-                    going.append(entry)
-                    free += entry.extent.length
-        return going
 
     def _drop_all(self, entries: list[Entry]) -> None:
         self.dropped += len(entries)

@@ -345,8 +345,7 @@ def _start(
     settings: dict[str, Any],
     on_link: OnLink | None,
 ) -> Iterator[Event]:
-    has_heading = runtime.model.config.layout_policy.startswith("identifier_prefix")
-    if title is None and has_heading and _HEADING_ALONE.fullmatch(prompt):
+    if title is None and runtime.limits.has_headings and _HEADING_ALONE.fullmatch(prompt):
         prompt = prompt.rstrip("\n") + "\n\n"
     try:
         asked: dict[str, Any] = {} if on_link is None else {"on_link": on_link}

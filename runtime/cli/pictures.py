@@ -21,8 +21,8 @@ def check_pictures(picture: Path | None, attention: Path | None, *, force: bool)
     """Whether both files can be made: told before anything is generated.
 
     Raises:
-        ConfigError: an ending that is not known, a file that is already there (unless `force`), or one file for both;
-            Ds2dsError: what draws heat maps is not installed.
+        ConfigError: an ending that is not known, a file that is already there (unless `force`), one file for both, or
+            what draws heat maps is not installed.
     """
     for option, path, endings in (("--picture", picture, PICTURES), ("--attention", attention, ATTENTION)):
         if path is None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from ds2ds.cli.styled_text import LinkMarker, WordWrap, printable
 from ds2ds.cli.summary import count, resolution
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, Event, LinkClosed, TokenWritten
+from ds2ds.generation.stop_filter import StopFilter
 
 
 class Renderer(Protocol):
@@ -20,40 +21,6 @@ class Renderer(Protocol):
 
     def finish(self) -> None:
         """Show what is held back, and end the line. Nothing comes after."""
-
-
-class StopFilter:
-    """Holds back what may turn out to be a stop string, which is cut from a document's text."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._keep = max(map(len, stop), default=1) - 1
-        self._held = ""
-        self._passed = 0
-
-    def start(self, text: str) -> str:
-        """Pass on what a document starts with: stop strings count only in what is written."""
-        self._passed = len(text)
-        return text
-
-    def feed(self, text: str) -> str:
-        """What of the text so far can be shown now."""
-        self._held += text
-        if any(stop in self._held for stop in self._stop):
-            return ""
-        at = max(0, len(self._held) - self._keep)
-        return self._take(at)
-
-    def flush(self, whole: str | None = None) -> str:
-        """What is held back: all of it, or what the document's whole text has beyond what was passed on."""
-        if whole is not None:
-            self._held = whole[self._passed :]
-        return self._take(len(self._held))
-
-    def _take(self, length: int) -> str:
-        taken, self._held = self._held[:length], self._held[length:]
-        self._passed += length
-        return taken
 
 
 class PlainRenderer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,11 @@ import typer
 
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.errors import ConfigError
+from ds2ds.extras import require_extra
 
 if TYPE_CHECKING:
     from ds2ds.async_runtime import AsyncRuntime
 
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _NONE = "none"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -88,7 +87,7 @@ def serve(
 
     A key is never given on the command line, where every user of the machine could read it.
     """
-    _require_extra()
+    require_extra("server", "ds2ds serve", "fastapi", "uvicorn", "prometheus_client")
     if log_level not in _LOG_LEVELS:
         raise ConfigError(f"log-level must be one of {_LOG_LEVELS}, got {log_level!r}")
     key = _api_key(api_key_env, api_key_file)
@@ -143,12 +142,6 @@ def serve(
             typer.echo(f"serving {settings.model} at {url}")
 
         serve_backend(load, settings, opened, bound, ready, log_level)
-
-
-def _require_extra() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"ds2ds serve needs {missing}: install them with `pip install 'ds2ds[server]'`")
 
 
 def _api_key(variable: str | None, file: Path | None) -> str | None:

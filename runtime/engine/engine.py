@@ -7,9 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from ds2ds.attention.flex import DECODE, FAN
+from ds2ds.attention.flex_kernel import DECODE, FAN
 from ds2ds.attention.paths import WarmsUp, attention_path
 from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
@@ -17,13 +15,15 @@ from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.arena_size import make_arena
+from ds2ds.engine.decode_graph.making import make_decoder
+from ds2ds.engine.holding import release, release_abandoned, share_completed
 from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
 from ds2ds.engine.planning import Planned, attach, plan
-from ds2ds.engine.ranking import rank
-from ds2ds.engine.step import Stopwatch, forward, sample, score
-from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank, Score
+from ds2ds.engine.results import results
+from ds2ds.engine.step import Stopwatch, forward
+from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
@@ -86,12 +86,7 @@ class Engine:
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
-        self.decoder: Decoder | None = None
-        if decodes_in_graphs(cuda_graphs, model.device.type, attention):
-            # Imported here, as it brings in Triton, like attention "triton".
-            from ds2ds.engine.decode_graph.decoder import Decoder
-
-            self.decoder = Decoder(model, self.store, max_running)
+        self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
         self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
@@ -187,8 +182,15 @@ class Engine:
         with Stopwatch() as watch:
             hidden = forward(self.model, self.attention, [one.chunk for one in batch])
         self._account(batch, watch.seconds)
-        self._score(batch, hidden)
-        self._draw(batch, hidden)
+        for result in results(self.model, batch, hidden):
+            self._hand_over(*result)
+
+    def require_store(self, what: str) -> None:
+        """Raise ConfigError, naming what needs it, if documents are not shared."""
+        if not self.store.share:
+            raise ConfigError(
+                f"{what} needs the document store, which is off: make the Runtime with document_store=True"
+            )
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
@@ -235,7 +237,7 @@ class Engine:
             parked = [job for job in self.parked if job.touched]
             planned = plan(self.store, self.running, self.limits.step_tokens, parked)
             if planned.full is not None and parked:
-                self._release(max(parked, key=turn))
+                release(self.store, max(parked, key=turn))
                 continue
             if planned.batch:
                 return planned.batch
@@ -293,54 +295,8 @@ class Engine:
                 share = None if one.decodes else seconds * len(one.chunk) / rows
                 self.store.advance(one.chunk.document, one.chunk.stop, share)
 
-    def _score(self, batch: Sequence[Planned], hidden: Tensor) -> None:
-        """Say how likely the tokens were that came after those computed, where that was asked for."""
-        row = 0
-        for one in batch:
-            work, chunk = one.job.waiting, one.chunk
-            rows = hidden[row : row + len(chunk)]
-            row += len(chunk)
-            if not isinstance(work, Score) or work.document is not chunk.document:
-                continue
-            first = max(work.start, chunk.start + 1)
-            following = work.document.tokens[first : chunk.stop + 1]
-            scored = score(self.model, rows[len(rows) - len(following) :], following, work.top)
-            if isinstance(scored, GenerationError):
-                self._finish(one.job, scored)
-                continue
-            work.found.update(zip(range(first, chunk.stop + 1), scored, strict=True))
-            if chunk.stop == work.stop:
-                self._send(one.job, [work.found[at] for at in range(work.start, work.stop + 1)])
-
-    def _draw(self, batch: Sequence[Planned], hidden: Tensor) -> None:
-        """Draw, or rank, the next tokens of documents that were computed to their end for that; [rows, model_dim]."""
-        drawing: list[tuple[int, Job, Document, Compute]] = []
-        ranking: list[tuple[int, Job, Document, Rank]] = []
-        row = -1
-        for one in batch:
-            row += len(one.chunk)
-            job, work, document = one.job, one.job.waiting, one.chunk.document
-            if work is None or document not in work.documents or one.chunk.stop < len(document.tokens):
-                continue
-            if isinstance(work, Compute):
-                drawing.append((row, job, document, work))
-            elif isinstance(work, Rank):
-                ranking.append((row, job, document, work))
-        results: list[Any] = []
-        with Stopwatch() as watch:
-            if drawing:
-                rows, _, documents, works = zip(*drawing, strict=True)
-                results += sample(self.model, hidden[list(rows)], documents, [work.sampling for work in works])
-            if ranking:
-                rows, _, documents, ranks = zip(*ranking, strict=True)
-                results += rank(self.model, hidden[list(rows)], documents, [work.most for work in ranks])
-        for job in {job for _, job, *_ in (*drawing, *ranking)}:
-            job.trace.seconds["sampling"] += watch.seconds
-        for (_, job, document, _), result in zip((*drawing, *ranking), results, strict=True):
-            self._hand_over(job, document, result)
-
     def _hand_over(self, job: Job, document: Document, result: Any) -> None:
-        """Note what was drawn for a document; once there is something for all that a job waits for, it goes on."""
+        """Note what a document came to; once there is something for all that a job waits for, it goes on."""
         if job.done:
             return  # another of its documents has failed
         if isinstance(result, GenerationError):
@@ -364,8 +320,8 @@ class Engine:
         else:
             if before is not None and job.waiting.documents != before.documents:
                 if isinstance(job.waiting, Rank):
-                    self._release_abandoned(job)
-                self._share_completed(job)
+                    release_abandoned(self.store, job)
+                share_completed(self.store, job)
             if isinstance(job.waiting, Ask):
                 job.question = job.waiting.question
                 self.running.remove(job)
@@ -373,7 +329,7 @@ class Engine:
 
     def _suspend(self, job: Job) -> None:
         """Take what a job holds; it is computed anew when all others that run now are done."""
-        self._release(job)
+        release(self.store, job)
         self.running.remove(job)
         self.queue.put_back(job)
         job.need = self.store.arena.slots
@@ -384,47 +340,5 @@ class Engine:
         for place in (self.running, self.parked, self.queue):
             if job in place:
                 place.remove(job)
-        self._share_completed(job)
-        self._release(job)
-
-    def _share_completed(self, job: Job) -> None:
-        """Documents that were written are others' to use. The root is nobody's target."""
-        for document in job.touched:
-            if document.depth:
-                self.store.complete(document)
-
-    def _release_abandoned(self, job: Job) -> None:
-        """Release what a search has in its window no more. Of its forks one gets its place, for others to copy from."""
-        kept = set(job.window)
-        heirs: dict[Document, Document] = {}
-        # The fork that has most in common with the origin comes first: it has all that any other has.
-        for document in sorted(job.window, key=lambda document: -document.settled):
-            origin = document.origin
-            if origin in heirs:
-                document.origin = heirs[origin]
-            elif origin is not None and origin not in kept and self.store.inherit(document):
-                heirs[origin] = document
-                job.touched[document] = None
-        kept.update(document.origin for document in job.window if document.origin is not None)
-        for document in [document for document in job.touched if document not in kept]:
-            self.store.release(document)
-            del job.touched[document]
-
-    def _release(self, job: Job) -> None:
-        for document in job.touched:
-            self.store.release(document)
-        job.touched.clear()
-
-
-def decodes_in_graphs(cuda_graphs: bool | str, device: str, attention: str) -> bool:
-    """Whether an engine decodes in CUDA graphs, on this type of device with attention of this name.
-
-    Raises:
-        ConfigError: it is asked to and cannot, or cuda_graphs is neither True, False nor "auto".
-    """
-    if cuda_graphs not in (True, False, "auto"):
-        raise ConfigError(f"cuda_graphs must be True, False or 'auto', got {cuda_graphs!r}")
-    possible = device == "cuda" and attention == "triton"
-    if cuda_graphs is True and not possible:
-        raise ConfigError(f"cuda_graphs needs a GPU and attention 'triton', got {device!r} and attention {attention!r}")
-    return possible and bool(cuda_graphs)
+        share_completed(self.store, job)
+        release(self.store, job)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ds2ds.documents.document import Document
+from ds2ds.engine.step import unusable
 from ds2ds.engine.work import Sampled
 from ds2ds.errors import GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -29,17 +30,8 @@ def rank(
     ranked: list[list[Sampled]] = [[] for _ in documents]
     for row, token, logprob in zip(rows.tolist(), ids.tolist(), logprobs[rows, ids].tolist(), strict=True):
         ranked[row].append(Sampled(token, logprob))
-    results: list[list[Sampled] | GenerationError] = []
-    for document, tokens, count, unusable in zip(
-        documents, ranked, most, logprobs.isnan().any(-1).tolist(), strict=True
-    ):
-        if unusable:
-            results.append(
-                GenerationError(
-                    f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
-                    "(NaN or infinite, or none left): check the weights and the dtype"
-                )
-            )
-        else:
-            results.append(sorted(tokens, key=lambda one: (-one.logprob, one.token))[:count])
-    return results
+    lost = logprobs.isnan().any(-1).tolist()
+    return [
+        unusable(document) if none else sorted(tokens, key=lambda one: (-one.logprob, one.token))[:count]
+        for document, tokens, count, none in zip(documents, ranked, most, lost, strict=True)
+    ]

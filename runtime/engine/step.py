@@ -59,11 +59,14 @@ def outcome(
     document: Document, token: int, logprob: float, status: int, top: tuple[tuple[int, float], ...] = ()
 ) -> Sampled | GenerationError:
     """What the sampler said of a document's next token, see `SampleStatus`."""
-    if not status:
-        return Sampled(token, logprob, top)
+    return unusable(document, f"status {status}: ") if status else Sampled(token, logprob, top)
+
+
+def unusable(document: Document, said: str = "") -> GenerationError:
+    """The error of a document whose next token cannot be had from its logits; `said`: by what this is known."""
     return GenerationError(
         f"the model gave no usable logits for token {len(document.tokens)} of {document.title!r} "
-        f"(status {status}: NaN or infinite, or none left): check the weights and the dtype"
+        f"({said}NaN or infinite, or none left): check the weights and the dtype"
     )
 
 

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from ds2ds.corpus.resolving.specification import resolver_order
-from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
-
-MOST_TOP_LOGPROBS = 20
-
-SWITCHES = (
-    "allow_corpus_fallback",
-    "process_prompt_links",
-    "allow_recursive_links",
-    "logprobs",
-    "prompt_logprobs",
-    "ignore_eos",
-)
-_BEAMS = ("num_beams", "num_return_sequences")
-
-_WITH_BEAMS = {
-    "temperature": (1.0, 0.0),
-    "top_k": (None, 0),
-    "top_p": (1.0,),
-    "min_p": (0.0,),
-    "repetition_penalty": (1.0,),
-    "prompt_logprobs": (False,),
-    "top_logprobs": (0,),
-}
-"""What the settings may be that a beam search cannot do with: those of sampling, since nothing is drawn, off."""
+from ds2ds.generation.config_checks import checked
 
 
 @dataclass(frozen=True)
@@ -113,87 +88,10 @@ class GenerationConfig:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_tokens_per_document", "max_context_length", *_BEAMS):
-            if self._integer(name) < 1:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("max_auxiliary_documents", "max_link_depth", "eos_token_id"):
-            if self._integer(name) < 0:
-                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.top_k is not None and self._integer("top_k") < 0:
-            raise ConfigError(f"top_k must be >= 0, got {self.top_k}")
-        if self.seed is not None and not -(2**63) <= self._integer("seed") < 2**63:
-            raise ConfigError(f"seed must fit in 64 bits, got {self.seed}")
-        if not 0 <= self._number("temperature") < math.inf:
-            raise ConfigError(f"temperature must be >= 0, got {self.temperature}")
-        if not 0 < self._number("top_p") <= 1:
-            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not 0 <= self._number("min_p") <= 1:
-            raise ConfigError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not 0 < self._number("repetition_penalty") < math.inf:
-            raise ConfigError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
-        if not 0 <= self._integer("top_logprobs") <= MOST_TOP_LOGPROBS:
-            raise ConfigError(f"top_logprobs must be in [0, {MOST_TOP_LOGPROBS}], got {self.top_logprobs}")
-        for name in SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if not isinstance(self.eviction_policy, str) or self.eviction_policy not in EVICTION_POLICIES:
-            names = tuple(EVICTION_POLICIES)
-            raise ConfigError(f"eviction_policy must be one of {names}, got {self.eviction_policy!r}")
-        self._check_stop()
-        self._check_stop_token_ids()
-        self._check_title_resolution()
-        self._check_beams()
+        for name, value in checked(vars(self)).items():
+            object.__setattr__(self, name, value)
         if self.device is not None:
             parse_device(self.device)
-
-    def _check_stop(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-            raise ConfigError(f"stop must be a string or a sequence of strings, none of them empty, got {self.stop!r}")
-        object.__setattr__(self, "stop", tuple(stop))
-
-    def _check_stop_token_ids(self) -> None:
-        ids = self.stop_token_ids
-        listed = isinstance(ids, Sequence) and not isinstance(ids, str)
-        if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"stop_token_ids must be a sequence of token ids >= 0, got {ids!r}")
-        object.__setattr__(self, "stop_token_ids", tuple(ids))
-
-    def _check_title_resolution(self) -> None:
-        given = self.title_resolution
-        if not isinstance(given, str | Sequence):
-            raise ConfigError(f"title_resolution must be a string or a sequence of strings, got {given!r}")
-        try:
-            object.__setattr__(self, "title_resolution", resolver_order(given) if given else ())
-        except ConfigError as error:
-            raise ConfigError(f"title_resolution: {error}") from error
-
-    def _check_beams(self) -> None:
-        if not abs(self._number("length_penalty")) <= 10:
-            raise ConfigError(f"length_penalty must be in [-10, 10], got {self.length_penalty}")
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ConfigError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
-        if self.num_return_sequences > self.num_beams:
-            raise ConfigError(
-                f"num_return_sequences must be at most num_beams {self.num_beams}, got {self.num_return_sequences}"
-            )
-        for name, allowed in _WITH_BEAMS.items():
-            if self.num_beams > 1 and getattr(self, name) not in allowed:
-                wanted = " or ".join(map(str, allowed))
-                raise ConfigError(f"{name} must be {wanted} with num_beams above 1, got {getattr(self, name)}")
-
-    def _integer(self, name: str) -> int:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{name} must be an integer, got {value!r}")
-        return value
-
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{name} must be a number, got {value!r}")
-        # In float32, as the sampler computes: 1e39 is infinite there, and 1e-60 is 0.
-        return torch.tensor(float(value), dtype=torch.float32).item()
 
     @property
     def tells_logprobs(self) -> bool:
@@ -215,6 +113,22 @@ class GenerationConfig:
         if unknown:
             raise ConfigError(f"unknown generation settings {unknown}; known are {sorted(self.__dataclass_fields__)}")
         return replace(self, **overrides)
+
+
+def resolve_config(
+    config: GenerationConfig | None, default: GenerationConfig, overrides: dict[str, Any]
+) -> GenerationConfig:
+    """The settings of a call: the config given, or the default, with the call's own overrides."""
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise ConfigError(f"config must be a GenerationConfig, got {type(config).__name__}")
+    return (config or default).with_overrides(**overrides)
+
+
+def scoring(config: GenerationConfig) -> GenerationConfig:
+    """These settings, for a request that only says how likely its prompt is."""
+    return config.with_overrides(
+        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
+    )
 
 
 def parse_device(device: str | torch.device) -> torch.device:

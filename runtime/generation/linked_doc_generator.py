@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +15,6 @@ from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.layout import Layout, heading_title
 from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
-from ds2ds.engine.job import Job
 from ds2ds.engine.limits import check_priority
 from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
@@ -28,36 +26,9 @@ from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
 from ds2ds.generation.pairing import check_corpus, check_encodes, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
+from ds2ds.generation.running import Running
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
-
-
-@dataclass(frozen=True)
-class Running:
-    """A request given to the engine. `search` is what writes it where it has beams."""
-
-    request: Request
-    job: Job
-    started: float
-    search: BeamSearch | None = None
-
-    def result(self) -> GenerationResult:
-        """The documents as they stand, of a search those of what is finished; complete once the job is done."""
-        trace = self.request.trace
-        trace.seconds["total"] = time.perf_counter() - self.started
-        if self.search is None:
-            return _result(self.request)
-        best, *others = (
-            replace(result, score=score, trace=trace.of_hypothesis(result.trace))
-            for result, score in ((_result(one.request), self.search.score(one)) for one in self.search.best)
-        )
-        return replace(best, alternatives=others)
-
-
-def _result(request: Request) -> GenerationResult:
-    root, *rest = (request.record(document) for document in request.context.get_all_documents())
-    request.trace.evictions = request.context.evictions
-    return GenerationResult(root, rest, request.config, request.trace)
 
 
 class LinkedDocumentGenerator:
@@ -286,19 +257,3 @@ def _token_ids(tokens: Any) -> list[int]:
     if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
         raise ConfigError(f"prompt_tokens must be a flat sequence of integers, got {str(values)[:80]}")
     return [int(value) for value in values]
-
-
-def resolve_config(
-    config: GenerationConfig | None, default: GenerationConfig, overrides: dict[str, Any]
-) -> GenerationConfig:
-    """The settings of a call: the config given, or the default, with the call's own overrides."""
-    if config is not None and not isinstance(config, GenerationConfig):
-        raise ConfigError(f"config must be a GenerationConfig, got {type(config).__name__}")
-    return (config or default).with_overrides(**overrides)
-
-
-def scoring(config: GenerationConfig) -> GenerationConfig:
-    """These settings, for a request that only says how likely its prompt is."""
-    return config.with_overrides(
-        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
-    )

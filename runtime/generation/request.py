@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device
 from ds2ds.generation.pairing import check_decodes
 from ds2ds.model.ds2ds_model import DS2DSModel
-from ds2ds.tokenizer import Tokenizer
+from ds2ds.tokenizer import TextStream, Tokenizer
 
 UNTITLED_ROOT = "root"
 OPENING_TOKENS = 48
@@ -142,14 +141,3 @@ class Request:
                 else None
             ),
         )
-
-
-class TextStream:
-    """The text of tokens as they come; a character split between tokens comes with its last byte."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, token: int) -> str:
-        return self._decoder.decode(self._token_bytes(token))

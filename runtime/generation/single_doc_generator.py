@@ -15,9 +15,9 @@ from ds2ds.errors import ConfigError
 from ds2ds.generation.corpus_source import CorpusSource
 from ds2ds.generation.events import TokenWritten
 from ds2ds.generation.generation_config import GenerationConfig
-from ds2ds.generation.request import Request, TextStream, fit_config
+from ds2ds.generation.request import Request, fit_config
 from ds2ds.model.ds2ds_model import DS2DSModel
-from ds2ds.tokenizer import as_tokenizer
+from ds2ds.tokenizer import TextStream, as_tokenizer
 
 AfterToken = Callable[[int], Work]
 """What is to be done after a token, before the next one: follow the links that close in it."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ds2ds.documents.content import content_of
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.work import Work
-from ds2ds.errors import ArenaFullError
+from ds2ds.errors import ArenaFullError, ConfigError, CorpusError
+from ds2ds.generation.corpus_source import open_corpus
+from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.request import Request
 
 
@@ -36,20 +41,35 @@ class Warmed:
 
 
 def warm(
-    engine: Engine,
-    titles: Sequence[str],
-    new_request: Callable[[], Request],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    generator: LinkedDocumentGenerator,
+    titles: Iterable[str],
+    corpus: Any,
+    config: GenerationConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Warmed:
-    """Compute documents one after the other, until the arena is full of them.
+    """See `Runtime.warm`. Each document is brought in as the first link of a request with an empty root."""
+    generator.engine.require_store("warm")
+    opened = open_corpus(corpus)
+    if opened is None:
+        raise ConfigError("warm needs a corpus that has the titles, got None")
+    if isinstance(titles, str):
+        raise ConfigError("titles must be a sequence of titles, got one string")
+    wanted = list(dict.fromkeys(titles))
+    missing = [title for title in wanted if not opened.has_document(title)]
+    if missing:
+        more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise CorpusError(f"the corpus has no documents titled {missing[:5]}{more}")
+    if config.max_link_depth == 0:
+        raise ConfigError("max_link_depth must be at least 1 for documents to be brought in, got 0")
+    config = config.with_overrides(allow_corpus_fallback=False, seed=0)
+    new_request = partial(generator.new_request, None, (), opened, config)
+    return _prefill(generator.engine, wanted, new_request, progress or (lambda done, total: None))
 
-    Args:
-        new_request: makes a request with an empty root; each document is brought in as its first link.
-        progress: told (documents done, of how many).
 
-    Raises:
-        CorpusError: a title is not in the corpus, or its document is empty.
-    """
+def _prefill(
+    engine: Engine, titles: Sequence[str], new_request: Callable[[], Request], progress: Callable[[int, int], None]
+) -> Warmed:
+    """Compute documents one after the other, until the arena is full of them."""
     started = time.perf_counter()
     window: list[Document] = []
     trace = Trace()

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds2ds.analysis.attention_map import AttentionMap
-from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.errors import ConfigError
+from ds2ds.extras import require_extra
 from ds2ds.files import atomic_write
 from ds2ds.pictures.markup import shorten
 
@@ -28,11 +29,8 @@ COLOURS, NOT_IN_VIEW = "YlOrBr", "#e8eaee"
 
 
 def require_matplotlib() -> None:
-    """Raises Ds2dsError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise Ds2dsError("a heat map needs matplotlib: pip install 'ds2ds[pictures]'") from error
+    """Raises ConfigError where matplotlib is not installed."""
+    require_extra("pictures", "a heat map", "matplotlib")
 
 
 def draw_heat_map(shown: AttentionMap, shares: NDArray[np.float32], path: Path) -> None:

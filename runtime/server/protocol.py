@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ds2ds.generation.generation_config import MOST_TOP_LOGPROBS
+from ds2ds.generation.config_checks import MOST_TOP_LOGPROBS
 
 MAX_STOP = 16
 """Stop strings; OpenAI takes 4, some evaluations send more."""

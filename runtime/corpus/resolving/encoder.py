@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2ds.errors import ConfigError
+from ds2ds.extras import require_extra
 
 
 class Encoder(Protocol):
@@ -40,12 +41,9 @@ class SentenceEncoder:
     """
 
     def __init__(self, source: str, device: str | None = None) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ConfigError(
-                "resolver 'embeddings' needs sentence-transformers: pip install 'ds2ds[embeddings]'"
-            ) from error
+        require_extra("embeddings", "resolver 'embeddings'", "sentence_transformers")
+        from sentence_transformers import SentenceTransformer
+
         try:
             self._model: Any = SentenceTransformer(source, device=device)
         except (OSError, ValueError) as error:
