@@ -1,0 +1,161 @@
+"""Mutation testing: which changes of a module its tests do not notice.
+
+    python tests/mutation/run.py                      # every module of MODULES
+    python tests/mutation/run.py eviction rows        # some of them
+
+needs `pip install mutmut` (3.x). mutmut wants to find a package where its name says; here `runtime/` is installed as
+`ds2ds`. So each module gets a folder build/mutation/NAME with a real tree `ds2ds/`, copied, and mutmut runs in it, on
+the module alone and on the tests that are about it. The survivors are printed as diffs and kept in
+build/mutation/NAME.txt. What they mean is written down in docs/mutation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "mutation"
+
+# How mutmut records what a mutant's tests came to.
+KILLED, SURVIVED, NO_TESTS = (1, 3), 0, 33
+TIMED_OUT = (-24, 24, 36, 152, 255, -9, -14)
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module to mutate, and the tests about it: fast ones, since most of a run's time is theirs."""
+
+    path: str
+    tests: tuple[str, ...]
+
+
+_LINKS = ("test_link_scanner", "test_link_scanner_commonmark", "test_link_detector", "test_mutants_links")
+_CONTEXT = ("test_document_context", "test_document", "test_eviction_policies", "test_mutants_context")
+_SAMPLING = ("test_sample_token", "test_elementary", "test_philox", "test_sampling_kernel", "test_mutants_sampling")
+
+MODULES = {
+    "link_scanner": Module("ds2ds/documents/link_scanner.py", _LINKS),
+    "link_destination": Module("ds2ds/documents/link_destination.py", _LINKS),
+    "link_detector": Module("ds2ds/documents/link_detector.py", _LINKS),
+    "wikilinks": Module("ds2ds/documents/link_formats/wikilinks.py", ("test_link_format_wikilinks",)),
+    "python_imports": Module("ds2ds/documents/link_formats/python_imports.py", ("test_link_format_python",)),
+    "latex": Module("ds2ds/documents/link_formats/latex.py", ("test_link_format_latex",)),
+    "document_context": Module("ds2ds/documents/document_context.py", _CONTEXT),
+    "eviction": Module("ds2ds/documents/eviction.py", _CONTEXT),
+    "document": Module("ds2ds/documents/document.py", _CONTEXT),
+    "host": Module("ds2ds/kernels/sampling/host.py", _SAMPLING),
+    "rows": Module("ds2ds/kernels/sampling/rows.py", _SAMPLING),
+    "elementary": Module("ds2ds/kernels/sampling/elementary.py", _SAMPLING),
+    "philox": Module("ds2ds/kernels/sampling/philox.py", _SAMPLING),
+    "sampling": Module("ds2ds/generation/sampling.py", ("test_sample_token", "test_mutants_sampling")),
+}
+
+# Left out: what measures time, and a draw of many millions of tokens.
+_TOO_LONG = "not linear_time and not far_tail"
+
+_CONFIG = """
+[tool.mutmut]
+source_paths = ["ds2ds"]
+only_mutate = [{path}]
+also_copy = ["ds2ds"]
+pytest_add_cli_args = ["-m", "not slow and not gpu", "-k", {too_long}, "-p", "no:randomly"]
+pytest_add_cli_args_test_selection = {tests}
+# Mutants may loop for ever: a few times what the tests take is enough to know.
+timeout_multiplier = 4.0
+timeout_constant = 1.0
+use_git_change_detection = false
+"""
+
+_PROFILE = """
+from hypothesis import settings as _settings
+
+_settings.register_profile("mutation", derandomize=True, max_examples=30, deadline=None, database=None)
+_settings.load_profile("mutation")
+"""
+
+
+def prepare(name: str) -> Path:
+    """A folder in which mutmut can mutate this module."""
+    module = MODULES[name]
+    folder = BUILD / name
+    shutil.rmtree(folder, ignore_errors=True)
+    ignore = shutil.ignore_patterns("__pycache__", "kernels")
+    # The data is large, and read only.
+    shutil.copytree(ROOT / "runtime", folder / "ds2ds", ignore=lambda at, names: {*ignore(at, names), "data"} & {*names})
+    shutil.copytree(ROOT / "kernels", folder / "ds2ds" / "kernels", ignore=ignore_caches)
+    (folder / "ds2ds" / "data").symlink_to(ROOT / "runtime" / "data")
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignore_caches)
+    with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as conftest:
+        conftest.write(_PROFILE)
+    tests = [f"tests/{test}.py" for test in module.tests if (ROOT / "tests" / f"{test}.py").exists()]
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + _CONFIG.format(
+        path=json.dumps(module.path), tests=json.dumps(tests), too_long=json.dumps(_TOO_LONG)
+    )
+    (folder / "pyproject.toml").write_text(config, encoding="utf-8")
+    return folder
+
+
+ignore_caches = shutil.ignore_patterns("__pycache__")
+
+
+def mutate(name: str, children: int) -> str:
+    """Run mutmut on one module; returns the report: the counts, and a diff for each mutant that was not killed."""
+    folder = prepare(name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    mutmut = [sys.executable, "-m", "mutmut"]
+    started = time.monotonic()
+    with (BUILD / f"{name}.log").open("w") as log:
+        subprocess.run(
+            [*mutmut, "run", "--max-children", str(children)],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    codes = json.loads((folder / "mutants" / f"{MODULES[name].path}.meta").read_text())["exit_code_by_key"]
+    count = Counter(map(outcome, codes.values()))
+    report = [f"{name}: {len(codes)} mutants, {dict(count)}, {time.monotonic() - started:.0f} s"]
+    for mutant, code in codes.items():
+        if outcome(code) not in ("killed", "timed out"):
+            shown = subprocess.run(
+                [*mutmut, "show", mutant], cwd=folder, env=environment, capture_output=True, text=True, check=True
+            )
+            report.append(shown.stdout)
+    return "\n".join(report)
+
+
+def outcome(code: int | None) -> str:
+    if code in KILLED:
+        return "killed"
+    if code in TIMED_OUT:
+        return "timed out"
+    return {SURVIVED: "survived", NO_TESTS: "no tests"}.get(code, f"exit {code}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; none: all")
+    parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="processes at once")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.modules if name not in MODULES]
+    if unknown:
+        parser.error(f"no such module: {', '.join(unknown)}; there are {', '.join(MODULES)}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for name in arguments.modules or MODULES:
+        report = mutate(name, arguments.children)
+        (BUILD / f"{name}.txt").write_text(report, encoding="utf-8")
+        print(report, flush=True)
+
+
+if __name__ == "__main__":
+    main()
