@@ -2,11 +2,13 @@
 
     python tests/mutation/run.py                      # every module of MODULES
     python tests/mutation/run.py eviction rows        # some of them
+    python tests/mutation/run.py eviction --by-hand   # without mutmut: the changes of changes.py alone
 
 needs `pip install mutmut` (3.x). mutmut wants to find a package where its name says; here `runtime/` is installed as
 `ds2ds`. So each module gets a folder build/mutation/NAME with a real tree `ds2ds/`, copied, and mutmut runs in it, on
-the module alone and on the tests that are about it. The survivors are printed as diffs and kept in
-build/mutation/NAME.txt. What they mean is written down in docs/mutation.md.
+the module alone and on the tests that are about it. It changes the bodies of functions only; what stands at the top
+of a module, patterns and constants and lambdas, is changed by hand: changes.py. The survivors are printed as diffs and
+kept in build/mutation/NAME.txt. What they mean is written down in docs/mutation.md.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from changes import CHANGES
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutation"
@@ -88,23 +92,22 @@ def prepare(name: str) -> Path:
     module = MODULES[name]
     folder = BUILD / name
     shutil.rmtree(folder, ignore_errors=True)
-    ignore = shutil.ignore_patterns("__pycache__", "kernels")
-    # The data is large, and read only.
-    shutil.copytree(ROOT / "runtime", folder / "ds2ds", ignore=lambda at, names: {*ignore(at, names), "data"} & {*names})
-    shutil.copytree(ROOT / "kernels", folder / "ds2ds" / "kernels", ignore=ignore_caches)
+    # The data is large and only read, so it is linked; and in a checkout `kernels` may be a link already.
+    shutil.copytree(ROOT / "runtime", folder / "ds2ds", ignore=shutil.ignore_patterns("__pycache__", "kernels", "data"))
+    shutil.copytree(ROOT / "kernels", folder / "ds2ds" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "ds2ds" / "data").symlink_to(ROOT / "runtime" / "data")
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignore_caches)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as conftest:
         conftest.write(_PROFILE)
-    tests = [f"tests/{test}.py" for test in module.tests if (ROOT / "tests" / f"{test}.py").exists()]
     config = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + _CONFIG.format(
-        path=json.dumps(module.path), tests=json.dumps(tests), too_long=json.dumps(_TOO_LONG)
+        path=json.dumps(module.path), tests=json.dumps(tests_of(module)), too_long=json.dumps(_TOO_LONG)
     )
     (folder / "pyproject.toml").write_text(config, encoding="utf-8")
     return folder
 
 
-ignore_caches = shutil.ignore_patterns("__pycache__")
+def tests_of(module: Module) -> list[str]:
+    return [f"tests/{test}.py" for test in module.tests]
 
 
 def mutate(name: str, children: int) -> str:
@@ -149,6 +152,30 @@ for mutant in mutants:
 """
 
 
+def change_by_hand(name: str) -> str:
+    """Make each of the module's CHANGES in turn; returns the report."""
+    folder, module = prepare(name), MODULES[name]
+    path = folder / module.path
+    source = path.read_text(encoding="utf-8")
+    count: Counter[str] = Counter()
+    survivors = []
+    for old, new in CHANGES.get(name, ()):
+        if source.count(old) != 1:
+            raise SystemExit(f"{module.path} has {source.count(old)} times, not once: {old}")
+        path.write_text(source.replace(old, new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", "-k", _TOO_LONG]
+        done = subprocess.run(
+            [*command, *tests_of(module)],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+            capture_output=True,
+        )
+        count[outcome(done.returncode)] += 1
+        if outcome(done.returncode) != "killed":
+            survivors.append(f"- {old}\n+ {new}\n")
+    return "\n".join([f"{name}, by hand: {count.total()} mutants, {dict(count)}", *survivors])
+
+
 def outcome(code: int | None) -> str:
     if code in KILLED:
         return "killed"
@@ -161,13 +188,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; none: all")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="processes at once")
+    parser.add_argument("--by-hand", action="store_true", help="only those of changes.py, not mutmut's")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.modules if name not in MODULES]
     if unknown:
         parser.error(f"no such module: {', '.join(unknown)}; there are {', '.join(MODULES)}")
     BUILD.mkdir(parents=True, exist_ok=True)
     for name in arguments.modules or MODULES:
-        report = mutate(name, arguments.children)
+        reports = [] if arguments.by_hand else [mutate(name, arguments.children)]
+        if name in CHANGES:
+            reports.append(change_by_hand(name))
+        report = "\n".join(reports)
         (BUILD / f"{name}.txt").write_text(report, encoding="utf-8")
         print(report, flush=True)
 
