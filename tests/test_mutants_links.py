@@ -27,6 +27,35 @@ def test_of_two_quoted_strings_the_last_is_the_title() -> None:
     assert targets("""[a](b "c" d 't')""") == ['b "c" d']
 
 
+def test_a_line_of_one_bracket_is_not_blank() -> None:
+    assert targets("[\na](b)") == ["b"]
+
+
+def test_a_blank_line_ends_a_paragraph_wherever_its_text_began() -> None:
+    scanner = LinkScanner()
+    assert scanner.feed(b"some words. ") == []
+    assert scanner.feed(b"[a\n\nb](c) and more words") == []
+
+
+def test_after_a_fence_text_is_text_again() -> None:
+    assert targets("```\nx\n```\n`y` [a](b)") == ["b"]
+    assert targets("```\nx\n```\n[a\n\nb](c)") == []
+
+
+def test_after_a_reset_the_next_byte_starts_a_line() -> None:
+    scanner = LinkScanner()
+    scanner.feed(b"words [a")
+    scanner.reset()
+    assert [link.target for link in scanner.feed(b"```\n[b](c)\n\n[d](e)\n```\n[f](g)")] == ["g"]
+
+
+@pytest.mark.parametrize("closed", ["[a\n\n", "`a\n \n", "[a](b\n\n", "\\`", "[a](b)", "![a](b)", "[a] b"])
+def test_what_is_closed_is_let_go(closed: str) -> None:
+    scanner = LinkScanner()
+    scanner.feed(closed.encode())
+    assert not scanner._buffer
+
+
 def test_a_link_means_the_first_candidate_that_exists_or_else_its_target() -> None:
     link = ScannedLink("a", "c", 0, 6, 2, candidates=("a", "b", "c"))
     assert link.choose({"b", "c"}.__contains__) == "b"
