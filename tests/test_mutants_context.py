@@ -202,6 +202,14 @@ def test_a_grant_keeps_the_link_it_came_by() -> None:
     assert (reader.grants[1].link, reader.grants[1].match) == ("", None)
 
 
+def test_a_grant_that_no_token_has_read_goes_alone() -> None:
+    reader, target, other = Document("R", [1] * 9), Document("A", [1]), Document("B", [1])
+    reader.add_grant(4, target)
+    reader.add_grant(6, other)
+    reader.end_grants(target)
+    assert [grant.target for grant in reader.grants] == [other]
+
+
 def test_a_document_starts_out_written_and_not_computed() -> None:
     document = Document("A", [1, 2, 3])
     assert (document.source, document.depth, document.given, document.settled) == ("generated", 0, 3, 0)

@@ -69,12 +69,13 @@ def test_a_link_means_the_first_candidate_that_exists_or_else_its_target() -> No
 def byte_tokenizer(**settings: object) -> Tokenizer:
     """A token a byte, of 128."""
     alphabet = [bytes([byte]) for byte in range(128)]
-    return Tokenizer(
-        encode=lambda text: list(text.encode()),
-        decode=lambda ids: bytes(ids).decode(),
-        token_bytes=alphabet.__getitem__,
-        **{"name": "bytes", **settings},  # type: ignore[arg-type]
-    )
+    defaults = {
+        "encode": lambda text: list(text.encode()),
+        "decode": lambda ids: bytes(ids).decode(),
+        "token_bytes": alphabet.__getitem__,
+        "name": "bytes",
+    }
+    return Tokenizer(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
 def test_a_token_that_the_vocabulary_lacks_is_named() -> None:
@@ -112,6 +113,21 @@ def test_positions_of_a_link_byte_by_byte() -> None:
     assert found == DetectedLink(2, 5, 6, 9, list(b"ab"), list(b"cd"), "ab", "cd")
 
 
+def test_tokens_between_the_brackets_are_those_that_stand_there() -> None:
+    """Not the text encoded anew, which may be other tokens."""
+    tokenizer = byte_tokenizer(encode=lambda text: [0])
+    found = LinkDetector(tokenizer).detect_link_at_position(list(b"[abc](defg)"), 10)
+    assert found is not None
+    assert (found.link_text_tokens, found.target_tokens) == (list(b"abc"), list(b"defg"))
+
+
+def test_an_end_of_document_that_has_bytes_takes_no_room() -> None:
+    detector = LinkDetector(byte_tokenizer(eos_token_id=0))
+    found = detector.detect_link_at_position([*b"x", 0, *b"[a](b)"], 7)
+    assert found is not None
+    assert (found.bracket_open_pos, found.bracket_close_pos, found.paren_close_pos) == (2, 4, 7)
+
+
 def test_what_follows_the_position_does_not_matter() -> None:
     detector = LinkDetector(byte_tokenizer())
     tokens = [*b"[a](b) [c](d)", 500, 600]  # the last are in no vocabulary
@@ -128,3 +144,7 @@ def test_a_stream_resolves_relative_links_against_the_document_it_reads() -> Non
     found = {title: [link for byte in source for link in stream.feed(byte)] for title, stream in streams.items()}
     assert all(found.values())
     assert found["pkg/a.py"][0].candidates != found["other/a.py"][0].candidates
+    untitled = [
+        [link for byte in source for link in stream.feed(byte)] for stream in (detector.stream(), detector.stream(""))
+    ]
+    assert untitled[0] == untitled[1]

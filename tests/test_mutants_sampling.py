@@ -25,6 +25,7 @@ from ds2ds.kernels.sampling.rows import MAX_VOCAB, Rows, check_shapes
         ({"top_k": torch.tensor([0, -1], dtype=torch.int32)}, "top_k must be >= 0, got -1 in row 1"),
         ({"top_p": torch.tensor([1.5, 1.0])}, "top_p must be in (0, 1], got 1.5 in row 0"),
         ({"top_p": torch.tensor([NAN, 1.0])}, "top_p must be in (0, 1], got nan in row 0"),
+        ({"top_p": torch.tensor([1.0, 0.0])}, "top_p must be in (0, 1], got 0.0 in row 1"),
         ({"min_p": torch.tensor([0.0, 1.5])}, "min_p must be in [0, 1], got 1.5 in row 1"),
         ({"min_p": torch.tensor([-0.5, 1.0])}, "min_p must be in [0, 1], got -0.5 in row 0"),
         ({"min_p": torch.tensor([0.5, NAN])}, "min_p must be in [0, 1], got nan in row 1"),
@@ -59,6 +60,8 @@ def test_what_is_wrong_with_the_arguments(change: dict, message: str) -> None:
     ("penalty", "listed", "message"),
     [
         (torch.tensor([1.0, -1.0]), [[0], [0]], "repetition_penalty must be > 0 and finite, got -1.0 in row 1"),
+        (torch.tensor([0.0, 1.0]), [[0], [0]], "repetition_penalty must be > 0 and finite, got 0.0 in row 0"),
+        (torch.tensor([1.0, INF]), [[0], [0]], "repetition_penalty must be > 0 and finite, got inf in row 1"),
         (torch.tensor([NAN, 1.0]), [[0], [0]], "repetition_penalty must be > 0 and finite, got nan in row 0"),
         (torch.ones(2, dtype=torch.float64), [[0], [0]], "repetition_penalty must be torch.float32, got torch.float64"),
         (torch.ones(3), [[0], [0]], "repetition_penalty must have shape [2], got [3]"),
@@ -67,6 +70,7 @@ def test_what_is_wrong_with_the_arguments(change: dict, message: str) -> None:
             [[4, -1], [0, 5]],
             "penalty_tokens must be in [0, 5), or -1 for padding, got 5 in row 1",
         ),
+        (torch.ones(2), [[0, -2], [0, 4]], "penalty_tokens must be in [0, 5), or -1 for padding, got -2 in row 0"),
         (
             torch.ones(2),
             [[-1, -2, 9], [0, 4, 9]],

@@ -162,11 +162,29 @@ def change_by_hand(name: str) -> str:
         if source.count(old) != 1:
             raise SystemExit(f"{module.path} has {source.count(old)} times, not once: {old}")
         path.write_text(source.replace(old, new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", "-k", _TOO_LONG]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-o",
+            "addopts=",
+            "-m",
+            "not slow and not gpu",
+            "-k",
+            _TOO_LONG,
+        ]
         done = subprocess.run(
             [*command, *tests_of(module)],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+            # Plugins take longer to load than these tests to run.
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(folder),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
             capture_output=True,
         )
         count[outcome(done.returncode)] += 1
