@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_sampling_kernel import GOOD, INF, NAN, columns, sample
+from test_sampling_kernel import GOOD, INF, NAN, columns, draws, sample
 
 from ds2ds.errors import ConfigError
 from ds2ds.generation.sampling import greedy_sample, sample_token
@@ -193,3 +193,9 @@ def test_exp_and_log_keep_their_arguments() -> None:
     before = y.copy(), x.copy()
     exp(y), log(x)
     assert np.array_equal(y, before[0]) and np.array_equal(x, before[1])
+
+
+def test_top_p_is_of_all_the_mass_that_min_p_will_cut() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.1, 0.1])).tolist()
+    # 0.6 of all reaches into the second; 0.6 of the 0.8 that min-p keeps would not.
+    assert set(draws(logits, 300, top_p=0.6, min_p=0.5)) == {0, 1}
