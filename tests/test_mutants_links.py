@@ -144,7 +144,19 @@ def test_a_stream_resolves_relative_links_against_the_document_it_reads() -> Non
     found = {title: [link for byte in source for link in stream.feed(byte)] for title, stream in streams.items()}
     assert all(found.values())
     assert found["pkg/a.py"][0].candidates != found["other/a.py"][0].candidates
-    untitled = [
-        [link for byte in source for link in stream.feed(byte)] for stream in (detector.stream(), detector.stream(""))
-    ]
-    assert untitled[0] == untitled[1]
+
+
+def test_a_stream_is_of_an_untitled_document_unless_told() -> None:
+    titles = []
+
+    class Own:
+        name = "own"
+
+        def scanner(self, document_title: str) -> LinkScanner:
+            titles.append(document_title)
+            return LinkScanner()
+
+    detector = LinkDetector(byte_tokenizer(), Own())
+    detector.stream()
+    detector.stream("a.py")
+    assert titles == ["", "a.py"]
