@@ -122,9 +122,10 @@ def test_bad_tokens() -> None:
         DETECTOR.detect_link_at_position([], 0)
     with pytest.raises(ValueError, match=r"shape \[T\] or \[1, T\], got 2 rows"):
         DETECTOR.detect_link_at_position(np.zeros((2, 3), dtype=np.int64), 0)
-    for token in (50257, -1, 2**40):
-        with pytest.raises(ValueError, match=f"token id {token} is not in the vocabulary of gpt2"):
-            DETECTOR.stream().feed(token)
+    with pytest.raises(ValueError, match="token id -1 is not in the vocabulary of gpt2"):
+        DETECTOR.stream().feed(-1)
+    for token in (50257, 2**40):  # of a padded vocabulary: no text
+        assert DETECTOR.stream().feed(token) == []
 
 
 def test_eos_ends_a_document() -> None:
