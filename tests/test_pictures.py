@@ -21,6 +21,7 @@ from scripted import encode, small_runtime
 from ds2ds import AttentionMap, GeneratedDocument, GenerationResult, Grant, link_graph_html, link_graph_svg
 from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.pictures.layered_layout import _apart, _crossings, layered_layout
+from ds2ds.pictures.linked_text import LinkedTexts
 from ds2ds.pictures.markup import escape, shorten
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
@@ -482,3 +483,15 @@ def test_heat_maps_that_cannot_be(made: AttentionMap, tmp_path: Path, monkeypatc
 def test_a_map_read_from_a_file_gives_the_same_page(made: AttentionMap, tmp_path: Path) -> None:
     made.to_npz(tmp_path / "map.npz")
     assert AttentionMap.from_npz(tmp_path / "map.npz").to_html() == made.to_html()
+
+
+def test_a_link_whose_target_was_found_by_another_title_leads_there() -> None:
+    document = GeneratedDocument("compiler", tokens=[3], text="c", source="corpus", depth=1, parent_title="root")
+    grants = [Grant(2, "compiler", None, "compilers", "edit", 0.9)]
+    root = GeneratedDocument("root", tokens=[1, 2], text="[some](compilers) [x](y)", is_root=True, grants=grants)
+    texts = LinkedTexts(GenerationResult(root, [document]))
+    assert [(piece.text, piece.target) for piece in texts.pieces(0) if piece.link] == [
+        ("[some](compilers)", 1),
+        ("[x](y)", None),
+    ]
+    assert texts.link_text(0, 1) == "some"

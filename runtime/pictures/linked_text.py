@@ -24,7 +24,11 @@ class Piece:
 
 
 class LinkedTexts:
-    """The texts of a result's documents. What a link means is told by its target's title."""
+    """The texts of a result's documents.
+
+    What a link means is told by the grants of the document it stands in, which know links as they were written, whoever
+    found their targets; and where nothing was granted, by its target's title.
+    """
 
     def __init__(self, result: GenerationResult) -> None:
         self.documents = result.get_all_documents()
@@ -34,6 +38,10 @@ class LinkedTexts:
         for index, document in enumerate(self.documents[1:], start=1):
             self._exact.setdefault(document.title, index)
             self._folded.setdefault(title_key(document.title), index)
+        self._granted = [
+            {grant.link: self._exact[grant.title] for grant in document.grants if grant.title in self._exact}
+            for document in self.documents
+        ]
 
     def pieces(self, index: int) -> Iterator[Piece]:
         """The text of a document from its start to its end."""
@@ -42,7 +50,9 @@ class LinkedTexts:
         for link in LinkScanner().feed(data):
             if link.start > at:
                 yield Piece(data[at : link.start].decode(errors="replace"))
-            yield Piece(data[link.start : link.end].decode(errors="replace"), link, self._find(link.target))
+            granted = self._granted[index].get(link.target)
+            target = self._find(link.target) if granted is None else granted
+            yield Piece(data[link.start : link.end].decode(errors="replace"), link, target)
             at = link.end
         if at < len(data):
             yield Piece(data[at:].decode(errors="replace"))
