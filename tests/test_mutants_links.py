@@ -22,6 +22,15 @@ def test_a_quoted_string_in_the_middle_of_a_destination_is_part_of_it() -> None:
     assert targets('[a](b "c" d (e) f)') == ['b "c" d (e) f']
 
 
+def test_a_tab_stands_before_a_title_too() -> None:
+    assert targets('[a](b\t"t") [a](<b>\t"t")') == ["b", "b"]
+
+
+def test_numbers_of_characters_up_to_the_last() -> None:
+    assert targets("[a](&#1114111;) [a](&#x10FFFF;) [a](&#X10ffff;)") == ["\U0010ffff"] * 3
+    assert targets("[a](&#X42;&#x42;&#66;)") == ["BBB"]
+
+
 def test_of_two_quoted_strings_the_last_is_the_title() -> None:
     assert targets('[a](b "c" d "t")') == ['b "c" d']
     assert targets("""[a](b "c" d 't')""") == ['b "c" d']
