@@ -26,8 +26,8 @@ def test_a_tab_stands_before_a_title_too() -> None:
     assert targets('[a](b\t"t") [a](<b>\t"t")') == ["b", "b"]
 
 
-def test_numbers_of_characters_up_to_the_last() -> None:
-    assert targets("[a](&#1114111;) [a](&#x10FFFF;) [a](&#X10ffff;)") == ["\U0010ffff"] * 3
+def test_characters_by_number_of_any_length() -> None:
+    assert targets("[a](&#1114109;) [a](&#x10FFFD;) [a](&#X10fffd;)") == ["\U0010fffd"] * 3
     assert targets("[a](&#X42;&#x42;&#66;)") == ["BBB"]
 
 
