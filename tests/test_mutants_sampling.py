@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +212,11 @@ def test_of_scores_too_close_for_the_estimate_the_larger_is_drawn() -> None:
     second, first = np.sort(noise, axis=1)[:, -2:].T
     assert (first - second < 1e-3).sum() > 10  # where the estimate leaves it open
     assert np.array_equal(tokens, noise.argmax(axis=1))
+
+
+def test_infinities_and_tiny_temperatures_are_no_cause_for_warnings() -> None:
+    logits = torch.tensor([[1.0, -INF, 2.0], [NAN, 0.0, 1.0], [-INF, -INF, -INF], [1.0, 2.0, 3.0]])
+    rows = [{"temperature": 1e-38}, {}, {"top_k": 2}, {"temperature": 1e-38, "top_p": 0.5}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(logits, rows).status.tolist() == [0, 1, 2, 0]
