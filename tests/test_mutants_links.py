@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds2ds.documents.link_detector import DetectedLink, LinkDetector
-from ds2ds.documents.link_scanner import LinkScanner, ScannedLink
+from ds2ds.documents.link_scanner import LinkScanner, ScannedLink, is_external
 from ds2ds.errors import ConfigError
 from ds2ds.tokenizer import Tokenizer
 
@@ -65,10 +65,24 @@ def test_what_is_closed_is_let_go(closed: str) -> None:
     assert not scanner._buffer
 
 
+def test_a_fence_is_at_least_three_backticks_that_start_a_line_even_byte_by_byte() -> None:
+    for source, expected in (
+        (b"x\n```\n[a](b)\n\n[c](d)\n```\n[e](f)", ["f"]),
+        (b"``\n[a](b)\n\n[c](d)", ["d"]),
+    ):
+        scanner = LinkScanner()
+        assert [link.target for byte in source for link in scanner.feed(bytes([byte]))] == expected
+
+
+def test_a_scheme_may_be_one_letter() -> None:
+    assert is_external("x://y")
+
+
 def test_a_link_means_the_first_candidate_that_exists_or_else_its_target() -> None:
     link = ScannedLink("a", "c", 0, 6, 2, candidates=("a", "b", "c"))
     assert link.choose({"b", "c"}.__contains__) == "b"
     assert link.choose({"x"}.__contains__) == "c"
+    assert ScannedLink("a", "c", 0, 6, 2).candidates == ()
     assert ScannedLink("a", "c", 0, 6, 2).choose({"a"}.__contains__) == "c"
 
 
