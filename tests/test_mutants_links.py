@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds2ds.documents.link_detector import DetectedLink, LinkDetector
-from ds2ds.documents.link_scanner import LinkScanner, ScannedLink
+from ds2ds.documents.link_scanner import LinkScanner, ScannedLink, is_external
 from ds2ds.errors import ConfigError
 from ds2ds.tokenizer import Tokenizer
 
@@ -20,6 +20,15 @@ def test_a_quoted_string_in_the_middle_of_a_destination_is_part_of_it() -> None:
     assert targets('[a](b "c" (d) e)') == ['b "c" (d) e']
     assert targets('[a](b "c" (d))') == ['b "c" (d)']
     assert targets('[a](b "c" d (e) f)') == ['b "c" d (e) f']
+
+
+def test_a_tab_stands_before_a_title_too() -> None:
+    assert targets('[a](b\t"t") [a](<b>\t"t")') == ["b", "b"]
+
+
+def test_characters_by_number_of_any_length() -> None:
+    assert targets("[a](&#1114109;) [a](&#x10FFFD;) [a](&#X10fffd;)") == ["\U0010fffd"] * 3
+    assert targets("[a](&#X42;&#x42;&#66;)") == ["BBB"]
 
 
 def test_of_two_quoted_strings_the_last_is_the_title() -> None:
@@ -56,10 +65,24 @@ def test_what_is_closed_is_let_go(closed: str) -> None:
     assert not scanner._buffer
 
 
+def test_a_fence_is_at_least_three_backticks_that_start_a_line_even_byte_by_byte() -> None:
+    for source, expected in (
+        (b"x\n```\n[a](b)\n\n[c](d)\n```\n[e](f)", ["f"]),
+        (b"``\n[a](b)\n\n[c](d)", ["d"]),
+    ):
+        scanner = LinkScanner()
+        assert [link.target for byte in source for link in scanner.feed(bytes([byte]))] == expected
+
+
+def test_a_scheme_may_be_one_letter() -> None:
+    assert is_external("x://y")
+
+
 def test_a_link_means_the_first_candidate_that_exists_or_else_its_target() -> None:
     link = ScannedLink("a", "c", 0, 6, 2, candidates=("a", "b", "c"))
     assert link.choose({"b", "c"}.__contains__) == "b"
     assert link.choose({"x"}.__contains__) == "c"
+    assert ScannedLink("a", "c", 0, 6, 2).candidates == ()
     assert ScannedLink("a", "c", 0, 6, 2).choose({"a"}.__contains__) == "c"
 
 

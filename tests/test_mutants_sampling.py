@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,22 @@ def test_top_p_is_of_all_the_mass_that_min_p_will_cut() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.1, 0.1])).tolist()
     # 0.6 of all reaches into the second; 0.6 of the 0.8 that min-p keeps would not.
     assert set(draws(logits, 300, top_p=0.6, min_p=0.5)) == {0, 1}
+
+
+def test_of_scores_too_close_for_the_estimate_the_larger_is_drawn() -> None:
+    count, vocab = 20_000, 64
+    rows = {name: column.expand(count).contiguous() for name, column in columns([{"seed": 3}]).items()}
+    rows["position"] = torch.arange(count)
+    tokens = sample_rows(torch.zeros(count, vocab), **rows).tokens.numpy()
+    noise = gumbel_noise(rows["seed"].numpy(), rows["position"].numpy(), vocab)
+    second, first = np.sort(noise, axis=1)[:, -2:].T
+    assert (first - second < 1e-3).sum() > 10  # where the estimate leaves it open
+    assert np.array_equal(tokens, noise.argmax(axis=1))
+
+
+def test_infinities_and_tiny_temperatures_are_no_cause_for_warnings() -> None:
+    logits = torch.tensor([[1.0, -INF, 2.0], [NAN, 0.0, 1.0], [-INF, -INF, -INF], [1.0, 2.0, 3.0]])
+    rows = [{"temperature": 1e-38}, {}, {"top_k": 2}, {"temperature": 1e-38, "top_p": 0.5}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(logits, rows).status.tolist() == [0, 1, 2, 0]
