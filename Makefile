@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint typecheck test-slow docs bench setup clean FORCE
+.PHONY: demo test lint typecheck test-slow docs mutants bench setup clean FORCE
 
 demo: setup
 	$(BIN)/ds2ds generate "# Incremental linker" --seed 2 --temperature 0.7 --top-k 50
@@ -25,6 +25,10 @@ test-slow: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+mutants: setup
+	$(BIN)/pip install --quiet mutmut
+	$(BIN)/python tests/mutation/run.py
 
 bench: setup $(VENV)/.bench
 	$(BIN)/python bench/decode.py
