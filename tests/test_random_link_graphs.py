@@ -35,6 +35,7 @@ from ds2ds.documents.link_detector import LinkDetector
 
 MAX_SEQ_LEN = 4096
 CROWDED = 384  # slots
+ROOMY = 16_384
 TOKENIZER = TinyTokenizer()
 MODELS = [(1, 2, 4), (2, 3, 2), (4, 2, 2), (6, 3, 4)]  # seed, layers, heads
 LAYOUTS = ["null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos"]
@@ -59,7 +60,8 @@ def runtime(model: tuple[int, int, int], layout: str) -> Runtime:
 
 def new_runtime(model: tuple[int, int, int], layout: str, arena_tokens: int | None = None) -> Runtime:
     weights = tiny_model(*model, MAX_SEQ_LEN)
-    return Runtime(weights, TOKENIZER, layout, device="cpu", arena_tokens=arena_tokens)
+    # Where room is no matter, not the default of a GiB: there is one for each model and layout, and all are kept.
+    return Runtime(weights, TOKENIZER, layout, device="cpu", arena_tokens=arena_tokens or ROOMY)
 
 
 @functools.cache
