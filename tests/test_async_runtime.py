@@ -444,13 +444,17 @@ def test_priority_counts_among_those_that_wait_too() -> None:
             await runtime.generate(f"p{index}", priority=priority, max_new_tokens=2, max_link_depth=0, eos_token_id=EOS)
             ended.append(index)
 
+        all_came = threading.Event()
+
         def hold(_: Runtime) -> None:  # so that all have come before the first one starts
-            time.sleep(0.1)
+            all_came.wait(60)
 
         holding = asyncio.create_task(runtime.call(hold))
         await asyncio.sleep(0)
-        await asyncio.gather(*(one(index, priority) for index, priority in enumerate([0, 0, 0, 1, 2, -1, 2])))
-        await holding
+        tasks = [asyncio.create_task(one(*pair)) for pair in enumerate([0, 0, 0, 1, 2, -1, 2])]
+        await asyncio.sleep(0)  # each runs up to where it waits for its result
+        all_came.set()
+        await asyncio.gather(holding, *tasks)
         # The first two came when the queue had room; of the others the highest priority goes first.
         assert ended == [4, 6, 3, 0, 1, 2, 5]
 
