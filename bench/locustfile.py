@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import HttpUser, LoadTestShape, events, task
 from report import report
 from rich.table import Table
 
@@ -54,7 +54,7 @@ class Levels(LoadTestShape):
         return level, 100.0
 
 
-class Reader(FastHttpUser):
+class Reader(HttpUser):
     """Asks for completions, and reads them as they come."""
 
     @task
