@@ -438,3 +438,12 @@ def test_alternatives_are_in_the_dictionary_and_on_disk(tmp_path: Path) -> None:
     assert values["alternatives"][0]["root_document"]["tokens"] != values["root_document"]["tokens"]
     save_result(result, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8")) == values
+
+
+def test_what_forks_copy_is_not_counted_as_a_prompt_found_computed() -> None:
+    runtime = small_runtime()
+    settings = {"num_beams": 4, "max_new_tokens": 6, "max_link_depth": 0}
+    first = runtime.generate("abc", **settings).trace
+    assert first.tokens_reused > 0 and first.prompt_tokens_reused == 0
+    again = runtime.generate("abc", **settings).trace
+    assert again.prompt_tokens_reused == len(runtime.tokenize("abc")) - 1

@@ -156,14 +156,14 @@ class _Step:
 
     def _take(self, job: Job, chunk: Chunk) -> Planned | None:
         """Plan a chunk; None if less is computed of its document, now that it has room."""
-        known = self.store.entry(chunk.document)
+        known, forked = self.store.entry(chunk.document), chunk.document.origin is not None
         entry = self.store.reserve(chunk.document, self._pinned)
         job.touched[chunk.document] = None
         if entry.computed != chunk.start:
             return None
         if known is None:
             job.trace.tokens_reused += chunk.start
-            job.trace.prompt_tokens_reused += chunk.start
+            job.trace.prompt_tokens_reused += 0 if forked else chunk.start
         self.planned[entry] = Planned(chunk, job)
         return self.planned[entry]
 
