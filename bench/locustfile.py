@@ -79,7 +79,8 @@ class Reader(HttpUser):
                     if line:
                         first = first or time.perf_counter()
                         last = line if isinstance(line, bytes) else line.encode()
-                        if b'"error"' in last:
+                        # A document may be called "error", too.
+                        if b'"error"' in last and "error" in json.loads(last.removeprefix(b"data: ")):
                             break
                 problem = None if last == b"data: [DONE]" else f"the stream ended with {last[:80]!r}"
             if problem is None and first is not None:

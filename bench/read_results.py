@@ -9,8 +9,9 @@ from typing import Any
 import typer
 
 RESULTS = Path(__file__).parent / "results"
-DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP = (
-    RESULTS / f"{name}.json" for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention", "cpu_step_cpu")
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, SERVE_LOAD = (
+    RESULTS / f"{name}.json"
+    for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention", "cpu_step_cpu", "serve_load")
 )
 HEADINGS = {
     "ds2ds": "ds2ds",
@@ -76,6 +77,23 @@ def cpu_step_table(path: str | Path) -> str:
     )
 
 
+def serve_load_table(path: str | Path) -> str:
+    """A markdown table of serve_load.json: what clients of the server see, for each number of them."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    lines = [_row(["clients", "requests", "failed", "tokens/s", "to first token", "per token", "whole request"])]
+    lines.append(_row(["---:"] * 7))
+    for result in measured["results"]:
+        times = [
+            " / ".join(f"{result[name][at]:,.0f}" for at in ("p50", "p99"))
+            for name in ("time_to_first_token_ms", "time_per_token_ms", "request_ms")
+        ]
+        counts = [str(result[name]) for name in ("clients", "requests", "failed")]
+        lines.append(_row([*counts, f"{result['tokens_per_second']:.0f}", *times]))
+    on = measured["environment"]
+    where = f"{on['cores']} cores of {on['cpu']} for server and clients, torch {on['torch']}, {on['date'][:10]}"
+    return "\n".join([*lines, "", f"Milliseconds, p50 / p99; the demo model, {where}."])
+
+
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
     """A markdown table of retention.json for one Zipf exponent: the share of tokens that was found computed."""
     measured = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -112,7 +130,8 @@ def _row(cells: list[str]) -> str:
 def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
-    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, retention_table(RETENTION), cpu_step_table(CPU_STEP)]))
+    rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), serve_load_table(SERVE_LOAD)]
+    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest]))
 
 
 if __name__ == "__main__":

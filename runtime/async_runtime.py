@@ -14,6 +14,7 @@ from ds2ds.analysis.attention_analysis import MAX_BYTES, Tokens
 from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.async_engine import AsyncEngine
 from ds2ds.engine.desk import Ticket
 from ds2ds.engine.limits import check_priority
@@ -165,6 +166,10 @@ class AsyncRuntime:
     def limits(self) -> BackendLimits:
         """See `Runtime.limits`. What has no docstring below is the runtime's, too."""
         return self.runtime.limits
+
+    @property
+    def link_format(self) -> LinkFormat:
+        return self.runtime.link_format
 
     def usage(self) -> BackendUsage:
         """See `Runtime.usage`; those that wait for a place in the engine's queue wait, too."""

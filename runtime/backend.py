@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ds2ds.analysis.attention_map import AttentionMap
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.generation.choices import Answer
 from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig
@@ -89,7 +90,22 @@ class InteractiveEvents(EventIterator, Protocol):
 
 @runtime_checkable
 class TellsAttention(Protocol):
-    """An AsyncBackend that can say what tokens of its results read; see `ds2ds.Runtime.attention`."""
+    """A Backend that can say what tokens of its results read; see `ds2ds.Runtime.attention`."""
+
+    def attention(
+        self,
+        result: GenerationResult,
+        document: str | int | None = None,
+        tokens: Any = None,
+        *,
+        per_token: bool = False,
+        max_bytes: int = ...,
+    ) -> AttentionMap: ...
+
+
+@runtime_checkable
+class AsyncTellsAttention(Protocol):
+    """An AsyncBackend that can; see `TellsAttention`."""
 
     async def attention(
         self,
@@ -107,6 +123,11 @@ class Texts(Protocol):
 
     @property
     def limits(self) -> BackendLimits: ...
+
+    @property
+    def link_format(self) -> LinkFormat:
+        """How links are written in what it reads and writes."""
+        ...
 
     def default_config(self) -> GenerationConfig:
         """The settings of a request that gives none."""
@@ -129,7 +150,11 @@ class Texts(Protocol):
 
 @runtime_checkable
 class Backend(Texts, Protocol):
-    """Generates for callers that wait. Arguments, results and errors are those of `ds2ds.Runtime`."""
+    """Generates for callers that wait. Arguments, results and errors are those of `ds2ds.Runtime`.
+
+    One that can ask about links takes `on_link` beside the overrides, as a Runtime does; one that cannot refuses it as
+    it refuses what else it does not know.
+    """
 
     def generate(
         self,

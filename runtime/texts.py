@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ds2ds.backend import BackendLimits, BackendUsage
+from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.engine import Engine
 from ds2ds.errors import ConfigError
 from ds2ds.generation.generation_config import GenerationConfig
@@ -35,6 +36,11 @@ class RuntimeTexts:
             has_headings=config.layout_policy.startswith("identifier_prefix"),
             has_marks=config.layout_policy.endswith("bos_eos"),
         )
+
+    @property
+    def link_format(self) -> LinkFormat:
+        """How links are written in what this reads and writes."""
+        return self._generator.link_format
 
     def usage(self) -> BackendUsage:
         """What goes on at this moment. Reads a few counters, so that any thread may ask."""

@@ -17,6 +17,7 @@ from scripted import EOS, TOKENIZER, encode
 
 from ds2ds import AsyncRuntime, BackendLimits, BackendUsage, GenerationConfig, Runtime
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.documents.link_formats import LINK_FORMATS, LinkFormat
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, Done, Event, TokenWritten
 from ds2ds.server.app import create_app
 from ds2ds.server.settings import ServerSettings
@@ -45,6 +46,7 @@ class FakeBackend:
     open: int = 0
     cancelled: int = 0
     closed: bool = False
+    link_format: LinkFormat = LINK_FORMATS["markdown"]
     limits: BackendLimits = field(
         default_factory=lambda: BackendLimits(TOKENIZER.vocab_size, 512, EOS, 4096, 4, 4, False)
     )

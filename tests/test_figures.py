@@ -46,6 +46,14 @@ def test_the_readme_and_the_page_on_performance_show_the_cpu_step_as_it_was_meas
         assert table in page.read_text(encoding="utf-8")
 
 
+def test_the_page_on_the_server_shows_the_load_as_it_was_measured() -> None:
+    table = load(ROOT / "bench" / "read_results.py").serve_load_table(RESULTS / "serve_load.json")
+    assert table in (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    for name in ("serve_load", "serve_locust"):
+        results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
+        assert sum(result["failed"] for result in results) == 0
+
+
 def test_the_readme_quotes_what_int8_costs_as_it_was_measured() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     weights = json.loads((RESULTS / "quantised_cpu.json").read_text(encoding="utf-8"))["weights"]

@@ -17,6 +17,7 @@ from scripted import TOKENIZER, Texts, follow, is_clean, small_runtime
 from serving import FakeBackend, client_of, error_of, listening, parse_events
 
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.documents.link_formats import LINK_FORMATS
 from ds2ds.errors import ArenaFullError
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkClosed, TokenWritten
 from ds2ds.server.errors import ApiError
@@ -458,3 +459,29 @@ def test_links_that_are_not_told_are_passed_over() -> None:
     assert TOKENIZER.eos_token_id == 0
     with pytest.raises(TypeError, match="not an event"):
         telling.tell("event")  # type: ignore[arg-type]
+
+
+def test_links_of_other_formats_have_places() -> None:
+    telling = Telling(LINK_FORMATS["python"])
+    telling.tell(DocumentOpened("p/m.py", "generated", 0, None, "é\nfrom . import (a,\n  b)\nimport c\n"))
+    places = [
+        telling.tell(LinkClosed("p/m.py", text, target, 5, "corpus"))[1]
+        for text, target in ((".a", "p/a.py"), (".b", "p/b/__init__.py"), ("c", "c.py"))
+    ]
+    assert [(told["place"], told["words"]) for told in places] == [
+        ((17, 18), "a"),
+        ((22, 23), "b"),
+        ((25, 33), "import c"),
+    ]
+    _, closed = telling.tell(DocumentClosed("p/m.py", "eos", GeneratedDocument("p/m.py", text="")))
+    assert closed["links"] == []
+
+
+@in_loop
+async def test_a_run_tells_links_as_the_backend_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"": " then [[A|ape]]."})
+    async with client_of(small_runtime(link_format="wikilinks"), {"c": CORPUS}) as client:
+        events = await run(client, "see [[B]] [x](A)")
+        links, whole = named(events, "link"), texts(events)
+        assert [cut(whole[0], link["place"]) for link in links] == ["[[B]]", "[[A|ape]]"]
+        assert [link["words"] for link in links] == ["B", "ape"]

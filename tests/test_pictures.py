@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scripted import encode, small_runtime
 
 from ds2ds import AttentionMap, GeneratedDocument, GenerationResult, Grant, link_graph_html, link_graph_svg
+from ds2ds.documents.link_formats import LINK_FORMATS
 from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.pictures.layered_layout import _apart, _crossings, layered_layout
 from ds2ds.pictures.linked_text import LinkedTexts
@@ -491,7 +492,42 @@ def test_a_link_whose_target_was_found_by_another_title_leads_there() -> None:
     root = GeneratedDocument("root", tokens=[1, 2], text="[some](compilers) [x](y)", is_root=True, grants=grants)
     texts = LinkedTexts(GenerationResult(root, [document]))
     assert [(piece.text, piece.target) for piece in texts.pieces(0) if piece.link] == [
-        ("[some](compilers)", 1),
-        ("[x](y)", None),
+        ("some", 1),
+        ("x", None),
     ]
     assert texts.link_text(0, 1) == "some"
+
+
+def test_links_of_other_formats_are_marked_in_texts() -> None:
+    code = "from pkg import one, two\nimport other\n"
+    grants = [Grant(3, "pkg/one.py", None, "pkg/one.py"), Grant(3, "pkg/two/__init__.py", None, "pkg/two/__init__.py")]
+    root = GeneratedDocument("main.py", tokens=[1, 2, 3, 4], text=code, is_root=True, grants=grants)
+    rest = [
+        GeneratedDocument(title, tokens=[1], text="", source="corpus", depth=1, parent_title="main.py")
+        for title in ("pkg/one.py", "pkg/two/__init__.py")
+    ]
+    result = GenerationResult(root, rest, link_format=LINK_FORMATS["python"])
+    texts = LinkedTexts(result)
+    assert [(piece.text, piece.target) for piece in texts.pieces(0) if piece.link] == [
+        ("one", 1),
+        ("two", 2),
+        ("import other", None),
+    ]
+    assert "".join(piece.whole for piece in texts.pieces(0)) == code
+    assert texts.link_text(0, 2) == "pkg.two"
+    page = link_graph_html(result)
+    assert 'from pkg import <a class="read" href="#d1">one</a>, <a class="read" href="#d2">two</a>' in page
+    assert result.to_dict()["link_format"] == "python"
+
+
+def test_wikilinks_show_their_words() -> None:
+    root = GeneratedDocument("root", tokens=[1], text="[[Ape|apes]] [[Bee]]", is_root=True)
+    pieces = [
+        piece
+        for piece in LinkedTexts(GenerationResult(root, link_format=LINK_FORMATS["wikilinks"])).pieces(0)
+        if piece.link
+    ]
+    assert [(piece.before, piece.text, piece.after) for piece in pieces] == [
+        ("[[Ape|", "apes", "]]"),
+        ("[[", "Bee", "]]"),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from ds2ds import DocumentClosed, DocumentOpened, GeneratedDocument, LinkClosed, TokenWritten
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
+from ds2ds.documents.link_formats import LINK_FORMATS
 from ds2ds.generation.events import Event
 from ds2ds.generation.stop_filter import StopFilter
 
@@ -130,7 +132,7 @@ def test_a_corpus_document_that_waits_for_one_being_written() -> None:
 
 def test_links_and_notices_have_colours() -> None:
     shown = on_terminal(STORY, colour=True)
-    assert "\x1b[36m[fruit\x1b[0m\x1b[2;36m](Apple)\x1b[0m," in shown
+    assert "\x1b[2;36m[\x1b[0m\x1b[36mfruit\x1b[0m\x1b[2;36m](Apple)\x1b[0m," in shown
     assert "\x1b[2m  -> Apple (corpus, 260 tokens)\x1b[0m\n" in shown
     assert "\x1b[1mHome\x1b[0m" in shown  # the prompt
 
@@ -175,3 +177,17 @@ def test_nothing_of_a_stop_string_passes(pieces: list[str], stop: list[str]) -> 
         assert whole.startswith(passed)
         assert len(whole) - len(passed) <= max(map(len, stop)) - 1
     assert passed + text.flush(whole) == whole
+
+
+def test_links_of_the_model_s_format_are_marked() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=60, color_system="standard")
+    story = [
+        opened("m.py", "import os\n"),
+        token("m.py", "x = [1](2)\nfrom a import b"),
+        token("m.py", "\n"),
+        closed("m.py", "import os\nx = [1](2)\nfrom a import b\n"),
+    ]
+    render(TerminalRenderer(console, link_format=LINK_FORMATS["python"]), story)
+    cyan = "".join(re.findall(r"\x1b\[36m([^\x1b]*)\x1b", out.getvalue()))
+    assert cyan.replace(" ", "") == "importosfromaimportb"

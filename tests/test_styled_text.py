@@ -6,10 +6,11 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.cli.styled_text import LINK_STYLE, TARGET_STYLE, LinkMarker, WordWrap, printable
+from ds2ds.documents.link_formats import LINK_FORMATS, Scanner, link_format
 from ds2ds.documents.link_scanner import LinkScanner
 
 
@@ -32,7 +33,13 @@ cuts = st.lists(st.integers(0, 1000), max_size=12)
 
 def test_a_link_is_styled_and_what_surrounds_it_is_not() -> None:
     parts = mark(["a [li", "nk](Tar", "get). b"], "bold")
-    assert parts == [("a ", "bold"), ("[link", LINK_STYLE), ("](Target)", TARGET_STYLE), (". b", "bold")]
+    assert parts == [
+        ("a ", "bold"),
+        ("[", TARGET_STYLE),
+        ("link", LINK_STYLE),
+        ("](Target)", TARGET_STYLE),
+        (". b", "bold"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,3 +128,44 @@ def test_wrapping_keeps_the_words_fits_and_is_the_same_in_pieces(text: str, cuts
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\nc\td\x07\x9b") == "a�[2Jb\nc    d��"
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "marked"),
+    [
+        ("wikilinks", "a [[T|x]] [b](c)", "x"),
+        ("python", "import a.b\nfrom q import (c,\n  d)\nx = 1\n", "import a.bcd"),
+        ("python", "i = from_\nimport  x", ""),
+        ("latex", r"\textbf{a} \cite[p.~2]{b, c} \ref{d}", "bc"),
+        ("latex+ref", r"\ref{d}", r"\ref{d}"),
+        ("arxiv", r"\cite{b,c}", r"\cite{b,c}"),
+        ("null", "[a](b)", ""),
+    ],
+)
+@given(cuts=cuts)
+@settings(max_examples=30)
+def test_links_of_other_formats(format: str, text: str, marked: str, cuts: list[int]) -> None:
+    marker = LinkMarker(link_format(format), "m.py")
+    parts = [part for piece in pieces_of(text, cuts) for part in marker.feed(piece)] + marker.flush()
+    assert "".join(part for part, _ in parts) == text
+    # Whatever the pieces, a link is held back from its first byte on.
+    assert styled(parts, LINK_STYLE) == marked
+
+
+def test_a_format_of_another_package_is_styled_where_its_links_end() -> None:
+    class Marks:
+        name = "marks"
+
+        def scanner(self, document_title: str = "") -> Scanner:
+            return link_format("markdown").scanner(document_title)
+
+    marker = LinkMarker(Marks())
+    assert marker.feed("a [b") == [("a [b", "")]
+    assert marker.feed("](c) d") == [("](c)", LINK_STYLE), (" d", "")]
+
+
+@given(st.sampled_from(sorted(LINK_FORMATS)), st.text(alphabet="ab é[](){}\n\\|`,.*import fromcite", max_size=80), cuts)
+def test_no_text_is_lost_in_any_format(format: str, text: str, cuts: list[int]) -> None:
+    marker = LinkMarker(link_format(format), "p/m.py")
+    parts = [part for piece in pieces_of(text, cuts) for part in marker.feed(piece)] + marker.flush()
+    assert "".join(part for part, _ in parts) == text

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ds2ds.cli.loading import load_runtime
 from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.summary import count
 from ds2ds.corpus.document_corpus import DEMO
@@ -46,9 +47,7 @@ def warm(
             wanted = opened.most_linked(most_linked)
         else:
             wanted = sys.stdin.read().splitlines() if titles == ["-"] else titles or []
-        from ds2ds.runtime import Runtime
-
-        runtime = Runtime.from_pretrained(model, device, dtype, arena_tokens=arena_tokens)
+        runtime = load_runtime(model, device, dtype, arena_tokens=arena_tokens)
         with progress_bar("prefilling") as progress:
             warmed = runtime.warm(
                 wanted,

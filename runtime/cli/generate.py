@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,23 +12,21 @@ import typer
 from rich.console import Console
 
 from ds2ds.cli.asking import TerminalReader
-from ds2ds.cli.pictures import check_pictures, write_pictures
+from ds2ds.cli.following import follow, start
+from ds2ds.cli.loading import load_runtime
+from ds2ds.cli.pictures import check_pictures, require_attention, write_pictures
 from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.rendering import PlainRenderer, Renderer, TerminalRenderer
-from ds2ds.cli.summary import count, document_tree, figures, remark
+from ds2ds.cli.summary import document_tree, figures, remark
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.corpus.resolving.making import prepare_resolvers
 from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.documents.link_formats import link_format as find_format
 from ds2ds.errors import ConfigError
-from ds2ds.generation.events import Done, Event, TokenWritten
 
 if TYPE_CHECKING:
-    from ds2ds.documents.generation_result import GenerationResult
+    from ds2ds.backend import Backend
     from ds2ds.generation.choices import OnLink
-    from ds2ds.runtime import Runtime
-
-_HEADING_ALONE = re.compile(r"# [^\n]+\n*")
 
 
 def _setting(panel: str, help: str) -> Any:
@@ -246,38 +242,38 @@ def generate(
     console = Console() if terminal else Console(stderr=True)
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
         settings = _settings(context)
+        _check(settings, link_format)
         if opened is not None and title_resolution is not None:
             with progress_bar("titles") as progress:
                 prepare_resolvers(opened, resolver_order(title_resolution), progress)
         if terminal:
             loading.enter_context(console.status("loading the model"))
-        runtime = _load(
-            model, device, dtype, settings, weights=weights, arena_tokens=arena_tokens, link_format=link_format
-        )
-        if cache is not None:
-            runtime.load_cache(cache)
+        memory = {"weights": weights, "arena_tokens": arena_tokens}
+        backend: Backend = load_runtime(model, device, dtype, cache, link_format=link_format, **memory)
+        if attention is not None:
+            require_attention(backend)
         renderer: Renderer | None = None
         reader: OnLink | None = None
         if terminal:
-            renderer = shown = TerminalRenderer(console, settings.get("stop", ()))
+            renderer = shown = TerminalRenderer(console, settings.get("stop", ()), backend.link_format)
             reader = TerminalReader(console, shown.interrupt) if interactive else None
         elif not as_json:
             renderer = PlainRenderer(sys.stdout, settings.get("stop", ()))
-        events = _start(runtime, text, title, opened, settings, reader)
+        events = start(backend, text, title, opened, settings, reader)
         loading.close()
-        result, written = _follow(events, renderer)
+        result, written = follow(events, renderer)
     if save is not None:
         save_result(result, save, force=force)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
-        write_pictures(runtime, result, picture, attention)
+        write_pictures(backend, result, picture, attention)
         return
     console.print()
     console.print(document_tree(result))
     console.print(figures(result, written), style="dim", highlight=False, soft_wrap=not console.is_terminal)
     if (note := remark(result, written)) is not None:
         console.print(note, style="yellow", highlight=False, soft_wrap=not console.is_terminal)
-    write_pictures(runtime, result, picture, attention)
+    write_pictures(backend, result, picture, attention)
     for path in (save, picture, attention):
         if path is not None:
             console.print(f"saved to {path}", style="dim", highlight=False, soft_wrap=True)
@@ -318,6 +314,19 @@ def _open_corpus(corpus: str | None, model: str) -> contextlib.AbstractContextMa
     return contextlib.nullcontext() if corpus == "none" else open_corpus_telling(corpus)
 
 
+def _check(settings: dict[str, Any], link_format: str | None) -> None:
+    """Whether a Runtime will take these: told before a large model is loaded.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    from ds2ds.generation.generation_config import GenerationConfig
+
+    GenerationConfig(**settings)
+    if link_format is not None:
+        find_format(link_format)
+
+
 def _settings(context: typer.Context) -> dict[str, Any]:
     """The fields of GenerationConfig that were given as options. The device is the runtime's."""
     from ds2ds.generation.generation_config import GenerationConfig
@@ -325,52 +334,3 @@ def _settings(context: typer.Context) -> dict[str, Any]:
     fields = GenerationConfig.__dataclass_fields__.keys() - {"device"}
     given = {name: context.params[name] for name in fields}
     return {name: value for name, value in given.items() if value not in (None, (), [])}
-
-
-def _load(model: str, device: str | None, dtype: str | None, settings: dict[str, Any], **options: Any) -> Runtime:
-    from ds2ds.generation.generation_config import GenerationConfig
-    from ds2ds.runtime import Runtime
-
-    GenerationConfig(**settings)  # a bad value is told before a large model is loaded
-    if options.get("link_format") is not None:
-        find_format(options["link_format"])
-    return Runtime.from_pretrained(model, device, dtype, **options)
-
-
-def _start(
-    runtime: Runtime,
-    prompt: str,
-    title: str | None,
-    corpus: DocumentCorpus | None,
-    settings: dict[str, Any],
-    on_link: OnLink | None,
-) -> Iterator[Event]:
-    if title is None and runtime.limits.has_headings and _HEADING_ALONE.fullmatch(prompt):
-        prompt = prompt.rstrip("\n") + "\n\n"
-    try:
-        asked: dict[str, Any] = {} if on_link is None else {"on_link": on_link}
-        return runtime.stream(prompt, corpus=corpus, title=title, **asked, **settings)
-    except ValueError as error:  # a prompt that is too long
-        raise ConfigError(str(error)) from error
-
-
-def _follow(events: Iterator[Event], renderer: Renderer | None) -> tuple[GenerationResult, int]:
-    """The result, and how many tokens were written. Interrupted, what was written so far stays shown."""
-    written = 0
-    try:
-        for event in events:
-            if isinstance(event, Done):
-                return event.result, written
-            written += isinstance(event, TokenWritten)
-            if renderer is not None:
-                renderer.show(event)
-    except KeyboardInterrupt:
-        if renderer is not None:
-            renderer.finish()
-            renderer = None
-        sys.stderr.write(f"interrupted after {count(written, 'token')}\n")
-        raise typer.Exit(130) from None
-    finally:
-        if renderer is not None:
-            renderer.finish()
-    raise RuntimeError("the stream ended without a result")

@@ -9,8 +9,8 @@ from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.files import atomic_write_text
 
 if TYPE_CHECKING:
+    from ds2ds.backend import Backend, TellsAttention
     from ds2ds.documents.generation_result import GenerationResult
-    from ds2ds.runtime import Runtime
 
 PICTURES = (".html", ".svg")
 HEAT_MAPS = (".png", ".svg")
@@ -41,7 +41,20 @@ def check_pictures(picture: Path | None, attention: Path | None, *, force: bool)
         require_matplotlib()
 
 
-def write_pictures(runtime: Runtime, result: GenerationResult, picture: Path | None, attention: Path | None) -> None:
+def require_attention(backend: Backend) -> TellsAttention:
+    """The backend as one that tells what tokens read.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from ds2ds.backend import TellsAttention
+
+    if not isinstance(backend, TellsAttention):
+        raise ConfigError(f"--attention: {type(backend).__name__} does not tell its attention")
+    return backend
+
+
+def write_pictures(backend: Backend, result: GenerationResult, picture: Path | None, attention: Path | None) -> None:
     """Make the files asked for.
 
     Raises:
@@ -58,7 +71,7 @@ def write_pictures(runtime: Runtime, result: GenerationResult, picture: Path | N
             raise Ds2dsError(f"cannot write {picture}: {error}") from error
     if attention is not None:
         kind = attention.suffix.lower()
-        found = runtime.attention(result, per_token=kind not in HEAT_MAPS)
+        found = require_attention(backend).attention(result, per_token=kind not in HEAT_MAPS)
         if kind == ".html":
             found.to_html(attention)
         elif kind == ".npz":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from rich.console import Console
 
 from ds2ds.cli.styled_text import LinkMarker, WordWrap, printable
 from ds2ds.cli.summary import count, resolution
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, Event, LinkClosed, TokenWritten
 from ds2ds.generation.stop_filter import StopFilter
 
@@ -66,8 +67,8 @@ class _Open:
     depth: int
     source: str
     notice: str
-    link: str = ""
-    marker: LinkMarker = field(default_factory=LinkMarker)
+    link: str
+    marker: LinkMarker
 
     @property
     def written(self) -> bool:
@@ -79,9 +80,15 @@ class TerminalRenderer:
     in. A document that the model writes is shown with a margin where it comes in the way.
     """
 
-    def __init__(self, console: Console, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        console: Console,
+        stop: Sequence[str] = (),
+        link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT],
+    ) -> None:
         self._console = console
         self._stop = stop
+        self._link_format = link_format
         self._stack: list[_Open] = []
         self._brought_in: list[_Open] = []
         self._link = ""  # how the last link found its document, if not by its title
@@ -108,7 +115,13 @@ class TerminalRenderer:
 
     def _opened(self, event: DocumentOpened) -> None:
         document = _Open(
-            StopFilter(self._stop), printable(event.title), event.depth, event.source, event.source, self._link
+            StopFilter(self._stop),
+            printable(event.title),
+            event.depth,
+            event.source,
+            event.source,
+            self._link,
+            LinkMarker(self._link_format, event.title),
         )
         self._stack.append(document)
         if event.depth:

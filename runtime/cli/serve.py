@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ds2ds.cli.loading import load_runtime
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.errors import ConfigError
 from ds2ds.extras import require_extra
 
 if TYPE_CHECKING:
-    from ds2ds.async_runtime import AsyncRuntime
+    from ds2ds.backend import AsyncBackend
 
 _NONE = "none"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -121,22 +122,12 @@ def serve(
         )
         opened = {known: resources.enter_context(DocumentCorpus(path)) for known, path in corpora.items()}
 
-        def load() -> AsyncRuntime:
+        def load() -> AsyncBackend:
             from ds2ds.async_runtime import AsyncRuntime
-            from ds2ds.runtime import Runtime
 
-            runtime = Runtime.from_pretrained(
-                model,
-                device,
-                dtype,
-                weights=weights,
-                arena_tokens=arena_tokens,
-                max_running=max_running,
-                max_queue=max_queue,
-            )
-            if cache is not None:
-                runtime.load_cache(cache)
-            return AsyncRuntime(runtime)
+            memory = {"weights": weights, "arena_tokens": arena_tokens}
+            work = {"max_running": max_running, "max_queue": max_queue}
+            return AsyncRuntime(load_runtime(model, device, dtype, cache, **memory, **work))
 
         def ready(url: str) -> None:
             typer.echo(f"serving {settings.model} at {url}")

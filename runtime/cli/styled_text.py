@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.cells import cell_len
 
-from ds2ds.documents.link_scanner import LinkScanner
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
+from ds2ds.documents.link_spans import link_spans
 
 LINK_STYLE = "cyan"
 TARGET_STYLE = "dim cyan"
 
-# A `[` that may still become a link. It is given up, and shown, at the line's end or where it gets too long.
-_MAYBE_LINK = re.compile(rb"\[[^\[\]\n]{0,200}(\](\([^\n]{0,200})?)?\Z")
+# What may still become a link, by format. It is given up, and shown, at the line's end or where it gets too long.
+_LATEX = re.compile(rb"\\[A-Za-z]*\*?(\[[^\]\n]{0,100}\]?){0,2}(\{[^}\n]{0,200})?\Z")
+_MAYBE_LINK = {
+    "markdown": re.compile(rb"\[[^\[\]\n]{0,200}(\](\([^\n]{0,200})?)?\Z"),
+    "wikilinks": re.compile(rb"\[(\[[^\]\n]{0,200}\]?)?\Z"),
+    "python": re.compile(
+        rb"^[ \t]*(fr?o?m?|im?p?o?r?t?|(from|import)\b([^\n(]{0,200}|[^\n(]{0,200}\([^)]{0,400}))\Z", re.MULTILINE
+    ),
+    "latex": _LATEX,
+    "arxiv": _LATEX,
+}
+_NOTHING = re.compile(rb"(?!)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WORDS = re.compile(r"\s+|\S+")
 
@@ -24,25 +36,39 @@ def printable(text: str) -> str:
 
 
 class LinkMarker:
-    """Styles the links in a text that grows. A link is held back until it closes, the rest is passed on at once."""
+    """Styles the links in a text that grows. A link is held back until it closes, the rest is passed on at once.
 
-    def __init__(self) -> None:
-        self._scanner = LinkScanner()
+    Args:
+        link_format: how links are written. Of a format of another package only the ends are styled: nothing is held
+            back, since where its links start is not known.
+        title: the document's.
+    """
+
+    def __init__(self, link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT], title: str = "") -> None:
+        self._scanner = link_format.scanner(title)
+        self._maybe = _MAYBE_LINK.get(link_format.name.partition("+")[0], _NOTHING)
+        self._position = 0
         self._held = b""
 
     def feed(self, text: str, style: str = "") -> list[tuple[str, str]]:
         """The (text, style) pieces that can be shown now; what is no link has the style given."""
         data = text.encode("utf-8", errors="replace")
-        base = self._scanner.position - len(self._held)
+        base = self._position - len(self._held)
+        self._position += len(data)
         links = self._scanner.feed(data)
         data = self._held + data
         pieces, at = [], 0
-        for link in links:
-            # Of a link that was too long to be held back, the start has been shown.
-            start, middle, end = (max(at, offset - base) for offset in (link.start, link.middle, link.end))
-            pieces += [(data[at:start], style), (data[start:middle], LINK_STYLE), (data[middle:end], TARGET_STYLE)]
-            at = end
-        maybe = _MAYBE_LINK.search(data, at)
+        # Of a link that was too long to be held back, the start has been shown.
+        here = [
+            replace(link, start=max(link.start - base, 0), middle=max(link.middle - base, 0), end=link.end - base)
+            for link in links
+        ]
+        for span in link_spans(here, data):
+            start, end = span.words
+            pieces += [(data[at : span.start], style), (data[span.start : start], TARGET_STYLE)]
+            pieces += [(data[start:end], LINK_STYLE), (data[end : span.end], TARGET_STYLE)]
+            at = span.end
+        maybe = self._maybe.search(data, at)
         stop = maybe.start() if maybe else len(data)
         pieces.append((data[at:stop], style))
         self._held = data[stop:]

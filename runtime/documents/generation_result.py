@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
 from ds2ds.documents.title_utils import normalize_title
 
 FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop", "quit")
@@ -141,6 +142,7 @@ class GenerationResult:
     Attributes:
         score: what a beam search ranked it by; None without one.
         alternatives: what a beam search found besides, the best first, as many as num_return_sequences asks for.
+        link_format: how the documents' links are written.
     """
 
     root_document: GeneratedDocument
@@ -149,6 +151,7 @@ class GenerationResult:
     trace: Trace = field(default_factory=Trace)
     score: float | None = None
     alternatives: list[GenerationResult] = field(default_factory=list)
+    link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
 
     def get_all_documents(self) -> list[GeneratedDocument]:
         """The root first, then the others, dependencies first."""
@@ -174,4 +177,5 @@ class GenerationResult:
             "trace": asdict(self.trace),
             "score": self.score,
             "alternatives": [result.to_dict() for result in self.alternatives],
+            "link_format": self.link_format.name,
         }

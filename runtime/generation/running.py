@@ -36,4 +36,4 @@ class Running:
 def _result(request: Request) -> GenerationResult:
     root, *rest = (request.record(document) for document in request.context.get_all_documents())
     request.trace.evictions = request.context.evictions
-    return GenerationResult(root, rest, request.config, request.trace)
+    return GenerationResult(root, rest, request.config, request.trace, link_format=request.link_format)

@@ -67,9 +67,8 @@ def _marked(piece: Piece, read: set[int]) -> str:
     """A stretch of text; of a link the words stand out from what makes them one."""
     if piece.link is None:
         return escape(piece.text)
-    data, middle = piece.text.encode(), piece.link.middle - piece.link.start  # offsets are in bytes
-    words, rest = (part.decode(errors="replace") for part in (data[1:middle], data[middle:]))
-    inner = f'<span class="syntax">[</span>{escape(words)}<span class="syntax">{escape(rest)}</span>'
+    before, after = (part and f'<span class="syntax">{escape(part)}</span>' for part in (piece.before, piece.after))
+    inner = f"{before}{escape(piece.text)}{after}"
     if piece.target is None:
         return f'<span class="nowhere" title="leads to no document of this result">{inner}</span>'
     if piece.target in read:

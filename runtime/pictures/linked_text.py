@@ -6,21 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ds2ds.documents.generation_result import GenerationResult
-from ds2ds.documents.link_scanner import LinkScanner, ScannedLink
+from ds2ds.documents.link_scanner import ScannedLink
+from ds2ds.documents.link_spans import link_spans
 from ds2ds.documents.title_utils import title_key
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text; with a link it is all of the link as it is written.
+    """A stretch of text; with a link it is all of the link as it is written, or its name among a statement's links.
 
     Attributes:
+        before, text, after: what makes it a link, what is to be read of it, and what makes it a link. Together they are
+            the stretch; what is no link is all text.
         target: the document that the link leads to, by its index in the result; None: to none of them.
     """
 
     text: str
     link: ScannedLink | None = None
     target: int | None = None
+    before: str = ""
+    after: str = ""
+
+    @property
+    def whole(self) -> str:
+        return self.before + self.text + self.after
 
 
 class LinkedTexts:
@@ -32,6 +41,7 @@ class LinkedTexts:
 
     def __init__(self, result: GenerationResult) -> None:
         self.documents = result.get_all_documents()
+        self._format = result.link_format
         # Not the root: it is never a target. Exact titles win over folded ones, the first of equals.
         self._exact: dict[str, int] = {}
         self._folded: dict[str, int] = {}
@@ -45,22 +55,36 @@ class LinkedTexts:
 
     def pieces(self, index: int) -> Iterator[Piece]:
         """The text of a document from its start to its end."""
-        data = (self.documents[index].text or "").encode(errors="replace")
+        document = self.documents[index]
+        data = (document.text or "").encode(errors="replace")
+
+        def text(start: int, end: int) -> str:
+            return data[start:end].decode(errors="replace")
+
         at = 0
-        for link in LinkScanner().feed(data):
-            if link.start > at:
-                yield Piece(data[at : link.start].decode(errors="replace"))
-            granted = self._granted[index].get(link.target)
-            target = self._find(link.target) if granted is None else granted
-            yield Piece(data[link.start : link.end].decode(errors="replace"), link, target)
-            at = link.end
+        for span in link_spans(self._format.scanner(document.title).feed(data), data):
+            if span.start > at:
+                yield Piece(text(at, span.start))
+            start, end = span.words
+            around = text(span.start, start), text(end, span.end)
+            yield Piece(text(start, end), span.link, self._target(index, span.link), *around)
+            at = span.end
         if at < len(data):
-            yield Piece(data[at:].decode(errors="replace"))
+            yield Piece(text(at, len(data)))
 
     def link_text(self, index: int, target: int) -> str | None:
         """What the first link from one document to another reads; None where none is found."""
         links = (piece.link for piece in self.pieces(index) if piece.link is not None and piece.target == target)
         return next((link.text for link in links), None)
+
+    def _target(self, index: int, link: ScannedLink) -> int | None:
+        granted = self._granted[index]
+        for title in (*link.candidates, link.target):
+            if title in granted:
+                return granted[title]
+        if link.candidates:  # they mean just what they say
+            return next((self._exact[title] for title in link.candidates if title in self._exact), None)
+        return self._find(link.target)
 
     def _find(self, title: str) -> int | None:
         exact = self._exact.get(title)

@@ -14,7 +14,10 @@ class Scanner(Protocol):
     """
 
     def feed(self, data: bytes) -> list[ScannedLink]:
-        """The links that are complete in `data`, in order. Pieces may have any size and may split UTF-8 characters."""
+        """The links that are complete in `data`, in order. Pieces may have any size and may split UTF-8 characters.
+
+        They do not overlap, except where one statement makes several: those have its start and end, and come at once.
+        """
         ...
 
     def reset(self) -> None:

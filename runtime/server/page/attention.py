@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ds2ds.analysis.attention_map import AttentionMap
-from ds2ds.backend import TellsAttention
+from ds2ds.backend import AsyncTellsAttention
 from ds2ds.server.errors import ApiError
 from ds2ds.server.page.sessions import Session
 
@@ -17,7 +17,7 @@ MAX_BYTES = 2**28
 _DIGITS = 4
 
 
-async def overview(backend: TellsAttention, session: Session, document: int) -> dict[str, Any]:
+async def overview(backend: AsyncTellsAttention, session: Session, document: int) -> dict[str, Any]:
     """Of each token of a document which share of its attention each document in view received; and all their tokens.
 
     Raises:
@@ -39,7 +39,7 @@ async def overview(backend: TellsAttention, session: Session, document: int) -> 
     }
 
 
-async def of_token(backend: TellsAttention, session: Session, document: int, token: int) -> dict[str, Any]:
+async def of_token(backend: AsyncTellsAttention, session: Session, document: int, token: int) -> dict[str, Any]:
     """What one token read: of each document its share, and what each of its tokens received.
 
     Raises:

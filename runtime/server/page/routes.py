@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from ds2ds.backend import InteractiveEvents, TellsAttention
+from ds2ds.backend import AsyncTellsAttention, InteractiveEvents
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.server.errors import ApiError, as_api_error
 from ds2ds.server.page.attention import of_token, overview
@@ -76,7 +76,7 @@ def add_page(app: FastAPI, service: Service) -> None:
     @route("/page/attention")
     async def attention(body: Annotated[AttentionRequest, Body()]) -> JSONResponse:
         session, backend = sessions.ended(body.session), service.planner.backend
-        if not isinstance(backend, TellsAttention):
+        if not isinstance(backend, AsyncTellsAttention):
             raise ApiError(404, "this server's model does not tell its attention")
         try:
             if body.token is None:
@@ -106,6 +106,6 @@ def _about(service: Service) -> dict[str, Any]:
         "max_link_depth": service.settings.max_link_depth,
         "max_tokens": service.settings.max_tokens or planner.longest_prompt,
         "eviction_policies": list(EVICTION_POLICIES),
-        "tells_attention": isinstance(planner.backend, TellsAttention),
+        "tells_attention": isinstance(planner.backend, AsyncTellsAttention),
         "defaults": {name: default[name] for name in names},
     }

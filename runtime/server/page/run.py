@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,6 +15,7 @@ from ds2ds.server.errors import as_api_error
 from ds2ds.server.metrics import TokenClock
 from ds2ds.server.page.protocol import SessionRequest
 from ds2ds.server.page.sessions import Session, Sessions
+from ds2ds.server.page.telling import Telling
 from ds2ds.server.plan import ChoicePlan
 from ds2ds.server.service import Disconnected, Service
 from ds2ds.server.sse import EventSender, encode
@@ -44,7 +46,7 @@ class Run:
     async def _write(self, sender: EventSender) -> None:
         planner = self.service.planner
         (plan,) = await planner.plan(self.body)
-        with self.service.admitted(1), self._session() as session:
+        with self.service.admitted(1), self._session(Telling(planner.backend.link_format)) as session:
             self.service.metrics.prompt_tokens.inc(len(plan.prompt))
             interactive: dict[str, Any] = {"interactive": True} if self.body.interactive else {}
             stream = planner.backend.stream(
@@ -76,8 +78,8 @@ class Run:
         return plan.config.with_overrides(**given)
 
     @contextlib.contextmanager
-    def _session(self) -> Any:
-        session = self.sessions.start()
+    def _session(self, telling: Telling) -> Iterator[Session]:
+        session = self.sessions.start(telling)
         try:
             yield session
         finally:

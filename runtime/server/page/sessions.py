@@ -48,8 +48,8 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
 
-    def start(self) -> Session:
-        session = Session()
+    def start(self, telling: Telling | None = None) -> Session:
+        session = Session(telling=telling or Telling())
         self._running[session.id] = session
         return session
 

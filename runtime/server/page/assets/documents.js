@@ -51,7 +51,7 @@ class Document {
 
   addLink(link, onclick) {
     this.links.push(link);
-    link.button = el("button", { type: "button", onclick }, link.text || link.target || "link");
+    link.button = el("button", { type: "button", onclick }, link.words || link.target || "link");
     if (link.place) {
       const rest = this.tail.splitText(link.place[0] - this.tailStart).data.slice(link.place[1] - link.place[0]);
       this.tail.nextSibling.replaceWith(link.button);
@@ -116,14 +116,14 @@ export class Documents {
 
   link(told) {
     const document = this.all.get(told.document);
-    const { text, target, outcome, reason, place, position, leads_to: leadsTo } = told;
+    const { text, words, target, outcome, reason, place, position, leads_to: leadsTo } = told;
     const asked = document.links.at(-1);
     if (asked?.outcome === "asking") {
       Object.assign(asked, { outcome, reason, position, leadsTo });
       document.light(asked);
       return asked;
     }
-    const link = { text, target, outcome, reason, place, position, leadsTo };
+    const link = { text, words, target, outcome, reason, place, position, leadsTo };
     document.addLink(link, () => this.followLink(link));
     return link;
   }
