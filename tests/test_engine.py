@@ -271,7 +271,7 @@ def test_a_request_waits_for_room_while_others_go_on() -> None:
     runtime = small_runtime(arena_tokens=128)
     options = {**OPTIONS, "max_link_depth": 0}
     large, small = (config(max_tokens_per_document=most, **options) for most in (120, 16))
-    running = [runtime._generator.start(text, None, None, c) for text, c in [("x" * 100, large), ("p", small)]]
+    running = [runtime._generator.start(text, None, None, c) for text, c in [("x" * 110, large), ("p", small)]]
     for one in running:
         one.job.need = 0  # so that both start, though there is room for one
     waited = 0
@@ -279,7 +279,7 @@ def test_a_request_waits_for_room_while_others_go_on() -> None:
         runtime.engine.step()
         waited += len(runtime.engine.running) == 2 and not running[1].job.touched
     assert waited > 5
-    for one, text, settings in zip(running, ["x" * 100, "p"], [large, small], strict=True):
+    for one, text, settings in zip(running, ["x" * 110, "p"], [large, small], strict=True):
         assert one.job.error is None
         alone = runtime.generate(text, config=settings)
         same_documents(one.result().get_all_documents(), alone.get_all_documents())
@@ -370,23 +370,45 @@ def test_what_was_dropped_for_room_is_computed_again_when_it_is_read(monkeypatch
 # Admission
 
 
-def test_requests_wait_until_there_is_room_for_all_they_may_need() -> None:
+@pytest.mark.parametrize(("suspended", "together"), [(False, 5), (True, 2)])
+def test_requests_start_while_there_is_room_for_them(suspended: bool, together: int) -> None:
+    """A new one beside what the others hold and all that one may need, one that was suspended beside all they may."""
     settings = config(**OPTIONS, max_context_length=100, max_tokens_per_document=40, max_auxiliary_documents=1)
     need = 100 + 40 * 3 + 16 * 2
     runtime = small_runtime(arena_tokens=2 * need)
     assert runtime.engine.store.arena.slots == 2 * need // 16 * 16 + (16 if 2 * need % 16 else 0)
     running = [runtime._generator.start(f"prompt {index}", None, None, settings) for index in range(5)]
-    assert [one.job.need for one in running] == [need] * 5
+    for one in running:
+        assert one.job.need == need
+        one.job.suspended = suspended
     most, started = 0, []
     while not all(one.job.done for one in running):
         runtime.engine.step()
         most = max(most, len(runtime.engine.running))
         started += [one for one in running if one.job in runtime.engine.running and one not in started]
         runtime.engine.check_integrity()
-    assert most == 2 and started == running  # first come, first served
+    assert most == together and started == running  # first come, first served
     for index, one in enumerate(running):
         alone = runtime.generate(f"prompt {index}", config=settings)
         same_documents(one.result().get_all_documents(), alone.get_all_documents())
+    assert is_clean(runtime)
+
+
+def test_what_runs_leaves_room_for_all_that_one_of_them_may_need() -> None:
+    settings = config(max_new_tokens=20, max_context_length=100, max_tokens_per_document=40, max_auxiliary_documents=1)
+    runtime = small_runtime(arena_tokens=600)
+    running = [runtime._generator.start("p" * 10, None, None, settings) for _ in range(12)]
+    need, start = running[0].job.need, 32  # 10 given and 20 to write, in blocks of 16
+    assert need == 100 + 40 * 2 + 16 * 2
+    runtime.engine.step()
+    assert len(runtime.engine.running) == (runtime.engine.store.arena.slots - need) // start == 12
+    more = runtime._generator.start("p" * 10, None, None, settings)
+    runtime.engine.step()
+    assert more.job not in runtime.engine.running
+    for one in (*running, more):
+        for _ in runtime.engine.run(one.job):
+            runtime.engine.check_integrity()
+        assert one.job.error is None
     assert is_clean(runtime)
 
 

@@ -134,31 +134,33 @@ def test_it_keeps_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_arena_is_full_it_gives_up_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "x [l](Long) y"})
     runtime = small_runtime(arena_tokens=512)
-    one, two = (start(runtime, prompt) for prompt in ("p [a](A)", "q [b](B)"))
+    long = {"max_new_tokens": 200}  # so that there is room reserved for 200 tokens of each
+    one, two = (start(runtime, prompt, **long) for prompt in ("p [a](A)", "q [b](B)"))
     for asked in (one, two):
         until_asked(runtime, asked, "Long")
     assert one.job.touched and two.job.touched
-    other = start(runtime, "z" * 150, asks=False)
+    other = start(runtime, "z" * 150, asks=False, **long)
     runtime.engine.step()
     # The last in turn first, and no more than has to.
     assert one.job.touched and not two.job.touched
     finish(runtime, other)
-    same_as_alone(other, "z" * 150)
+    same_as_alone(other, "z" * 150, **long)
     for asked, prompt in ((two, "q [b](B)"), (one, "p [a](A)")):
         assert asked.job.question.title == "Long"  # it is open still
         runtime.engine.answer(asked.job, Follow())
         finish(runtime, asked)
-        same_as_alone(asked, prompt)
+        same_as_alone(asked, prompt, **long)
     assert is_clean(runtime)
 
 
 def test_it_gives_up_before_others_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "x [l](Long) y"})
     runtime = small_runtime(arena_tokens=448)
-    waiting = start(runtime, "p [a](A)")
+    waiting = start(runtime, "p [a](A)", max_new_tokens=200)
     until_asked(runtime, waiting, "Long")
     limits = {"max_context_length": 100, "max_tokens_per_document": 100, "max_auxiliary_documents": 0}
-    one, two = (start(runtime, prompt, asks=False, max_link_depth=0, **limits) for prompt in "qr")
+    limits |= {"max_link_depth": 0, "max_new_tokens": 200}
+    one, two = (start(runtime, prompt, asks=False, **limits) for prompt in "qr")
     runtime.engine.step()
     # There is room for one of them beside what the waiting one holds, and for both without.
     assert not waiting.job.touched
@@ -166,7 +168,7 @@ def test_it_gives_up_before_others_wait_for_each_other(monkeypatch: pytest.Monke
     finish(runtime, one, two)
     runtime.engine.answer(waiting.job, Follow())
     finish(runtime, waiting)
-    same_as_alone(waiting, "p [a](A)")
+    same_as_alone(waiting, "p [a](A)", max_new_tokens=200)
     assert is_clean(runtime)
 
 

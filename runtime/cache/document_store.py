@@ -36,6 +36,7 @@ class DocumentStore:
     Attributes:
         weights: identity of the weights that compute; part of every key.
         dropped: complete documents that had to go for the room of others, so far.
+        in_use: slots of entries that documents use, whatever may be dropped of them.
     """
 
     def __init__(self, arena: KVArena, retention: Retention | None = None, share: bool = True) -> None:
@@ -46,6 +47,7 @@ class DocumentStore:
         self._entries: dict[Document, Entry] = {}
         self._by_key: dict[bytes, Entry] = {}
         self.dropped = 0
+        self.in_use = 0
         self._prefilled = 0
         self._prefill_seconds = 0.0
 
@@ -183,7 +185,7 @@ class DocumentStore:
         entry = self._entries.get(document)
         if entry is None or document.in_progress or entry in self.retention:
             return
-        self.arena.allocator.trim(entry.extent, len(document.tokens))
+        self.in_use -= self.arena.allocator.trim(entry.extent, len(document.tokens))
         if self._prefilled:
             entry.cost = self._prefill_seconds / self._prefilled * len(document.tokens)
         known = None if entry.stale else self._find(content_of(document))
@@ -199,6 +201,8 @@ class DocumentStore:
         if entry is None:
             return
         entry.documents.remove(document)
+        if not entry.documents:
+            self.in_use -= entry.extent.length
         is_root = self.share and document.parent is None and entry.key is None and not entry.documents
         if is_root and entry.computed >= document.given:
             self.arena.allocator.trim(entry.extent, document.given)
@@ -249,8 +253,13 @@ class DocumentStore:
     def check_integrity(self) -> None:
         """Raise RuntimeError unless entries, extents, documents and keys match and every document fits its extent."""
         check_store(self.arena, self.retention, self._entries, self._by_key, self.key)
+        in_use = sum(entry.extent.length for entry in set(self._entries.values()))
+        if in_use != self.in_use:
+            raise RuntimeError(f"documents use {in_use} slots, but {self.in_use} count as in use")
 
     def _use(self, entry: Entry, document: Document) -> None:
+        if not entry.documents:
+            self.in_use += entry.extent.length
         self._entries[document] = entry
         entry.documents.add(document)
         entry.prompt = False
@@ -301,6 +310,8 @@ class DocumentStore:
             self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
+        if entry.documents:
+            self.in_use -= entry.extent.length
         for document in entry.documents:
             del self._entries[document]
         if entry.key is not None:

@@ -67,12 +67,13 @@ class ExtentAllocator:
             return self._insert(len(self.extents), Extent(at, need))
         return None
 
-    def trim(self, extent: Extent, length: int) -> None:
-        """Give back what lies beyond the first `length` tokens."""
+    def trim(self, extent: Extent, length: int) -> int:
+        """Give back what lies beyond the first `length` tokens; returns how many slots."""
         self._index(extent)
-        kept = min(extent.length, self.rounded(length))
-        self.used -= extent.length - kept
-        extent.length = kept
+        beyond = extent.length - min(extent.length, self.rounded(length))
+        self.used -= beyond
+        extent.length -= beyond
+        return beyond
 
     def release(self, extent: Extent) -> None:
         del self.extents[self._index(extent)]

@@ -29,6 +29,7 @@ class DocumentContext:
             the longest one; "stop_new" refuses the new one. Room for the next token of a document in progress is made
             under any of them.
         max_tokens_per_document: most tokens a document started here may come to hold.
+        max_new_tokens: most tokens that are written in one; None: up to that.
 
     Attributes:
         window: in order of arrival, the root first.
@@ -43,6 +44,7 @@ class DocumentContext:
         max_auxiliary_documents: int = 5,
         eviction_policy: str = "drop_oldest",
         max_tokens_per_document: int = 512,
+        max_new_tokens: int | None = None,
     ) -> None:
         if eviction_policy not in EVICTION_POLICIES:
             raise ValueError(f"eviction_policy must be one of {tuple(EVICTION_POLICIES)}, got {eviction_policy!r}")
@@ -50,6 +52,7 @@ class DocumentContext:
         self.max_auxiliary_documents = max_auxiliary_documents
         self.eviction_policy = eviction_policy
         self.max_tokens_per_document = max_tokens_per_document
+        self.max_new_tokens = max_new_tokens
         self.window: list[Document] = []
         self.completed: list[Document] = []
         self.evictions = 0
@@ -61,7 +64,7 @@ class DocumentContext:
     def restarted(self) -> DocumentContext:
         """A context with these limits, and a root that starts as this one's did."""
         limits = (self.max_context_length, self.max_auxiliary_documents, self.eviction_policy)
-        context = DocumentContext(*limits, self.max_tokens_per_document)
+        context = DocumentContext(*limits, self.max_tokens_per_document, self.max_new_tokens)
         context.initialize_root(self.root.tokens[: self.root.given], self.root.title)
         return context
 
@@ -98,7 +101,7 @@ class DocumentContext:
             raise ValueError(
                 f"the prompt has {len(document.tokens)} tokens, more than max_context_length {self.max_context_length}"
             )
-        return self._open(document, max(len(document.tokens), self._most_tokens))
+        return self._open(document, self._most_tokens(document))
 
     def start_auxiliary_generation(self, title: str, tokens: Iterable[int] = ()) -> Document:
         """Add a document that is to be written, linked from the current one, and make it the current one.
@@ -107,7 +110,7 @@ class DocumentContext:
         """
         parent = self.current
         document = Document(title, [int(token) for token in tokens], depth=parent.depth + 1, parent=parent)
-        return self._open(document, max(len(document.tokens), self._most_tokens))
+        return self._open(document, self._most_tokens(document))
 
     def open_corpus_document(self, title: str, tokens: Iterable[int], source: str = "corpus") -> Document:
         """Add a document from the corpus, or whatever source, linked from the current one, and make it the current one.
@@ -157,9 +160,12 @@ class DocumentContext:
         self._current = document
         return document
 
-    @property
-    def _most_tokens(self) -> int:
-        return min(self.max_tokens_per_document, self.max_context_length)
+    def _most_tokens(self, document: Document) -> int:
+        """What a document that is to be written may come to hold."""
+        longest = min(self.max_tokens_per_document, self.max_context_length)
+        if self.max_new_tokens is not None:
+            longest = min(longest, document.given + self.max_new_tokens)
+        return max(len(document.tokens), longest)
 
     def _open(self, document: Document, capacity: int) -> Document:
         document.capacity = capacity

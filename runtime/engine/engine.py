@@ -89,6 +89,7 @@ class Engine:
         self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
+        self._full = False  # a job found no room in the last plan
         self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
 
     @property
@@ -202,13 +203,12 @@ class Engine:
             )
 
     def _admit(self) -> None:
-        """Start queued jobs in their turn, while what all of them may need fits the arena."""
+        """Start queued jobs in their turn, while there is room for them."""
         while self.queue:
             job = self.queue.first
             if sum(job.width for job in (*self.running, job)) > self.limits.max_running:
                 break
-            needed = sum(job.need for job in (*self.running, job))
-            if self.running and needed > self.store.arena.slots:
+            if self.running and not self._fits(job):
                 break
             self.store.use_weights(fingerprint(self.model))
             self.queue.remove(job)
@@ -219,6 +219,27 @@ class Engine:
                 self._send(job, answer)
             elif job.waiting is None:  # it is not one that was suspended
                 self._send(job, None)
+
+    def _fits(self, job: Job) -> bool:
+        """Whether a job may start beside those that run.
+
+        It may where all of them can have all that they may need. That is seldom what they come to: so it may, too,
+        where there is room for what it starts with and, then still, for all that one of them may need. A job that was
+        suspended knows better.
+        """
+        jobs, slots = (*self.running, job), self.store.arena.slots
+        needs = [one.need for one in jobs]
+        if sum(needs) <= slots:
+            return True
+        if job.suspended or self._full:
+            return False
+        coming = sum(self._starts_with(one) for one in jobs if not one.touched)
+        return self.store.in_use + coming + max(needs) <= slots
+
+    def _starts_with(self, job: Job) -> int:
+        """Slots that the documents take which a job begins with."""
+        rounded = self.store.arena.allocator.rounded
+        return sum(rounded(document.capacity or len(document.tokens)) for document in job.window)
 
     def _pass_prefilled(self) -> None:
         """Let coroutines go on whose document is computed."""
@@ -236,6 +257,7 @@ class Engine:
         while self.running:
             parked = [job for job in self.parked if job.touched]
             planned = plan(self.store, self.running, self.limits.step_tokens, parked)
+            self._full = planned.full is not None
             if planned.full is not None and parked:
                 release(self.store, max(parked, key=turn))
                 continue
@@ -328,11 +350,14 @@ class Engine:
                 self.parked.append(job)
 
     def _suspend(self, job: Job) -> None:
-        """Take what a job holds; it is computed anew when all others that run now are done."""
+        """Take what a job holds, to be computed anew: when there is room for all that it may need, and the next time
+        when all others that run now are done."""
         release(self.store, job)
         self.running.remove(job)
         self.queue.put_back(job)
-        job.need = self.store.arena.slots
+        if job.suspended:
+            job.need = self.store.arena.slots
+        job.suspended = True
 
     def _finish(self, job: Job, error: Exception | None) -> None:
         job.waiting, job.question, job.done, job.error = None, None, True, error

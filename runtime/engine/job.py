@@ -14,7 +14,8 @@ from ds2ds.engine.work import AnyWork, Item, Rank
 class Job:
     """Attributes:
     window: the documents that it needs in the arena; it may change at any time.
-    need: slots of the arena that the request may come to fill; it starts when they are free.
+    need: slots of the arena that the request may come to fill, at most.
+    suspended: it found the arena full, and had to give up what it had.
     priority: higher ones go first.
     width: most documents that one step decodes for it.
     number: how many were submitted before it.
@@ -37,6 +38,7 @@ class Job:
     waiting: Item | Rank | None = None
     question: Any = None
     answer: Any = None
+    suspended: bool = False
     narrow: bool = False
     done: bool = False
     error: Exception | None = None

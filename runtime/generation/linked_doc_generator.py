@@ -204,6 +204,7 @@ class LinkedDocumentGenerator:
             config.max_auxiliary_documents,
             config.eviction_policy,
             config.max_tokens_per_document,
+            config.max_new_tokens,
         )
         context.initialize_root(tokens, title)
         vocab_size = self.model.config.vocab_size
