@@ -920,6 +920,10 @@ def keep_a_complete_one_for_ever(
     store.retention.forget(entries["a"])
 
 
+def miscount_what_is_used(store: DocumentStore, documents: dict[str, Document], entries: dict[str, Entry]) -> None:
+    store.in_use += BLOCK
+
+
 def let_what_is_gone_go_again(store: DocumentStore, documents: dict[str, Document], entries: dict[str, Entry]) -> None:
     store.retention.note(Entry(Extent(0, BLOCK)))
 
@@ -945,6 +949,7 @@ def let_what_is_gone_go_again(store: DocumentStore, documents: dict[str, Documen
         (change_weights_behind_its_back, "is found by a key that is not its own"),
         (let_a_draft_go, r"\['w'\] is in progress and may be dropped, or neither"),
         (keep_a_complete_one_for_ever, r"\['a'\] is in progress and may be dropped, or neither"),
+        (miscount_what_is_used, r"documents use \d+ slots, but \d+ count as in use"),
         (let_what_is_gone_go_again, "retention holds 1 entries that are gone"),
     ],
 )
