@@ -55,11 +55,17 @@ def test_the_root() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "window", "longest", "capacity"), [(5, 100, 20, 20), (30, 100, 20, 30), (5, 10, 20, 10)]
+    ("prompt", "window", "longest", "new", "capacity"),
+    [(5, 100, 20, None, 20), (30, 100, 20, None, 30), (5, 10, 20, None, 10), (5, 100, 20, 3, 8), (5, 100, 20, 90, 20)],
 )
-def test_a_document_reserves_what_it_may_come_to_hold(prompt: int, window: int, longest: int, capacity: int) -> None:
-    context = DocumentContext(window, max_tokens_per_document=longest)
+def test_a_document_reserves_what_it_may_come_to_hold(
+    prompt: int, window: int, longest: int, new: int | None, capacity: int
+) -> None:
+    context = DocumentContext(window, max_tokens_per_document=longest, max_new_tokens=new)
     assert context.initialize_root([1] * prompt).capacity == capacity
+    assert context.restarted().root.capacity == capacity
+    if new is not None:
+        assert context.start_auxiliary_generation("A", [1, 2]).capacity == 2 + min(new, longest - 2)
 
 
 def test_a_prompt_longer_than_the_window() -> None:
