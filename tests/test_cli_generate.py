@@ -294,6 +294,6 @@ def test_on_a_terminal(folder: Path) -> None:
         shown += data
     os.close(master)
     assert process.wait() == 0
-    assert b"\x1b[36m[Apple" in shown
+    assert b"\x1b[36mApple" in shown
     for part in ("-> Apple (corpus, ", "-> Pear (being written)", "<- Pear (", "└── ", "tokens/s"):
         assert part.encode() in shown
