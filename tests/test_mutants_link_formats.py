@@ -100,19 +100,22 @@ def test_the_longest_wikilink_and_tag() -> None:
         ("from a import b , c\nfrom . a import b\nfrom a import (b)  # why\n", ["a.b", "a.c", ".a.b", "a.b"]),
         # Lines that a backslash joins
         ("\\\nimport a\n", ["a"]),
-        ("x = \\\nimport a\nx \\\nimport b\n", []),
+        ("x = \\\nimport a\nx\\\nimport b\n", []),
         # A statement stands where one can start, and is nothing else
         ("'a' import b\nx import c\nx = '' import d\n", []),
         ("import a = 1\nimport b + c\nimport d)\n", []),
         ("from a import (b = 1\nimport c\n", ["c"]),
+        ("from a import (b) import c\n", ["a.b"]),
+        ("import1(a,\nimport c\n", ["c"]),
         # Strings and comments
         ("x = ''; import a\nx = \"b\"; import c\n", ["a", "c"]),
         ("x = 'a; import b;'\nx = \"c; import d;\"\n", []),
         ("x = '''''\nimport a\n'''; import b\n", ["b"]),
         ("x = 'a \\\\'; import b\n", ["b"]),
         ("x = '''\\\\'''; import a\n", ["a"]),
+        ("x = '''a\\'''; import b\n'''; import c\n", ["c"]),
         ("x = '''''''''; import a;\n'''\nimport b\n", ["b"]),
-        ("# a\nimport b\nx = 1  # it's\nimport c\n", ["b", "c"]),
+        ("# a\nimport b\nx = 1  # so: import a; import d; it's\nimport c\n", ["b", "c"]),
         ("from a import (  # x)\n    b\n)\nimport c\n", ["a.b", "c"]),
     ],
 )
