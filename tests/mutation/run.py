@@ -44,13 +44,17 @@ class Module:
 
 _SCANNER = ("test_mutants_links", "test_link_scanner", "test_link_scanner_commonmark")
 _CONTEXT = ("test_mutants_context", "test_document_context", "test_document")
+_PYTHON = ("test_mutants_link_formats", "test_link_format_python")
 
 MODULES = {
     "link_scanner": Module("ds2ds/documents/link_scanner.py", _SCANNER),
     "link_destination": Module("ds2ds/documents/link_destination.py", _SCANNER),
     "link_detector": Module("ds2ds/documents/link_detector.py", ("test_mutants_links", "test_link_detector")),
-    "wikilinks": Module("ds2ds/documents/link_formats/wikilinks.py", ("test_link_format_wikilinks",)),
-    "python_imports": Module("ds2ds/documents/link_formats/python_imports.py", ("test_link_format_python",)),
+    "wikilinks": Module(
+        "ds2ds/documents/link_formats/wikilinks.py", ("test_mutants_link_formats", "test_link_format_wikilinks")
+    ),
+    "python_imports": Module("ds2ds/documents/link_formats/python_imports.py", _PYTHON),
+    "python_statement": Module("ds2ds/documents/link_formats/python_statement.py", _PYTHON),
     "latex": Module("ds2ds/documents/link_formats/latex.py", ("test_link_format_latex",)),
     "document_context": Module("ds2ds/documents/document_context.py", _CONTEXT),
     "eviction": Module("ds2ds/documents/eviction.py", ("test_mutants_context",)),
@@ -62,8 +66,8 @@ MODULES = {
     "sampling": Module("ds2ds/generation/sampling.py", ("test_mutants_sampling", "test_sample_token")),
 }
 
-# Left out: what measures time, and draws by the hundred thousand.
-_TOO_LONG = "not linear_time and not far_tail and not draws_follow"
+# Left out: what measures time, draws by the hundred thousand, and reads whole libraries.
+_TOO_LONG = "not linear_time and not far_tail and not draws_follow and not same_imports_as_ast"
 
 _CONFIG = """
 [tool.mutmut]

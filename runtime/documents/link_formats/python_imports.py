@@ -152,7 +152,6 @@ class _ImportScanner:
                 self._triple, self._quotes, self._read = True, 0, self._read_string
             return at + 1
         self._read = self._read_code if self._quotes == 2 else self._read_string
-        self._quotes = 0
         return at
 
     def _read_string(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
@@ -162,7 +161,7 @@ class _ImportScanner:
         if byte == self._quote:
             self._quotes += 1
             if self._quotes == (3 if self._triple else 1):
-                self._quotes, self._read = 0, self._read_code
+                self._read = self._read_code
             return at + 1
         self._quotes = 0
         if byte == 0x5C:

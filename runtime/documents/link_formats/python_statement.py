@@ -61,7 +61,7 @@ def titles_of(found: Import, title: str) -> tuple[str, tuple[str, ...]] | None:
     module = "/".join([*base, *found.module])
     # The top folder itself is a package with no name: only its __init__.py can stand for it.
     package = [f"{module}/__init__.py", f"{module}.py"] if module else ["__init__.py"]
-    within = [] if found.name in (None, "*") else ["/".join(filter(None, [module, found.name or ""]))]
+    within = [] if found.name in (None, "*") else ["/".join(filter(None, [module, found.name]))]
     candidates = [f"{inner}{ending}" for inner in within for ending in ("/__init__.py", ".py")]
     if found.module:
         target = package[-1]

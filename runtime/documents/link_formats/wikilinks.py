@@ -15,7 +15,7 @@ What only the wiki itself could tell, or later text, is not known:
 3. A comment, or a tag whose content is no markup, that is never closed hides all that follows it.
 4. `]]` completes a link; letters after it (`[[cat]]s`) or a third bracket change nothing. Of three opening brackets the
    last two count.
-5. A link of more than 4 KiB is none.
+5. A link with 4 KiB or more between its brackets is none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
+from html.entities import html5
 from urllib.parse import unquote
 
 from ds2ds.documents.link_scanner import ScannedLink, is_external
@@ -36,16 +37,19 @@ _VERBATIM_TAGS = (b"nowiki", b"pre", b"syntaxhighlight", b"source", b"math", b"c
 _OPENINGS = tuple(b"<" + name for name in _VERBATIM_TAGS)
 
 _IN_TEXT = re.compile(rb"[\[<]")
-_IN_LINK = re.compile(rb"[\[\]<|\n]")
+_IN_LINK = re.compile(rb"[\[\]<|]")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);")
 _SPACES = re.compile(r"[\s_]+")
-_NO_TITLE = re.compile(r"[\[\]{}<>|\n]")
+_NO_TITLE = re.compile(r"[\[\]{}<>\n]")
 
 WITHOUT_LINKS = frozenset({"file", "image", "media", "category"})
 
 
 def _resolve_entities(source: str) -> str:
-    return _ENTITY.sub(lambda match: html.unescape(match[0]), source)
+    # Only names that HTML has: `unescape` also takes the start of one, `&lt` in `&ltx;`.
+    return _ENTITY.sub(
+        lambda match: html.unescape(match[0]) if match[0][1] == "#" or match[0][1:] in html5 else match[0], source
+    )
 
 
 def _target(source: str, without_links: frozenset[str]) -> str | None:
@@ -72,8 +76,8 @@ class _WikilinkScanner:
     def reset(self) -> None:
         """The document ends: what is open is none."""
         self._read = self._read_text
-        self._bracket = 0  # the visible byte before this one, if it was a bracket
-        self._bracket_at = 0
+        self._before = 0  # the visible byte before this one, if it was a bracket or a bar
+        self._before_at = 0
         self._tag = bytearray()  # from a `<` on, as long as it may hide what follows
         self._closing = b""  # what ends the part that is hidden
         self._tail = b""  # the last bytes of it, in which that may have begun
@@ -82,8 +86,7 @@ class _WikilinkScanner:
     def _close_link(self) -> None:
         self._start: int | None = None  # of the link that is open
         self._body = bytearray()  # what came after its `[[`
-        self._bar: int | None = None  # where its text starts in the body
-        self._bar_at = 0  # and its `|` in the stream
+        self._bar: int | None = None  # where its `|` is
 
     def feed(self, data: bytes) -> list[ScannedLink]:
         """The links whose `]]` lies in `data`, in order."""
@@ -100,7 +103,7 @@ class _WikilinkScanner:
         special = (_IN_TEXT if self._start is None else _IN_LINK).search(data, at)
         end = len(data) if special is None else special.start()
         if end > at:
-            self._bracket = 0
+            self._before = 0
             if self._start is not None:
                 self._body += data[at:end]
         if end < len(data):
@@ -115,26 +118,22 @@ class _WikilinkScanner:
             self._tag[:] = b"<"
             self._read = self._read_tag
             return
-        before, self._bracket = self._bracket, byte if byte in b"[]" else 0
-        if byte == 0x5B and before == 0x5B:
+        before, self._before = self._before, byte
+        if byte == before == 0x5B:
             self._close_link()
-            self._start = self._bracket_at
+            self._start = self._before_at
         elif self._start is not None:
-            if byte == 0x5D and before == 0x5D:
+            if byte == before == 0x5D:
                 self._complete(at + 1, links)
-                self._bracket = 0
                 return
             if byte == 0x7C and self._bar is None:
-                self._bar, self._bar_at = len(self._body), at
-            if byte == 0x0A and self._bar is None:
-                self._close_link()  # a title is one line
-            else:
-                self._body.append(byte)
-        self._bracket_at = at
+                self._bar = at
+            self._body.append(byte)
+        self._before_at = at
 
     def _complete(self, end: int, links: list[ScannedLink]) -> None:
         start, body = self._start, self._body[:-1].decode(errors="replace")
-        middle = end - 2 if self._bar is None else self._bar_at
+        middle = self._before_at if self._bar is None else self._bar
         self._close_link()
         source, _, text = body.partition("|")
         target = _target(source, self._without_links)
@@ -155,7 +154,7 @@ class _WikilinkScanner:
         if known is not None and len(tag) <= _LONGEST_TAG and tag[len(known)] in b" \t\n/>":
             if tag[-1] != 0x3E:
                 return at + 1
-            self._bracket = 0
+            self._before = 0
             if self._bar is None:
                 self._close_link()  # no title has a tag in it
             if tag[-2] == 0x2F:  # <nowiki/>: empty
@@ -163,7 +162,7 @@ class _WikilinkScanner:
             else:
                 self._hide(b"</" + known[1:] + b">")
             return at + 1
-        self._bracket = 0
+        self._before = 0
         if self._start is not None:
             self._body += self._tag[:-1]
         self._read = self._read_text  # the last byte is read there
