@@ -45,7 +45,7 @@ def link_spans(links: Sequence[ScannedLink], data: bytes | bytearray) -> Iterato
 def _words(link: ScannedLink, data: bytes | bytearray, end: int) -> tuple[int, int]:
     """Markdown's `[words](target)`, `[[target|words]]` of wikis; in other formats it is all to be read."""
     if data.startswith(b"[[", link.start):
-        return (link.middle + 1 if data.startswith(b"|", link.middle) else link.start + 2), end - 2
+        return (link.middle + 1, end - 2) if data.startswith(b"|", link.middle) else (link.start + 2, link.middle)
     if data.startswith(b"[", link.start) and data.startswith(b"](", link.middle):
         return link.start + 1, link.middle
     return link.start, end
