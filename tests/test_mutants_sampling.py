@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from test_sampling_kernel import GOOD, INF, NAN, columns, draws, sample
 from ds2ds.errors import ConfigError
 from ds2ds.generation.sampling import greedy_sample, sample_token
 from ds2ds.kernels import SampleStatus, sample_rows
+from ds2ds.kernels.sampling import host, philox
 from ds2ds.kernels.sampling.elementary import exp, log
-from ds2ds.kernels.sampling.philox import gumbel_estimate, gumbel_noise, gumbel_noise_at
+from ds2ds.kernels.sampling.philox import _gumbel, gumbel_estimate, gumbel_noise, gumbel_noise_at
 from ds2ds.kernels.sampling.rows import MAX_VOCAB, Rows, check_shapes
 
 # Errors, whole: what they name is what the caller has to go by.
@@ -190,6 +192,28 @@ def test_a_vocabulary_of_any_size_has_the_beginning_of_a_larger_ones_noise() -> 
     assert np.abs(gumbel_estimate(seed, position, 2**14 + 9) - whole).max() < 1e-4
 
 
+def test_the_size_of_the_pieces_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed, position = np.array([5, -1]), np.array([2**40, 0])
+    whole = gumbel_noise(seed, position, 23)
+    for size in (1, 4, 6, 23):
+        monkeypatch.setattr(philox, "_PIECE", size)
+        assert np.array_equal(gumbel_noise(seed, position, 23), whole)
+
+
+def test_the_bits_are_what_they_were() -> None:
+    """A seed means the same tokens for good, here and on a GPU: within the promised ulp is not enough."""
+    every_exponent = np.arange(0x00800000, 0x7F800000, 6_007, dtype=np.uint32)
+    around_sqrt_two = np.arange(0x3FB504F3 - 500, 0x3FB504F3 + 500, dtype=np.uint32)
+    words = np.arange(0, 2**32, 15_013, dtype=np.uint32)
+    for values, expected in (
+        (exp(np.linspace(-90, 0, 300_001).astype(np.float32)), 0x78C4874C),
+        (log(every_exponent.view(np.float32)), 0xB00B5D2B),
+        (log(around_sqrt_two.view(np.float32)), 0xEEC553D3),
+        (_gumbel(words), 0xD1910F64),
+    ):
+        assert zlib.crc32(values.tobytes()) == expected
+
+
 def test_exp_and_log_keep_their_arguments() -> None:
     y, x = np.linspace(-90, 0, 99, dtype=np.float32), np.linspace(0.1, 9, 99, dtype=np.float32)
     before = y.copy(), x.copy()
@@ -201,6 +225,13 @@ def test_top_p_is_of_all_the_mass_that_min_p_will_cut() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.1, 0.1])).tolist()
     # 0.6 of all reaches into the second; 0.6 of the 0.8 that min-p keeps would not.
     assert set(draws(logits, 300, top_p=0.6, min_p=0.5)) == {0, 1}
+
+
+def test_rows_are_the_same_whatever_the_size_of_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = torch.rand(50, 64, generator=torch.Generator().manual_seed(0))
+    for size in (1, 3 * 64, 64 * 64):
+        monkeypatch.setattr(host, "_CHUNK", size)
+        assert sample(ranks, [{"temperature": 0.0}] * 50).tokens.tolist() == ranks.argmax(dim=1).tolist()
 
 
 def test_of_scores_too_close_for_the_estimate_the_larger_is_drawn() -> None:

@@ -43,6 +43,7 @@ class Module:
 
 
 _SCANNER = ("test_mutants_links", "test_link_scanner", "test_link_scanner_commonmark")
+_LATEX = ("test_mutants_latex", "test_link_format_latex")
 _CONTEXT = ("test_mutants_context", "test_document_context", "test_document")
 _PYTHON = ("test_mutants_link_formats", "test_link_format_python")
 
@@ -55,7 +56,8 @@ MODULES = {
     ),
     "python_imports": Module("ds2ds/documents/link_formats/python_imports.py", _PYTHON),
     "python_statement": Module("ds2ds/documents/link_formats/python_statement.py", _PYTHON),
-    "latex": Module("ds2ds/documents/link_formats/latex.py", ("test_link_format_latex",)),
+    "latex": Module("ds2ds/documents/link_formats/latex.py", _LATEX),
+    "latex_commands": Module("ds2ds/documents/link_formats/latex_commands.py", _LATEX),
     "document_context": Module("ds2ds/documents/document_context.py", _CONTEXT),
     "eviction": Module("ds2ds/documents/eviction.py", ("test_mutants_context",)),
     "document": Module("ds2ds/documents/document.py", ("test_mutants_context", "test_document")),

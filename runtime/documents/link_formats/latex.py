@@ -44,7 +44,7 @@ _LEFT_BRACKET, _RIGHT_BRACKET, _LEFT_BRACE, _RIGHT_BRACE = b"[]{}"
 _SPACE = re.compile(rb"[ \t\r]+")
 _LETTERS = re.compile(rb"[A-Za-z]+")
 _IN_TEXT = re.compile(rb"[\\%]")
-_IN_OPTIONAL = re.compile(rb"[\\%\[\]{}\n]")
+_IN_OPTIONAL = re.compile(rb"[\\%\]{}\n]")
 _IN_ARGUMENT = re.compile(rb"[\\%#{}\n]")
 _FILE = re.compile(rb"[^\s\\%#{}\[\]]+")
 _SPACES = re.compile(r"\s+")
@@ -121,7 +121,7 @@ class _LatexScanner:
         return end + 1
 
     def _read_delimiter(self, byte: int) -> None:
-        """A bracket or brace within an optional argument."""
+        """A closing bracket, or a brace, within an optional argument."""
         command = self._open[-1]
         if byte == _LEFT_BRACE:
             command.braces += 1
@@ -266,7 +266,6 @@ class _LatexScanner:
     def _read_verbatim_argument(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
         r"""The argument of `\verb|...|` or `\url{...}`, up to its end or that of the line."""
         byte = data[at]
-        self._line_empty = False
         if not self._delimiter:
             if byte in b"* \t":
                 return at + 1
@@ -287,7 +286,7 @@ class _LatexScanner:
             self._braces -= 1
             if self._braces < 0:
                 self._delimiter = 0
-            elif not self._braces or byte != _RIGHT_BRACE:
+            elif not self._braces:
                 self._read = self._read_text
         return at + 1
 
@@ -315,7 +314,7 @@ class _LatexScanner:
         if end < 0:
             self._tail = seen[-len(self._closing) + 1 :]
             return len(data)
-        self._read, self._line_empty = self._read_text, False
+        self._read = self._read_text
         return at + end + len(self._closing) - len(self._tail)
 
 
