@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 RESULTS = Path(__file__).parent / "results"
+SIZES = [RESULTS / f"throughput_{size}_cpu.json" for size in ("24x1024", "36x1280")]
 DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, SERVE_LOAD = (
     RESULTS / f"{name}.json"
     for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention", "cpu_step_cpu", "serve_load")
@@ -94,6 +95,22 @@ def serve_load_table(path: str | Path) -> str:
     return "\n".join([*lines, "", f"Milliseconds, p50 / p99; the demo model, {where}."])
 
 
+def sizes_table(*paths: str | Path) -> str:
+    """A markdown table of throughput_*_cpu.json: the time of a token of one request, for each size of model."""
+    lines = [_row(["model", "ds2ds", "of read bandwidth", "transformers", "CTranslate2", "CTranslate2, int8"])]
+    lines.append(_row(["---", *["---:"] * 5]))
+    for path in paths:
+        measured = json.loads(Path(path).read_text(encoding="utf-8"))
+        ours, *others = measured["results"]
+        ms, floor = ours["time_per_token_ms"]["median"], ours["floor"]["share"]
+        size = ours["name"].partition("[")[2].partition("-")[0]
+        shown = [f"{ms:.1f}", f"{floor:.0%}", *(f"{other['time_per_token_ms']:.1f}" for other in others)]
+        lines.append(_row([size, *shown]))
+    on = measured["environment"]
+    where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
+    return "\n".join([*lines, "", f"Milliseconds a token, one request, greedy, float32 but for the last, medians; {where}."])
+
+
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
     """A markdown table of retention.json for one Zipf exponent: the share of tokens that was found computed."""
     measured = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -130,7 +147,7 @@ def _row(cells: list[str]) -> str:
 def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
-    rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), serve_load_table(SERVE_LOAD)]
+    rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), serve_load_table(SERVE_LOAD), sizes_table(*SIZES)]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest]))
 
 
