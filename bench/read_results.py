@@ -108,7 +108,8 @@ def sizes_table(*paths: str | Path) -> str:
         lines.append(_row([size, *shown]))
     on = measured["environment"]
     where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
-    return "\n".join([*lines, "", f"Milliseconds a token, one request, greedy, float32 but for the last, medians; {where}."])
+    what = "Milliseconds a token, one request, greedy, float32 but for the last, medians"
+    return "\n".join([*lines, "", f"{what}; {where}."])
 
 
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
