@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds2ds.documents.link_formats import LINK_FORMATS, link_format
+from ds2ds.documents.link_scanner import ScannedLink
 from ds2ds.documents.link_spans import LinkSpan, link_spans
 
 
@@ -39,11 +40,29 @@ def test_names_are_those_at_the_end_of_the_statement() -> None:
     assert [(s.start, s.end) for s in spans] == [(14, 15), (17, 18)] and data[14:15] == b"e"
 
 
-def test_a_name_that_is_not_to_be_found_takes_no_room() -> None:
-    # A key that stands there once, given twice by hand: the second is found, the first has no place before it.
-    (link,), _ = (link_format("latex").scanner().feed(b"\\cite{a}"), None)
-    first, second = link_spans([link, link], b"\\cite{a}")
-    assert (second.start, second.end) == (6, 7) and (first.start, first.end) == (6, 6) == first.words
+@pytest.mark.parametrize(
+    ("data", "names", "places"),
+    [
+        (b"\\cite{a}", ("a", "a"), [(6, 6), (6, 7)]),  # it stands there once
+        (b"x , ab", ("", "ab"), [(4, 4), (4, 6)]),
+        (b"x , ab", ("", ""), [(6, 6), (6, 6)]),
+        (b"a, \xed\xa0\x80", ("a", "\ud800"), [(0, 1), (6, 6)]),  # no text of ours has such a name
+    ],
+)
+def test_a_name_that_is_not_to_be_found_takes_no_room(
+    data: bytes, names: tuple[str, str], places: list[tuple[int, int]]
+) -> None:
+    links = [ScannedLink(name, name, 0, len(data), 0) for name in names]
+    spans = list(link_spans(links, data))
+    assert [(span.start, span.end) for span in spans] == places == [span.words for span in spans]
+
+
+def test_a_bracket_alone_makes_no_markdown() -> None:
+    """Formats of other packages may have brackets, too."""
+    (span,) = link_spans([ScannedLink("a", "a", 0, 4, 3)], b"[a]_")
+    assert span.words == (0, 4)
+    (span,) = link_spans([ScannedLink("a", "a", 0, 5, 2)], b"![](a")
+    assert span.words == (0, 5)
 
 
 MARKS = ["[a](b)", "[[a|b]]", "[[", "]]", "é", "\n", "[", "`"]

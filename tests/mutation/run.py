@@ -58,6 +58,7 @@ MODULES = {
     "python_statement": Module("ds2ds/documents/link_formats/python_statement.py", _PYTHON),
     "latex": Module("ds2ds/documents/link_formats/latex.py", _LATEX),
     "latex_commands": Module("ds2ds/documents/link_formats/latex_commands.py", _LATEX),
+    "link_spans": Module("ds2ds/documents/link_spans.py", ("test_link_spans",)),
     "document_context": Module("ds2ds/documents/document_context.py", _CONTEXT),
     "eviction": Module("ds2ds/documents/eviction.py", ("test_mutants_context",)),
     "document": Module("ds2ds/documents/document.py", ("test_mutants_context", "test_document")),
