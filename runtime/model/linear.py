@@ -1,10 +1,10 @@
 """x W^T for few rows, at the speed of memory, for weights of floats and of int8.
 
-Decoding reads every weight once per token, so the floor is bytes over bandwidth. For one to sixteen rows of float32 on
-a CPU, torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in; where it
-cannot be compiled, batched products of the same weights do, which read 33 to 40. For some more rows, as a short prompt
-has, the transposed product W x^T is faster, copy included: 1.1 to 1.4 times for 17 to 128 rows, 1.0 to 1.1 for 256.
+Decoding reads every weight once per token, so the floor is bytes over bandwidth. For few rows of float32 on a CPU,
+torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, up to a short prompt's
+rows: there it is 1.1 to 2 times as fast. Where it cannot be compiled, batched products of the same weights do, which read
+33 to 40 GB/s.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 """
 
@@ -21,11 +21,8 @@ from ds2ds.model.int8_weight import LARGEST, Int8Weight
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import rows_apart
 
-FEW_ROWS = 16
-"""Up to here float32 weights go the way of memory; for more rows MKL's products win."""
-
-SOME_ROWS = 256
-"""Up to here MKL is asked for the transposed product."""
+FEW_ROWS = 256
+"""For more rows MKL's products win."""
 
 Weight: TypeAlias = Tensor | Int8Weight
 
@@ -43,8 +40,6 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
         return F.linear(x, weight)
     if x.shape[0] <= FEW_ROWS or rows_apart():
         return native.linear_float(x, weight) if native.takes(x, weight) else _batched(x, weight)
-    if x.shape[0] <= SOME_ROWS:
-        return torch.mm(weight, x.t()).t().contiguous()
     return F.linear(x, weight)
 
 

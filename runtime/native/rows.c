@@ -64,9 +64,17 @@ SUMS(int_sums, ints)
 INLINE vec choose(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
 
 /* For several rows the outputs are read side by side, TILE at a time, which processors foresee badly: asked for one
- * strip ahead, weights come up to twice as fast. */
-INLINE void fetch(const char *weights, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(weights + at);
+ * strip ahead, weights come up to twice as fast. They are asked for little by little, as the strip before is multiplied,
+ * or the processor would wait for them: some lines in each step of a tile, until its strip is through. */
+INLINE const char *fetch(const char *weights, int lines) {
+    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + 64 * line);
+    return weights + 64 * lines;
+}
+
+/* How many lines that is in each step of a tile, where a step has one line of each output; the first tiles do it. */
+INLINE int lines_ahead(int64_t rows, int64_t row) {
+    int tiles = rows >= 4 * TILE ? 4 : rows >= 2 * TILE ? 2 : 1;
+    return rows > 1 && row < tiles * TILE ? TILE / tiles : 0;
 }
 
 /* Multiplied and added in two roundings or in one: the same in every tile, whatever the compiler would prefer. */
@@ -81,11 +89,12 @@ INLINE vec add_product(vec total, vec a, vec b) {
 /* `rows` x `outs` sums of products, both at most TILE and constant where this is inlined. */
 #define TILE_OF(NAME, T, LOAD)                                                                                        \
     INLINE void tile_##NAME(int rows, int outs, const float *x, const T *w, const float *scale, float *out,           \
-                            int64_t inputs, int64_t outputs) {                                                        \
+                            int64_t inputs, int64_t outputs, const char *ahead, int lines) {                          \
         vec total[TILE * TILE] = {0};                                                                                 \
         int64_t k = 0;                                                                                                \
         for (; k + LANES <= inputs; k += LANES) {                                                                     \
             vec some[TILE];                                                                                           \
+            ahead = fetch(ahead, lines);                                                                              \
             for (int r = 0; r < rows; r++) some[r] = of_float(x + r * inputs + k);                                    \
             for (int o = 0; o < outs; o++) {                                                                          \
                 vec weights = LOAD(w + o * inputs + k);                                                               \
@@ -108,19 +117,21 @@ INLINE vec add_product(vec total, vec a, vec b) {
         _Pragma("omp parallel for num_threads(threads) schedule(static)")                                             \
         for (int64_t o = 0; o < outputs; o += TILE) {                                                                 \
             int outs = outputs - o < TILE ? (int)(outputs - o) : TILE;                                                \
-            if (rows > 1) fetch((const char *)(w + (o + TILE) * inputs), TILE * inputs * (int64_t)sizeof(T));         \
+            const char *ahead = (const char *)(w + (o + TILE) * inputs);                                              \
             for (int64_t r = 0; r < rows; r += TILE) {                                                                \
                 int some = rows - r < TILE ? (int)(rows - r) : TILE;                                                  \
                 const float *from = x + r * inputs, *by = scale ? scale + o : 0;                                      \
                 const T *weights = w + o * inputs;                                                                    \
                 float *to = out + r * outputs + o;                                                                    \
-                if (outs < TILE) tile_##NAME(some, outs, from, weights, by, to, inputs, outputs);                     \
-                else if (some == 4) tile_##NAME(4, TILE, from, weights, by, to, inputs, outputs);                     \
-                else if (some == 3) tile_##NAME(3, TILE, from, weights, by, to, inputs, outputs);                     \
-                else if (some == 2) tile_##NAME(2, TILE, from, weights, by, to, inputs, outputs);                     \
+                int lines = sizeof(T) == 4 ? lines_ahead(rows, r) : rows > 1 && r == 0;                               \
+                if (outs < TILE) tile_##NAME(some, outs, from, weights, by, to, inputs, outputs, ahead, lines);       \
+                else if (some == 4) tile_##NAME(4, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
+                else if (some == 3) tile_##NAME(3, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
+                else if (some == 2) tile_##NAME(2, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
                 else /* one after the other: memory is read in order, which is all that counts here */               \
                     for (int e = 0; e < TILE; e++)                                                                    \
-                        tile_##NAME(1, 1, from, weights + e * inputs, by ? by + e : 0, to + e, inputs, outputs);      \
+                        tile_##NAME(1, 1, from, weights + e * inputs, by ? by + e : 0, to + e, inputs, outputs, 0, 0);\
+                ahead += lines * 64 * (inputs / LANES);                                                               \
             }                                                                                                         \
         }                                                                                                             \
     }
@@ -154,37 +165,42 @@ static void quantise(int64_t rows, int64_t inputs, const float *x, uint8_t *to, 
     }
 }
 
-INLINE void tile_bytes(int rows, int outs, const uint8_t *x, const int8_t *w, const float *by, const float *scale,
-                       float *out, int64_t inputs, int64_t outputs) {
-    ints totals = {0}, offsets = {0};
+/* `offsets` are 128 times the sums of each output's weights: computed where `first`, else given. */
+INLINE void tile_bytes(int rows, int outs, int first, const uint8_t *x, const int8_t *w, const float *by,
+                       const float *scale, float *out, int64_t inputs, int64_t outputs, int32_t *offsets,
+                       const char *ahead, int lines) {
+    ints totals = {0}, sums = {0};
     int64_t k = 0;
 #if defined(__AVX512VNNI__)
     ints total[LANES] = {0}, of_weights[LANES] = {0};
     for (; k + 64 <= inputs; k += 64) {
         __m512i some[TILE];
+        ahead = fetch(ahead, lines);
         for (int r = 0; r < rows; r++) some[r] = _mm512_loadu_si512(x + r * inputs + k);
         for (int o = 0; o < outs; o++) {
             __m512i weights = _mm512_loadu_si512(w + o * inputs + k);
-            of_weights[o] = (ints)_mm512_dpbusd_epi32((__m512i)of_weights[o], _mm512_set1_epi8((char)128), weights);
+            if (first) of_weights[o] = (ints)_mm512_dpbusd_epi32((__m512i)of_weights[o], _mm512_set1_epi8((char)128), weights);
             for (int r = 0; r < rows; r++)
                 total[r * TILE + o] = (ints)_mm512_dpbusd_epi32((__m512i)total[r * TILE + o], some[r], weights);
         }
     }
     if (rows * outs == 1) {
         totals[0] = int_sum(total[0]);
-        offsets[0] = int_sum(of_weights[0]);
+        if (first) sums[0] = int_sum(of_weights[0]);
     } else {
         totals = int_sums(total);
-        offsets = int_sums(of_weights);
+        if (first) sums = int_sums(of_weights);
     }
 #endif
     for (int o = 0; o < outs; o++) {
-        int32_t offset = offsets[o];
-        for (int64_t i = k; i < inputs; i++) offset += 128 * w[o * inputs + i];
+        if (first) {
+            offsets[o] = sums[o];
+            for (int64_t i = k; i < inputs; i++) offsets[o] += 128 * w[o * inputs + i];
+        }
         for (int r = 0; r < rows; r++) {
             int32_t all = totals[r * TILE + o];
             for (int64_t i = k; i < inputs; i++) all += x[r * inputs + i] * w[o * inputs + i];
-            out[r * outputs + o] = (float)(all - offset) * (by[r] * scale[o]);
+            out[r * outputs + o] = (float)(all - offsets[o]) * (by[r] * scale[o]);
         }
     }
 }
@@ -196,19 +212,25 @@ void linear_int8_dynamic(int64_t rows, int64_t inputs, int64_t outputs, const fl
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < outputs; o += TILE) {
         int outs = outputs - o < TILE ? (int)(outputs - o) : TILE;
-        if (rows > 1) fetch((const char *)(w + (o + TILE) * inputs), TILE * inputs);
+        int32_t offsets[TILE];
+        const char *ahead = (const char *)(w + (o + TILE) * inputs);
         for (int64_t r = 0; r < rows; r += TILE) {
             int some = rows - r < TILE ? (int)(rows - r) : TILE;
             const uint8_t *from = bytes + r * inputs;
             const int8_t *weights = w + o * inputs;
             float *to = out + r * outputs + o;
-            if (outs < TILE) tile_bytes(some, outs, from, weights, by + r, scale + o, to, inputs, outputs);
-            else if (some == 4) tile_bytes(4, TILE, from, weights, by + r, scale + o, to, inputs, outputs);
-            else if (some == 3) tile_bytes(3, TILE, from, weights, by + r, scale + o, to, inputs, outputs);
-            else if (some == 2) tile_bytes(2, TILE, from, weights, by + r, scale + o, to, inputs, outputs);
+            int lines = lines_ahead(rows, r);
+#define BYTES(ROWS, OUTS, FIRST, E)                                                                                    \
+    tile_bytes(ROWS, OUTS, FIRST, from, weights + (E)*inputs, by + r, scale + o + (E), to + (E), inputs, outputs,      \
+               offsets + (E), ahead, lines)
+            if (outs < TILE) BYTES(some, outs, r == 0, 0);
+            else if (some == 4 && r == 0) BYTES(4, TILE, 1, 0);
+            else if (some == 4) BYTES(4, TILE, 0, 0);
+            else if (some == 3) BYTES(3, TILE, r == 0, 0);
+            else if (some == 2) BYTES(2, TILE, r == 0, 0);
             else /* as above */
-                for (int e = 0; e < TILE; e++)
-                    tile_bytes(1, 1, from, weights + e * inputs, by + r, scale + o + e, to + e, inputs, outputs);
+                for (int e = 0; e < TILE; e++) BYTES(1, 1, r == 0, e);
+            ahead += lines * 64 * (inputs / 64);
         }
     }
 }
