@@ -30,7 +30,7 @@ from ds2ds.model.linear import linear
 
 RESULT = Path(__file__).parent / "results" / "linear_cpu.json"
 SHAPES = ((50257, 768), (4096, 768), (2304, 768), (768, 2048), (50257, 384), (1152, 384))
-ROWS = (1, 2, 4, 8, 16, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 64, 128)
 WEIGHTS_BYTES = 2**27
 
 

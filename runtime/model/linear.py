@@ -2,9 +2,8 @@
 
 Decoding reads every weight once per token, so the floor is bytes over bandwidth. For few rows of float32 on a CPU,
 torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, up to a short prompt's
-rows: there it is 1.1 to 2 times as fast. Where it cannot be compiled, batched products of the same weights do, which read
-33 to 40 GB/s.
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, up to as many rows as
+a short prompt has. Where it cannot be compiled, batched products of the same weights do, which read 33 to 40 GB/s.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 """
 
@@ -21,7 +20,7 @@ from ds2ds.model.int8_weight import LARGEST, Int8Weight
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import rows_apart
 
-FEW_ROWS = 256
+FEW_ROWS = 128
 """For more rows MKL's products win."""
 
 Weight: TypeAlias = Tensor | Int8Weight
