@@ -230,6 +230,7 @@ void linear_int8_dynamic(int64_t rows, int64_t inputs, int64_t outputs, const fl
             else if (some == 2) BYTES(2, TILE, r == 0, 0);
             else /* as above */
                 for (int e = 0; e < TILE; e++) BYTES(1, 1, r == 0, e);
+#undef BYTES
             ahead += lines * 64 * (inputs / 64);
         }
     }
