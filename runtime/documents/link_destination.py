@@ -20,16 +20,20 @@ _ESCAPE_OR_ENTITY = re.compile(
 _LINE_BREAK = re.compile(rb"[ \t]*\r?\n[ \t]*")
 
 
+def resolve_entity(written: str) -> str:
+    """What an HTML entity, `&...;`, stands for; itself where HTML has none of that name.
+
+    `html.unescape` also takes the start of a name for one: `&lt` in `&ltx;`.
+    """
+    return html.unescape(written) if written[1] == "#" or written[1:] in html5 else written
+
+
 def unescape(source: bytes) -> str:
     """`source` as text: UTF-8 (what is invalid becomes U+FFFD), backslash escapes of ASCII punctuation
     and HTML entities resolved."""
 
     def resolve(match: re.Match[str]) -> str:
-        escaped, entity = match.groups()
-        if escaped:
-            return str(escaped)
-        known = entity.startswith("#") or f"{entity};" in html5
-        return html.unescape(match[0]) if known else match[0]
+        return str(match[1]) if match[1] else resolve_entity(match[0])
 
     return _ESCAPE_OR_ENTITY.sub(resolve, source.decode("utf-8", errors="replace"))
 

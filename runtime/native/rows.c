@@ -71,7 +71,8 @@ INLINE const char *fetch(const char *weights, int lines) {
     return weights + 64 * lines;
 }
 
-/* How many lines that is in each step of a tile, where a step has one line of each output; the first tiles do it. */
+/* How many lines that is in each step of a tile, where a step has one line of each output; the first tiles do it. (Of
+ * int8 weights multiplied as floats a step has a quarter of a line of each, one in all, and the first tile does it.) */
 INLINE int lines_ahead(int64_t rows, int64_t row) {
     int tiles = rows >= 4 * TILE ? 4 : rows >= 2 * TILE ? 2 : 1;
     return rows > 1 && row < tiles * TILE ? TILE / tiles : 0;

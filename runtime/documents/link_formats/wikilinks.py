@@ -20,12 +20,11 @@ What only the wiki itself could tell, or later text, is not known:
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import dataclass, field
-from html.entities import html5
 from urllib.parse import unquote
 
+from ds2ds.documents.link_destination import resolve_entity
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 
 _LONGEST_LINK = 4096
@@ -46,10 +45,7 @@ WITHOUT_LINKS = frozenset({"file", "image", "media", "category"})
 
 
 def _resolve_entities(source: str) -> str:
-    # Only names that HTML has: `unescape` also takes the start of one, `&lt` in `&ltx;`.
-    return _ENTITY.sub(
-        lambda match: html.unescape(match[0]) if match[0][1] == "#" or match[0][1:] in html5 else match[0], source
-    )
+    return _ENTITY.sub(lambda match: resolve_entity(match[0]), source)
 
 
 def _target(source: str, without_links: frozenset[str]) -> str | None:
