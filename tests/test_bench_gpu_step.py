@@ -1,4 +1,4 @@
-"""The benchmark of the decode step: what it makes of a profile, and that it runs where there is no GPU."""
+"""The benchmarks of the decode step, on a GPU and on its host: what they make of it, and that they run here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from test_figures import ROOT, load
 from ds2ds.bench.models import make_model
 
 bench = load(ROOT / "bench" / "gpu_step.py")
+host_bench = load(ROOT / "bench" / "host_step.py")
 
 
 def test_a_timeline_of_two_steps() -> None:
@@ -39,3 +40,11 @@ def test_it_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert figures["tokens_per_second"] > 0 and figures["step_us"] > 0
         assert figures["share_of_floor"] == pytest.approx(result["floor_us"] / figures["step_us"], rel=0.01)
     assert bench.table([result], bench.ON_CPU).row_count == 1
+
+
+@pytest.mark.parametrize("links", [0, 2])
+def test_the_host_alone(links: int) -> None:
+    """Every step writes a token of each request, and tells the device nothing, or `measure` raises."""
+    result = host_bench.measure(3, links, 4, 2)
+    assert (result["batch"], result["links"]) == (3, links)
+    assert 0 < result["fastest_request_us"] <= result["request_us"] == pytest.approx(result["step_us"] / 3, abs=0.05)

@@ -20,7 +20,7 @@ import pytest
 import test_random_link_graphs as graphs_of_links
 import torch
 from decode_reference import PLAIN, decode_in_tables, use_plain_kernels
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from link_graphs import texts
 from scripted import (
@@ -510,12 +510,54 @@ def test_rows_of_the_books() -> None:
     start = [store.start(document) for document in (near, far, a)]
     row = row_at(store, a, 4, GREEDY, 4)
     others = ((9, start[0], 4), (9, start[0] + 4, 4), (9, start[0] + 8, 1), (12, start[1], 3))
-    assert row == (store.entry(a), 4, start[2] + 4, others, GREEDY)
+    assert row[:3] == (store.entry(a), 4, start[2] + 4)
+    assert (row.others.parts, row.sampling) == (others, GREEDY)
     assert (row.parts(4), row.farthest) == (2 + 4, 16)
     assert row.following() == row_at(store, a, 5, GREEDY, 4)
-    assert row_at(store, a, 3, GREEDY, 4).others == others[:3]
+    assert row.precedes(row.following())
+    assert not row.precedes(row)
+    assert row_at(store, a, 3, GREEDY, 4).others.parts == others[:3]
     with pytest.raises(KeyError):
         row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, 4)
+
+
+@given(st.data())
+def test_what_a_row_read_is_used_again_only_if_the_next_one_reads_it(data: st.DataObject) -> None:
+    """Whatever happens between two tokens, a row made from the one before has what is in view now, where it is now."""
+    store = DocumentStore(KVArena(1, 1, 4, 256), share=False)
+    pages = [Document(f"page {number}", [0] * length) for number, length in enumerate((9, 3, 16))]
+    wedge = Document("wedge", [0] * 5)
+    root = Document("root", [0], capacity=40)
+    for document in (wedge, *pages, root):
+        store.reserve(document, set)
+    row = row_at(store, root, 0, GREEDY, 4)
+    shared = 0
+    for _ in range(data.draw(st.integers(1, 12))):
+        page = data.draw(st.sampled_from(pages))
+        match data.draw(st.sampled_from(("nothing", "link", "evict", "move", "later"))):
+            case "link":
+                root.add_grant(len(root.tokens), page)
+            case "evict":
+                root.end_grants(page)
+            case "move":  # and leaves a gap for the next one
+                store.release(page if wedge not in store.documents() else wedge)
+                store.arena.compact()
+                store.reserve(page, set)
+            case "later":  # a view that changes ahead of the tokens
+                root.add_grant(len(root.tokens) + 2, page)
+        root.settled = len(root.tokens)
+        root.append(0, 0.0)
+        last = len(root.tokens) - 1
+        before, row = row, row_at(store, root, last, GREEDY, 4, row.others)
+        parts, delta = [], 0
+        for target in (grant.target for grant in root.grants if grant.covers(last)):
+            delta += len(target.tokens)
+            for at in range(0, len(target.tokens), 4):
+                parts.append((delta, store.start(target) + at, min(4, len(target.tokens) - at)))
+        assert row.others.parts == tuple(parts)
+        assert row[:3] == (store.entry(root), last, store.start(root) + last)
+        shared += row.others is before.others
+    event(f"{min(shared, 3)} times or more")
 
 
 # The kernels

@@ -8,7 +8,7 @@ from itertools import pairwise
 from ds2ds.documents.document import Document
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
     """Tokens [start, stop) of a document, to be computed now; all before are computed."""
 

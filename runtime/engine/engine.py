@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -290,9 +289,10 @@ class Engine:
                 rest.append(one)
                 continue
             decoding[document], rows[document] = one, row
-            # What the token after it reads besides: it is about to be launched.
-            for target in targets(document, one.chunk.stop, one.chunk.stop + 1) if document.grants else ():
-                attach(self.store, one.job, target)
+            if not row.others.last(document, one.chunk.stop):
+                # What the token after it reads besides: it is about to be launched.
+                for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
+                    attach(self.store, one.job, target)
         if rows:
             with Stopwatch() as watch:
                 drawn = decoder.decode(rows)
@@ -304,18 +304,15 @@ class Engine:
     def _account(self, batch: Sequence[Planned], seconds: float) -> None:
         """Note what was computed, for whom, and that the batch took so long."""
         rows = sum(len(one.chunk) for one in batch)
-        of_job: dict[Job, list[Planned]] = defaultdict(list)
+        counts: dict[Job, list[int]] = {}  # tokens prefilled and decoded
         for one in batch:
-            of_job[one.job].append(one)
+            chunk, tokens = one.chunk, len(one.chunk)
+            counts.setdefault(one.job, [0, 0])[one.decodes] += tokens
             for job in one.sharing:
-                job.trace.tokens_reused += len(one.chunk)
-        for job, parts in of_job.items():
-            decoded = sum(one.decodes for one in parts)
-            prefilled = sum(len(one.chunk) for one in parts) - decoded
+                job.trace.tokens_reused += tokens
+            self.store.advance(chunk.document, chunk.stop, None if one.decodes else seconds * tokens / rows)
+        for job, (prefilled, decoded) in counts.items():
             job.trace.count_forward(prefilled, decoded, seconds)
-            for one in parts:
-                share = None if one.decodes else seconds * len(one.chunk) / rows
-                self.store.advance(one.chunk.document, one.chunk.stop, share)
 
     def _hand_over(self, job: Job, document: Document, result: Any) -> None:
         """Note what a document came to; once there is something for all that a job waits for, it goes on."""
@@ -324,10 +321,14 @@ class Engine:
         if isinstance(result, GenerationError):
             self._finish(job, result)
             return
+        work = job.waiting
+        if not isinstance(work, Rank):
+            self._send(job, result)
+            return
         job.drawn[document] = result
         if not job.pending:
-            work, drawn, job.drawn = job.waiting, job.drawn, {}
-            self._send(job, [drawn[one] for one in work.documents] if isinstance(work, Rank) else result)
+            drawn, job.drawn = job.drawn, {}
+            self._send(job, [drawn[one] for one in work.documents])
 
     def _send(self, job: Job, answer: Any) -> None:
         """Let a running job go on with what its work came to, up to the next."""
@@ -340,7 +341,7 @@ class Engine:
             # Whatever goes wrong in one request, a corpus that raises included, ends that request alone.
             self._finish(job, error)
         else:
-            if before is not None and job.waiting.documents != before.documents:
+            if job.waiting is not before and before is not None and job.waiting.documents != before.documents:
                 if isinstance(job.waiting, Rank):
                     release_abandoned(self.store, job)
                 share_completed(self.store, job)

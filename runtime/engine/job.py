@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,11 +47,12 @@ class Job:
     touched: dict[Document, None] = field(default_factory=dict)
 
     @property
-    def pending(self) -> list[Document]:
+    def pending(self) -> Sequence[Document]:
         """The documents that are to be computed for it now."""
         if self.waiting is None:
             raise RuntimeError("a running job waits for nothing")
-        return [document for document in self.waiting.documents if document not in self.drawn]
+        documents = self.waiting.documents
+        return [document for document in documents if document not in self.drawn] if self.drawn else documents
 
 
 def turn(job: Job) -> tuple[int, int]:

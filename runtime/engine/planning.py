@@ -21,19 +21,18 @@ LEAST_SHARE = 16
 prompt need not wait for the end of a long one that came before it."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Planned:
-    """A chunk, the job that computes it, and those that wait for the same document to be computed."""
+    """A chunk, the job that computes it, and those that wait for the same document to be computed.
+
+    Attributes:
+        decodes: it is a document's last token alone, and one that was written.
+    """
 
     chunk: Chunk
     job: Job
+    decodes: bool
     sharing: list[Job] = field(default_factory=list)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it is a document's last token alone, and one that was written."""
-        document, start = self.chunk.document, self.chunk.start
-        return document.in_progress and document.given <= start == len(document.tokens) - 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Se
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
     for job, document in [(one, document) for one in jobs for document in one.pending]:
+        if step.take_written(job, document):
+            continue
         # Where there are more jobs than tokens, the last ones have to wait.
         one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
         if one is not None and not one.decodes:
@@ -96,8 +97,8 @@ class _Step:
     """A plan as it is made.
 
     Attributes:
-        used: what is read in this step. It must be resident together, or two documents would drive each other out for
-            ever.
+        used: what is read in this step besides the jobs' windows. It must be resident together, or two documents would
+            drive each other out for ever.
         planned: by the entry that a chunk is computed into.
     """
 
@@ -106,6 +107,22 @@ class _Step:
         self.used: set[Document] = set()
         self.planned: dict[Entry, Planned] = {}
         self.full: ArenaFullError | None = None
+
+    def take_written(self, job: Job, document: Document) -> bool:
+        """Plan the token that was written last, if nothing else is missing: most of what is ever planned.
+
+        Returns:
+            Whether it is planned; if not, `take_first` finds out what there is to do.
+        """
+        store, last = self.store, len(document.tokens) - 1
+        entry = store.entry(document)
+        if entry is None or entry.computed != last or not _is_written(document, last) or entry in self.planned:
+            return False
+        for grant in document.grants:
+            if grant.covers(last) and store.computed(grant.target) < len(grant.target.tokens):
+                return False
+        self.planned[entry] = Planned(Chunk(document, last, last + 1), job, True)
+        return True
 
     def take_first(
         self, job: Job, document: Document, may_prefill: bool
@@ -120,7 +137,7 @@ class _Step:
             chunk = next(chunks)
             if self._shares(job, chunk):
                 return None, chunks
-            if not (may_prefill or Planned(chunk, job).decodes):
+            if not (may_prefill or _is_written(document, chunk.start)):
                 return None, None
             try:
                 one = self._take(job, chunk)
@@ -164,8 +181,8 @@ class _Step:
         if known is None:
             job.trace.tokens_reused += chunk.start
             job.trace.prompt_tokens_reused += 0 if forked else chunk.start
-        self.planned[entry] = Planned(chunk, job)
-        return self.planned[entry]
+        one = self.planned[entry] = Planned(chunk, job, _is_written(chunk.document, chunk.start))
+        return one
 
     def _pinned(self) -> set[Document]:
         return self.used.union(*(job.window for job in self.jobs))
@@ -209,6 +226,11 @@ def attach(store: DocumentStore, job: Job, document: Document) -> None:
         job.trace.tokens_reused += found
         job.trace.documents_reused += 1
         job.touched[document] = None
+
+
+def _is_written(document: Document, start: int) -> bool:
+    """Whether a document's tokens from this one on are its last one alone, and that was written."""
+    return document.in_progress and document.given <= start == len(document.tokens) - 1
 
 
 def _first_tokens(chunk: Chunk, tokens: int) -> Chunk:

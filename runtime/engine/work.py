@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ds2ds.documents.document import Document
 
@@ -64,8 +64,7 @@ class Rank:
     most: int
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A token, drawn, ranked or scored, and its natural-log probability under the model's raw distribution.
 
     Attributes:

@@ -37,8 +37,9 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     recent, recent_start = "", len(request.text(document))
     longest = max(map(len, config.stop), default=0)
     written = 0
+    next_token = Compute(document, sampling)
     while (reason := _limit_reached(request, document, written)) is None:
-        drawn = yield Compute(document, sampling)
+        drawn = yield next_token
         stops = drawn.token in config.stop_token_ids
         if stops:
             document.text_end = len(request.text(document))
@@ -72,10 +73,10 @@ def _limit_reached(request: Request, document: Document, written: int) -> str | 
         return "max_new_tokens"
     if len(document.tokens) >= config.max_tokens_per_document:
         return "max_tokens_per_document"
+    if context.total_tokens < config.max_context_length:
+        return None
     context.evict_if_needed(1)
-    if context.total_tokens + 1 > config.max_context_length:
-        return "context_full"
-    return None
+    return None if context.total_tokens < config.max_context_length else "context_full"
 
 
 class SingleDocumentGenerator:

@@ -12,12 +12,19 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begun = b""  # of a character
 
     def feed(self, token: int) -> str:
         """What can be told now that this token has come."""
-        return self._decoder.decode(self._token_bytes(token))
+        return self._decode(self._token_bytes(token))
 
     def finish(self) -> str:
         """What is left: U+FFFD for bytes that are no character."""
-        return self._decoder.decode(b"", final=True)
+        return self._decode(b"", final=True)
+
+    def _decode(self, data: bytes, final: bool = False) -> str:
+        # What codecs' incremental decoder does, without its two layers of Python, once for every token.
+        data = self._begun + data
+        text, read = codecs.utf_8_decode(data, "replace", final)
+        self._begun = data[read:]
+        return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return encoding.decode([token for token in ids if token < known], errors="replace")
 
+    @functools.cache
     def token_bytes(token: int) -> bytes:
         # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
         return b"" if token in special or token >= known else encoding.decode_single_token_bytes(token)

@@ -37,7 +37,7 @@ from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
-from ds2ds.engine.decode_graph.row import Row, row_at
+from ds2ds.engine.decode_graph.row import NO_OTHERS, Row, row_at
 from ds2ds.engine.step import outcome
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -122,7 +122,9 @@ class Decoder:
         Raises:
             KeyError: the document, or one that it reads, is not resident.
         """
-        row = row_at(self.store, document, len(document.tokens) - 1, sampling, self.part)
+        before = None if self._last is None else self._last.rows.get(document)
+        known = NO_OTHERS if before is None else before.others
+        row = row_at(self.store, document, len(document.tokens) - 1, sampling, self.part, known)
         return row if self._takes(row) else None
 
     def decode(self, rows: Mapping[Document, Row]) -> dict[Document, Sampled | GenerationError]:
@@ -187,28 +189,29 @@ class Decoder:
         position = row.position + 1
         if position >= row.entry.extent.length:
             return None
-        if document.grants:
+        if row.others.last(document, position):
+            following = row.following()
+        else:
             for target in targets(document, position, position + 1):
                 if self.store.computed(target) < len(target.tokens):
                     return None
             following = row_at(self.store, document, position, row.sampling, self.part)
-        else:
-            following = row.following()
         return following if self._takes(following) else None
 
     def _launch(self, rows: Mapping[Document, Row], fed: Set[Document]) -> Flight:
         """Launch a step of these rows; the token of those that are fed is what the last flight drew for them."""
         last, before = self._last, self._places
-        places = self._places = _places(rows, before)
+        places = self._places = _places(rows.keys(), before)
         edits: list[tuple[int, Row | None, int]] = []
         tokens: dict[Document, int | None] = {}
-        penalised = False
+        penalised, width = False, FEWEST_PARTS
         for document, row in rows.items():
             place = places[document]
             penalised |= row.sampling.repetition_penalty != 1
+            width = max(width, row.parts(self.part))
             if last is not None and document in fed:
                 tokens[document] = None
-                if before[document] != place or last.rows[document].following() != row:
+                if before[document] != place or not last.rows[document].precedes(row):
                     edits.append((place, row, -1 - before[document]))
                 if before[document] != place and row.sampling.repetition_penalty != 1:
                     self.tables.listed[place].copy_(self.tables.listed[before[document]])
@@ -217,11 +220,11 @@ class Decoder:
                 edits.append((place, row, document.tokens[row.position]))
                 if row.sampling.repetition_penalty != 1:
                     self._list(place, document.tokens)
-        gone = set(before.values()).difference(places.values())
-        edits += [(place, None, 0) for place in gone]
+        if places is not before:
+            gone = set(before.values()).difference(places.values())
+            edits += [(place, None, 0) for place in gone]
         self._edit(edits)
-        width = max(row.parts(self.part) for row in rows.values())
-        self.graphs.run(Bucket(_power(len(rows)), max(FEWEST_PARTS, _power(width)), penalised))
+        self.graphs.run(Bucket(_power(len(rows)), _power(width), penalised))
         arrived = self._arrived[self.flights % 2]
         arrived.fetch(len(rows), self.tables.drawn)
         self.flights += 1
@@ -236,7 +239,7 @@ class Decoder:
         words, floats, longs = (buffer.values.view(dtype) for dtype in (np.int32, np.float32, np.int64))
         for index, (place, row, token) in enumerate(edits):
             sampling = NOBODY if row is None else row.sampling
-            position, slot, others = (0, -1, ()) if row is None else (row.position, row.slot, row.others)
+            position, slot, others = (0, -1, ()) if row is None else (row.position, row.slot, row.others.parts)
             words[index, :5] = place, token, position, slot, len(others)
             top_k = min(sampling.top_k, self.model.config.vocab_size)
             floats[index, 5:10] = sampling.temperature, 0, sampling.top_p, sampling.min_p, sampling.repetition_penalty
@@ -259,19 +262,21 @@ class Decoder:
     def _read(self, flight: Flight, due: Collection[Document]) -> None:
         """Wait for a flight, and look at what it drew for these documents."""
         flight.arrived.wait()
-        drawn = flight.arrived.values
-        logprobs = drawn.view(np.float32)
+        values = flight.arrived.values[: len(flight.rows)]
+        drawn, logprobs = values.tolist(), values.view(np.float32)[:, 1].tolist()
+        onward = {} if self._last is None or self._last is flight else self._last.fed
         for document in due:
             at = flight.place[document]
-            token, status = int(drawn[at, 0]), int(drawn[at, 2])
-            flight.read[document] = outcome(document, token, float(logprobs[at, 1]), status)
-            onward = self._last
-            if onward is not None and onward is not flight and document in onward.fed:
-                onward.fed[document] = token
+            token, _, status = drawn[at]
+            flight.read[document] = outcome(document, token, logprobs[at], status)
+            if document in onward:
+                onward[document] = token
 
 
-def _places(documents: Collection[Document], before: Mapping[Document, int]) -> dict[Document, int]:
-    """A row of the tables for each, the first ones; who has one of these keeps it."""
+def _places(documents: Set[Document], before: dict[Document, int]) -> dict[Document, int]:
+    """A row of the tables for each, the first ones; who has one of these keeps it. The same dict if all have."""
+    if documents == before.keys():
+        return before
     number = len(documents)
     kept = {document: before[document] for document in documents if before.get(document, number) < number}
     free = iter(sorted(set(range(number)).difference(kept.values())))
