@@ -5,6 +5,7 @@
 Some requests decode at a time, greedy, random weights, through the engine: planning, link scanning and all. Modes:
 
     graphs      captured per bucket, each step launched before the tokens of the last one are read
+    torch       the same, but the products of few rows are PyTorch's, with what stands around them launched by itself
     not ahead   the same graphs, each launched when the tokens of the last one have been read
     launched    ahead, but every kernel launched from the host
     ordinary    without tables on the device (cuda_graphs=False)
@@ -45,8 +46,9 @@ from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"
-MODES: dict[str, dict[str, bool] | None] = {
+MODES: dict[str, dict[str, Any] | None] = {
     "graphs": {"capture": True, "ahead": True},
+    "torch": {"capture": True, "ahead": True, "few_rows": 0},
     "not ahead": {"capture": True, "ahead": False},
     "launched": {"capture": False, "ahead": True},
     "ordinary": None,

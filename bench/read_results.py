@@ -10,9 +10,17 @@ import typer
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = [RESULTS / f"throughput_{size}_cpu.json" for size in ("24x1024", "36x1280")]
-DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, SERVE_LOAD = (
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LOAD = (
     RESULTS / f"{name}.json"
-    for name in ("decode_cpu", "reuse_cpu", "reuse_sweep_cpu", "retention", "cpu_step_cpu", "serve_load")
+    for name in (
+        "decode_cpu",
+        "reuse_cpu",
+        "reuse_sweep_cpu",
+        "retention",
+        "cpu_step_cpu",
+        "host_step_cpu",
+        "serve_load",
+    )
 )
 HEADINGS = {
     "ds2ds": "ds2ds",
@@ -76,6 +84,17 @@ def cpu_step_table(path: str | Path) -> str:
             f"torch {on['torch']}, {on['date'][:10]}.",
         ]
     )
+
+
+def host_step_table(path: str | Path) -> str:
+    """A markdown table of host_step_cpu.json: what the host does in a step, for each number of requests."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    lines = [_row(["requests", "documents each reads", "µs a step", "µs a request"]), _row(["---:"] * 4)]
+    for result in measured["results"]:
+        lines.append(_row([f"{result[name]:,}" for name in ("batch", "links", "step_us", "request_us")]))
+    on, settings = measured["environment"], measured["settings"]
+    where = f"one core of {on['cpu']}, Python {on['python']}, {on['date'][:10]}"
+    return "\n".join([*lines, "", f"Medians of {settings['rounds']} rounds of {settings['steps']} steps, {where}."])
 
 
 def serve_load_table(path: str | Path) -> str:
@@ -148,8 +167,9 @@ def _row(cells: list[str]) -> str:
 def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
-    rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), serve_load_table(SERVE_LOAD), sizes_table(*SIZES)]
-    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest]))
+    rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
+    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES)]
+    print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ KERNEL_MODULES = (
     "ds2ds.kernels.compaction_triton",
     "ds2ds.kernels.decode_attention",
     "ds2ds.kernels.decode_tables",
+    "ds2ds.kernels.few_rows",
     "ds2ds.kernels.fused",
     "ds2ds.kernels.sampling.launch",
 )

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .fused import EPSILON
+
 if TYPE_CHECKING:
     from .build import Build
 
@@ -29,7 +31,17 @@ PART = 128
 _ONE_WARP, _FOUR_WARPS = ({"num_warps": warps, "enable_fp_fusion": True} for warps in (1, 4))
 
 
-def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor) -> None:
+def store_rows(
+    data: Tensor,
+    qk: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    slot: Tensor,
+    *,
+    norm: bool = False,
+) -> None:
     """Put new keys, rotated to their positions, and values into one layer of an arena.
 
     Args:
@@ -38,16 +50,26 @@ def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, po
         v: [rows, heads, head_dim]; the same. What is not finite is stored as `nan_to_num` would have it.
         cos, sin: float32 [positions, head_dim], the tables of `ds2ds.attention.rotary`.
         position, slot: int32 [rows]; a slot below 0 is a row that is not there.
+        norm: keys are as they were projected: RMSNorm of each comes first, rounded to their dtype.
     """
     _, heads, slots, width = data.shape
     _store[(len(v), heads)](
         data, qk, v, cos, sin, position, slot, slots * width, data.stride(0), qk.stride(0), v.stride(0),
-        WIDTH=width, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,
+        EPSILON, WIDTH=width, NORM=norm, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,
     )  # fmt: skip
 
 
 def read_parts(
-    data: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, parts: Tensor, first: Tensor, count: Tensor, part: int = PART
+    data: Tensor,
+    qk: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    parts: Tensor,
+    first: Tensor,
+    count: Tensor,
+    part: int = PART,
+    *,
+    norm: bool = False,
 ) -> Tensor:
     """What rows read of one layer of an arena.
 
@@ -57,6 +79,7 @@ def read_parts(
             one that is not there). A row's parts follow one another.
         first, count: int32 [rows]: the parts of each row. A row without any gives 0.
         part: most keys of a part, a power of two.
+        norm: queries are as they were projected, as for `store_rows`.
 
     Returns:
         [rows, heads, head_dim] in the dtype of qk.
@@ -67,18 +90,22 @@ def read_parts(
     out = torch.empty(len(qk), heads, width, dtype=qk.dtype, device=data.device)
     _read[(len(parts), heads)](
         data, qk, cos, sin, parts, total, summed, slots * width, data.stride(0), qk.stride(0), width**-0.5,
-        WIDTH=width, PART=part, **_FOUR_WARPS,
+        EPSILON, WIDTH=width, NORM=norm, PART=part, **_FOUR_WARPS,
     )  # fmt: skip
     _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, **_ONE_WARP)
     return out
 
 
 @triton.jit
-def _turned(x, cos, sin, position, WIDTH: tl.constexpr):
-    """The two halves of a query or key, rotated; float32 [WIDTH / 2] each. x points to it."""
+def _turned(x, cos, sin, position, epsilon, WIDTH: tl.constexpr, NORM: tl.constexpr):
+    """The two halves of a query or key, normed and rotated; float32 [WIDTH / 2] each. x points to it."""
     half = tl.arange(0, WIDTH // 2)
     x1 = tl.load(x + half).to(tl.float32)
     x2 = tl.load(x + WIDTH // 2 + half).to(tl.float32)
+    if NORM:
+        root = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2) / WIDTH + epsilon)
+        x1 = (x1 * root).to(x.dtype.element_ty).to(tl.float32)
+        x2 = (x2 * root).to(x.dtype.element_ty).to(tl.float32)
     # Both halves of a table's row hold the same angles; sin's second half has the other sign.
     c = tl.load(cos + position * WIDTH + half)
     s = tl.load(sin + position * WIDTH + half)
@@ -87,15 +114,15 @@ def _turned(x, cos, sin, position, WIDTH: tl.constexpr):
 
 @triton.jit
 def _store(
-    data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, WIDTH: tl.constexpr, LARGEST: tl.constexpr
+    data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, epsilon,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     head = tl.program_id(1)
     at = tl.load(slot + row).to(tl.int64)
     if at >= 0:
-        k1, k2 = _turned(
-            qk + row * qk_row + (tl.num_programs(1) + head) * WIDTH, cos, sin, tl.load(position + row), WIDTH
-        )
+        key = qk + row * qk_row + (tl.num_programs(1) + head) * WIDTH
+        k1, k2 = _turned(key, cos, sin, tl.load(position + row), epsilon, WIDTH, NORM)
         half = tl.arange(0, WIDTH // 2)
         keys = data + head.to(tl.int64) * plane + at * WIDTH
         tl.store(keys + half, k1.to(data.dtype.element_ty))
@@ -110,14 +137,16 @@ def _store(
 
 @triton.jit
 def _read(
-    data, qk, cos, sin, parts, total, summed, plane, kind, qk_row, scale, WIDTH: tl.constexpr, PART: tl.constexpr
+    data, qk, cos, sin, parts, total, summed, plane, kind, qk_row, scale, epsilon,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     head = tl.program_id(1)
     number = tl.load(parts + 4 * part + 3)
     if number > 0:
         row = tl.load(parts + 4 * part)
-        q1, q2 = _turned(qk + row * qk_row + head * WIDTH, cos, sin, tl.load(parts + 4 * part + 1), WIDTH)
+        query = qk + row * qk_row + head * WIDTH
+        q1, q2 = _turned(query, cos, sin, tl.load(parts + 4 * part + 1), epsilon, WIDTH, NORM)
         key = tl.arange(0, PART)
         half = tl.arange(0, WIDTH // 2)
         slot = tl.load(parts + 4 * part + 2).to(tl.int64)
@@ -153,7 +182,7 @@ def _merge(total, summed, first, count, out, WIDTH: tl.constexpr):
 
 
 def builds() -> Iterator[Build]:
-    """Every dtype, for heads of 64 and 128."""
+    """Every dtype, for heads of 64 and 128, of queries and keys that are normed and that are to be."""
     from .build import Build
 
     for dtype, kind_of in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
@@ -163,15 +192,20 @@ def builds() -> Iterator[Build]:
             strides = {"plane": "i32", "kind": "i32", "qk_row": "i32"}
             rows = {"position": "*i32", "slot": "*i32"}
             sums = {"total": "*fp32", "summed": "*fp32"}
+            numbers = {"scale": "fp32", "epsilon": "fp32"}
+            store = {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32", "epsilon": "fp32"}
+            read = {**arena, "parts": "*i32", **sums, **strides, **numbers}
             kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, Any], dict[str, Any]]] = [
-                (_store, {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32"}, largest, _ONE_WARP),
-                (_read, {**arena, "parts": "*i32", **sums, **strides, "scale": "fp32"}, {"PART": PART}, _FOUR_WARPS),
                 (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {}, _ONE_WARP),
-            ]  # fmt: skip
+            ]
+            for norm in (False, True):
+                kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
+                kernels.append((_read, read, {"NORM": norm, "PART": PART}, _FOUR_WARPS))
             for kernel, signature, constants, options in kernels:
+                normed = ", norm" if constants.get("NORM") else ""
                 yield Build(
                     kernel=kernel,
-                    name=f"attention{kernel.__name__}[{dtype} heads of {width}]",
+                    name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}]",
                     signature=signature,
                     constexprs={"WIDTH": width, **constants},
                     attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},

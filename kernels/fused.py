@@ -7,7 +7,7 @@ are those operations, see `ds2ds.model.backbone` and `ds2ds.model.linear`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import triton
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 EPSILON = torch.finfo(torch.float32).eps
 """What torch's RMSNorm adds to the mean square unless it is told otherwise, in half precision too."""
+
+Skip: TypeAlias = tuple[Tensor, int, Tensor | None]
+"""(weights [n], which of them, other): weights[which] * other joins a sum of other's shape and dtype, [rows, width] and
+contiguous; None: of that sum itself."""
+
+NO_SKIP, ANOTHER, ITSELF = 0, 1, 2  # SKIP of kernels
 
 _BLOCK = 1024
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
@@ -37,12 +43,18 @@ def rms_norm(x: Tensor) -> Tensor:
     return out
 
 
-def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x + y, both [rows, width] and contiguous, and the RMSNorm of that."""
+def add_norm(x: Tensor, y: Tensor, skip: Skip | None = None) -> tuple[Tensor, Tensor]:
+    """x + y, both [rows, width], and what skips layers on top, and the RMSNorm of that."""
     x, y = x.contiguous(), y.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows, width = x.shape
-    _add_norm[(rows,)](x, y, total, normed, width, EPSILON, BLOCK=_power(width), **_OPTIONS)
+    # What is not there is not read; `x` stands for it.
+    weights, index, other = (x, 0, x) if skip is None else skip
+    mode = NO_SKIP if skip is None else ITSELF if other is None else ANOTHER
+    _add_norm[(rows,)](
+        x, y, weights, x if other is None else other, total, normed, index, width, EPSILON,
+        SKIP=mode, BLOCK=_power(width), **_OPTIONS,
+    )  # fmt: skip
     return total, normed
 
 
@@ -53,6 +65,17 @@ def gated_unit(x: Tensor) -> Tensor:
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     _gated_unit[(rows, triton.cdiv(width, _BLOCK))](x, out, width, BLOCK=_BLOCK, **_OPTIONS)
     return out
+
+
+@triton.jit
+def joined(y, weight, other, here, SKIP: tl.constexpr):
+    """y, and what skips layers on top: weight times what `other` points to, or times y; rounded to y's dtype."""
+    if SKIP != 0:
+        joins = y
+        if SKIP == 1:
+            joins = tl.load(other, mask=here, other=0.0)
+        y = (y.to(tl.float32) + tl.load(weight).to(tl.float32) * joins.to(tl.float32)).to(y.dtype)
+    return y
 
 
 @triton.jit
@@ -71,13 +94,14 @@ def _rms_norm(x, out, row_stride, width, epsilon, BLOCK: tl.constexpr):
     tl.store(out + (row * tl.num_programs(1) + vector) * width + lane, normed, mask=lane < width)
 
 
-@triton.jit
-def _add_norm(x, y, total, normed, width, epsilon, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["index"])
+def _add_norm(x, y, weights, other, total, normed, index, width, epsilon, SKIP: tl.constexpr, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     at = tl.program_id(0).to(tl.int64) * width + lane
     here = lane < width
     first = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
     added = (first + tl.load(y + at, mask=here, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+    added = joined(added, weights + index, other + at, here, SKIP)
     tl.store(total + at, added, mask=here)
     tl.store(normed + at, _norm(added.to(tl.float32), width, epsilon).to(normed.dtype.element_ty), mask=here)
 
@@ -101,16 +125,20 @@ def builds() -> Iterator[Build]:
     """Every dtype, for vectors of a head and of a model."""
     from .build import Build
 
-    kernels = [(_rms_norm, 64), (_rms_norm, 1024), (_add_norm, 1024), (_gated_unit, _BLOCK)]
+    skips = {"": NO_SKIP, ", skip": ANOTHER, ", skip itself": ITSELF}
+    kernels: list[tuple[Any, int, str, dict[str, int]]] = [(_rms_norm, 64, "", {}), (_rms_norm, 1024, "", {})]
+    kernels += [(_add_norm, 1024, name, {"SKIP": mode}) for name, mode in skips.items()]
+    kernels += [(_gated_unit, _BLOCK, "", {})]
+    kinds = {"row_stride": "i32", "width": "i32", "index": "i32", "epsilon": "fp32"}
     for dtype in ("fp32", "bf16", "fp16"):
-        for kernel, block in kernels:
-            kinds = {"row_stride": "i32", "width": "i32", "epsilon": "fp32"}
-            signature = {name: kinds.get(name, f"*{dtype}") for name in kernel.arg_names if name != "BLOCK"}
+        for kernel, block, detail, constants in kernels:
+            constants = {"BLOCK": block, **constants}
+            signature = {name: kinds.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
             yield Build(
                 kernel=kernel,
-                name=f"fused{kernel.__name__}[{dtype} up to {block}]",
+                name=f"fused{kernel.__name__}[{dtype} up to {block}{detail}]",
                 signature=signature,
-                constexprs={"BLOCK": block},
-                attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},
+                constexprs=constants,
+                attrs={name: 16 for name, kind in signature.items() if kind != "fp32" and name != "index"},
                 options=_OF_A_HEAD if block <= 256 else _OPTIONS,
             )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ds2ds import Runtime
@@ -15,7 +16,7 @@ from ds2ds.attention.rotary import rotate
 from ds2ds.engine.decode_graph import decoder as decoder_module
 from ds2ds.engine.decode_graph import graphs
 from ds2ds.engine.decode_graph.decoder import Decoder
-from ds2ds.kernels import SampleOutput, sample_rows
+from ds2ds.kernels import SampleOutput, few_rows, sample_rows
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
 
 TOKEN, POSITION, SLOT, OTHERS, SEED = (*(FIELDS.index(name) for name in ("token", "position", "slot", "others")), 10)
@@ -60,8 +61,9 @@ def advance(tables: DecodeTables, rows: int, tokens: Tensor, logprobs: Tensor, s
 
 
 def store_rows(
-    data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor
+    data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor, *, norm: bool
 ) -> None:  # fmt: skip
+    qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
     here = slot >= 0
     at = position[here].long()
     keys = rotate(qk[here, 1], cos[at, None], sin[at, None])
@@ -69,8 +71,18 @@ def store_rows(
 
 
 def read_parts(
-    data: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, parts: Tensor, first: Tensor, count: Tensor, part: int
+    data: Tensor,
+    qk: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    parts: Tensor,
+    first: Tensor,
+    count: Tensor,
+    part: int,
+    *,
+    norm: bool,
 ) -> Tensor:
+    qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
     out = torch.zeros_like(qk[:, 0])
     for row, (begin, number) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         total, summed = torch.zeros(out.shape[1], 1), torch.zeros(out.shape[1:])
@@ -103,7 +115,10 @@ def sample_on_device(
 PLAIN = {
     graphs: ("lay_out", "advance", "store_rows", "read_parts", "sample_on_device"),
     decoder_module: ("edit",),
+    few_rows: ("product",),
 }
+
+product = few_rows.plain_product
 
 
 def use_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ from ds2ds.engine.step import forward
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.generation.linked_doc_generator import Running
 from ds2ds.kernels import SampleOutput, decode_tables
+from ds2ds.kernels import few_rows as few_rows_kernels
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
 
 pytestmark = [
@@ -96,9 +97,11 @@ class Poisoned(Decoder):
         return counts
 
 
-def poisoned(runtime: Runtime, part: int = 4) -> Poisoned:
+def poisoned(runtime: Runtime, part: int = 4, **options: Any) -> Poisoned:
     engine = runtime.engine
-    engine.decoder = Poisoned(runtime.model, engine.store, engine.limits.max_running, part=part, capture=False)
+    engine.decoder = Poisoned(
+        runtime.model, engine.store, engine.limits.max_running, part=part, capture=False, **options
+    )
     return engine.decoder
 
 
@@ -609,14 +612,15 @@ def test_the_kernels_do_what_their_reference_does(
         assert torch.equal(tensor, expected), name
 
 
-def test_the_whole_step_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel of ours that a GPU runs, in prefill too; the products are PyTorch's, as they are there."""
+@pytest.mark.parametrize("few_rows", [0, 16])
+def test_the_whole_step_in_the_interpreter(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel of ours that a GPU runs, in prefill too; where products are PyTorch's there, they are here."""
     monkeypatch.setattr("ds2ds.model.linear.FEW_ROWS", 0)
     monkeypatch.setattr("ds2ds.native.operations.takes", lambda *tensors: False)
     for module in ("backbone", "linear"):
         monkeypatch.setattr(f"ds2ds.model.{module}.fuses", lambda x: len(x) > 0)
     runtime, corpus = small_runtime(max_running=2), Texts({"B": "about B"})
-    decoder = poisoned(runtime, part=16)
+    decoder = poisoned(runtime, part=16, few_rows=few_rows)
     options: list[dict[str, Any]] = [
         {"max_new_tokens": 4, "temperature": 1.0, "top_k": 20},
         {"max_new_tokens": 6, "temperature": 0.0, "repetition_penalty": 1.3},
@@ -718,39 +722,56 @@ class Recorder(TorchDispatchMode):
         def launch(*args: Any, **options: Any) -> Any:
             self.names.append(name)
             self.inside = True
-            made = result(*args)
+            made = result(*args, **options)
             self.inside = False
             return made
 
         return launch
 
 
-def launches(model: DS2DSModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def launches(model: DS2DSModel, few_rows: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a step of four rows launches on a GPU."""
     recorder = Recorder()
-    made: dict[str, Any] = dict.fromkeys(PLAIN[graphs], lambda *args: None)
-    made["read_parts"] = lambda data, qk, *rest: torch.zeros_like(qk[:, 0])
+    made: dict[str, Any] = dict.fromkeys(PLAIN[graphs], lambda *args, **options: None)
+    made["read_parts"] = lambda data, qk, *rest, norm: torch.zeros_like(qk[:, 0]).contiguous()
     kinds = (torch.int64, torch.float32, torch.int32)
-    made["sample_on_device"] = lambda logits, *rest: SampleOutput(*(torch.zeros(4, dtype=kind) for kind in kinds))
+    made["sample_on_device"] = lambda logits, *rest, marked: SampleOutput(
+        *(torch.zeros(4, dtype=kind) for kind in kinds)
+    )
     for name, result in made.items():
         monkeypatch.setattr(graphs, name, recorder.kernel(name, result))
     ours = {
         "rms_norm": lambda x: torch.zeros(x.shape, dtype=x.dtype),
-        "add_norm": lambda x, y: (torch.zeros_like(x), torch.zeros_like(x)),
+        "add_norm": lambda x, y, skip=None: (torch.zeros_like(x), torch.zeros_like(x)),
         "gated_unit": lambda x: torch.zeros_like(x[:, : x.shape[1] // 2]).contiguous(),
     }
     small = SimpleNamespace(**{name: recorder.kernel(name, result) for name, result in ours.items()})
     for module in ("backbone", "linear"):
         monkeypatch.setattr(f"ds2ds.model.{module}.fuses", lambda x: True)
         monkeypatch.setattr(f"ds2ds.model.{module}.fused", lambda: small)
+    product = recorder.kernel("product", few_rows_kernels.plain_product)
+    monkeypatch.setattr(few_rows_kernels, "product", product)
     store = DocumentStore(KVArena(model.config.num_layers, 2, 16, 64, dtype=model.dtype))
-    decoder = Decoder(model, store, 4, capture=False)
+    decoder = Decoder(model, store, 4, capture=False, few_rows=few_rows)
     with recorder:
         decoder.graphs.compute(Bucket(4, 4, True))
     return recorder.names
 
 
-def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+# Of each layer. Of few rows four products and attention; else four products, attention, the norm of queries and keys,
+# the gated unit, and two sums that are normed.
+PER_LAYER = {
+    16: {**dict.fromkeys(("store_rows", "read_parts"), 1), "product": 4},
+    3: {
+        **dict.fromkeys(("store_rows", "read_parts", "gated_unit", "rms_norm"), 1),
+        **{"linear": 4, "add_norm": 2},
+    },
+}
+AROUND = {16: (["embedding"], ["product"]), 3: (["embedding", "rms_norm"], ["linear"])}
+
+
+@pytest.mark.parametrize("few_rows", PER_LAYER)
+def test_a_step_launches_kernels_alone_and_how_many(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that waits for the device or reads from it, which a graph could not have."""
     counts = []
     for layers in (4, 6):
@@ -758,15 +779,9 @@ def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPa
             model = DS2DSModel.from_config(
                 vocab_size=64, num_layers=layers, model_dim=32, num_heads=2, max_seq_len=64
             ).bfloat16()
-        names = launches(model, monkeypatch)
-        assert names[:3] == ["lay_out", "embedding", "rms_norm"]
-        assert names[-4:] == ["rms_norm", "linear", "sample_on_device", "advance"]
-        counts.append(Counter(names))
-    # Of each layer: the norms of its input, and of queries and keys; attention; what it adds, normed; the gated unit;
-    # four products; the second sum; and of half of the layers the skip.
-    per_layer = {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]}
-    assert per_layer == {
-        **dict.fromkeys(("lay_out", "embedding", "sample_on_device", "advance"), 0),
-        **dict.fromkeys(("store_rows", "read_parts", "add_norm", "gated_unit", "add"), 1),
-        **{"rms_norm": 2, "linear": 4, "addcmul": 0.5},
-    }
+        names = launches(model, few_rows, monkeypatch)
+        before, after = (["lay_out", *AROUND[few_rows][0]], [*AROUND[few_rows][1], "sample_on_device", "advance"])
+        assert (names[: len(before)], names[-len(after) :]) == (before, after)
+        counts.append(Counter(names[len(before) : -len(after)]))
+    assert {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]} == PER_LAYER[few_rows]
+    assert all(count == 4 * PER_LAYER[few_rows][name] for name, count in counts[0].items())

@@ -46,6 +46,11 @@ def test_the_readme_and_the_page_on_performance_show_the_cpu_step_as_it_was_meas
         assert table in page.read_text(encoding="utf-8")
 
 
+def test_the_page_on_performance_shows_the_host_s_part_as_it_was_measured() -> None:
+    tables = load(ROOT / "bench" / "read_results.py")
+    assert tables.host_step_table(tables.HOST_STEP) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
 def test_the_page_on_performance_shows_larger_models_as_they_were_measured() -> None:
     tables = load(ROOT / "bench" / "read_results.py")
     assert tables.sizes_table(*tables.SIZES) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")

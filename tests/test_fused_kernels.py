@@ -56,6 +56,18 @@ def test_add_norm(rows: int, width: int, dtype: torch.dtype, seed: int) -> None:
 
 
 @SOME
+@given(st.integers(1, 3), st.sampled_from([4, 130]), KINDS, st.integers(0, 2), st.booleans(), st.integers(0, 99))
+def test_add_norm_with_a_skip(rows: int, width: int, dtype: torch.dtype, which: int, itself: bool, seed: int) -> None:
+    x, y, other = (drawn(seed + i, rows, width, dtype=dtype, scale=3.0) for i in range(3))
+    skip = backbone.Skip(drawn(seed, 3, dtype=dtype), which, None if itself else other)
+    total, normed = fused.add_norm(x, y, skip)
+    plain, plain_normed = backbone.add_norm(x, y, skip)
+    # Multiplied and added in one rounding or in two, then rounded to the dtype: a unit of that more or less.
+    assert_close(total / 8, plain / 8)
+    assert_close(normed, plain_normed)
+
+
+@SOME
 @given(st.integers(1, 3), st.sampled_from([4, 12, 1030]), KINDS, st.integers(0, 99))
 def test_the_gated_unit(rows: int, width: int, dtype: torch.dtype, seed: int) -> None:
     x = drawn(seed, rows, 2 * width, dtype=dtype, scale=2.0)

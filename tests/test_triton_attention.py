@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_flex_attention import (
@@ -32,7 +33,7 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.errors import ConfigError
-from ds2ds.kernels.decode_attention import read_parts
+from ds2ds.kernels.decode_attention import read_parts, store_rows
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_triton_attention_gpu.py"),
@@ -117,6 +118,25 @@ def test_parts_that_are_not_there_count_nothing() -> None:
     out = read_parts(data, qk, rotary.cos, rotary.sin, parts, first, count, 8)
     assert torch.equal(out[:2], read_parts(data, qk[:2], rotary.cos, rotary.sin, parts[:2], first[:2], count[:2], 8))
     assert (out[2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_queries_and_keys_may_be_normed_as_they_are_read(dtype: torch.dtype) -> None:
+    qk, v = torch.randn(3, 2, 2, 16).to(dtype) * 5, torch.randn(3, 2, 16).to(dtype)
+    rotary, normed = Rotary(16, 64), F.rms_norm(qk, (16,))
+    position, slot = torch.tensor([[4, 0, 63], [7, -1, 31]], dtype=torch.int32)
+    parts = torch.tensor([[0, 4, 7, 1], [0, 9, 31, 1], [2, 63, 31, 1]], dtype=torch.int32)
+    first, count = torch.tensor([[0, 2, 2], [2, 0, 1]], dtype=torch.int32)
+    arenas, found = [], []
+    for rows, norm in ((normed, False), (qk, True)):
+        data = torch.zeros(2, 2, 32, 16, dtype=dtype)
+        store_rows(data, rows, v, rotary.cos, rotary.sin, position, slot, norm=norm)
+        arenas.append(data)
+        found.append(read_parts(data, rows, rotary.cos, rotary.sin, parts, first, count, 8, norm=norm))
+    close = 1e-6 if dtype == torch.float32 else 2e-3
+    for one, other in (arenas, found):
+        assert one.any()
+        torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
 def test_what_the_kernels_cannot_do_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,26 @@ def rms_norm(x: Tensor) -> Tensor:
     return fused().rms_norm(x) if fuses(x) else F.rms_norm(x, (x.shape[-1],))
 
 
-def add_norm(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x + y, and the norm of that."""
+class Skip(NamedTuple):
+    """What joins the residual stream between two layers, past those between: weights[which] * other.
+
+    Attributes:
+        weights: [n].
+        other: [rows, model_dim]; None: the stream itself, as it leaves the first half of the layers.
+    """
+
+    weights: Tensor
+    which: int
+    other: Tensor | None
+
+
+def add_norm(x: Tensor, y: Tensor, skip: Skip | None = None) -> tuple[Tensor, Tensor]:
+    """x + y, and what skips layers on top, and the norm of that."""
     if fuses(x):
-        return fused().add_norm(x, y)
+        return fused().add_norm(x, y, skip)
     total = x + y
+    if skip is not None:
+        total = torch.addcmul(total, skip.weights[skip.which], total if skip.other is None else skip.other)
     return total, rms_norm(total)
 
 
@@ -44,9 +60,9 @@ class Attention(nn.Module):
         self.Wqkv = nn.Parameter(torch.empty(3, config.model_dim, config.model_dim))
         self.Wout = nn.Linear(config.model_dim, config.model_dim, bias=False)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        qkv = linear(x, self.Wqkv).view(x.shape[0], 3, self.heads, self.head_dim)
-        return linear(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(x.shape), self.Wout.weight)
+    def forward(self, normed: Tensor, layer: int, attend: Attend) -> Tensor:
+        qkv = linear(normed, self.Wqkv).view(len(normed), 3, self.heads, self.head_dim)
+        return linear(attend(layer, rms_norm(qkv[:, :2]), qkv[:, 2]).reshape(normed.shape), self.Wout.weight)
 
 
 class GLU(nn.Module):
@@ -57,8 +73,8 @@ class GLU(nn.Module):
         self.Wup_gate = nn.Linear(config.model_dim, 2 * config.mlp_dim, bias=False)
         self.Wdown = nn.Linear(config.mlp_dim, config.model_dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(gated_unit(linear(x, self.Wup_gate.weight)), self.Wdown.weight)
+    def forward(self, normed: Tensor) -> Tensor:
+        return linear(gated_unit(linear(normed, self.Wup_gate.weight)), self.Wdown.weight)
 
 
 class Layer(nn.Module):
@@ -67,13 +83,39 @@ class Layer(nn.Module):
         self.attn = Attention(config)
         self.mlp = GLU(config)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        x, normed = add_norm(x, self.attn(rms_norm(x), layer, attend))
-        return x + self.mlp(normed)
+    def forward(
+        self, x: Tensor, normed: Tensor, layer: int, attend: Attend, skip: Skip | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream, and its norm: as it comes, and as the next layer gets it."""
+        x, normed = add_norm(x, self.attn(normed, layer, attend))
+        return add_norm(x, self.mlp(normed), skip)
+
+
+class Pushed:
+    """Outputs of the first half of the layers, until they join before the second: layer i's, weighted, before layer
+    n - 1 - i (of an even number; of an odd one the last layer is joined by none)."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+        self._outputs: list[Tensor] = []
+
+    def skip_after(self, layer: int) -> Skip | None:
+        """What joins what this layer gives, for the next one."""
+        half = len(self.weights)
+        index = layer + 1 - half
+        if not 0 <= index < half:
+            return None
+        # The first to join is what was pushed last, by the layer just before.
+        return Skip(self.weights, index, self._outputs.pop() if index else None)
+
+    def push(self, layer: int, output: Tensor) -> None:
+        """Keep what a layer gave, if it joins later than at once."""
+        if layer < len(self.weights) - 1:
+            self._outputs.append(output)
 
 
 class Backbone(nn.Module):
-    """Layers with U-shaped skips: layer i's output joins, weighted, before layer n - 1 - i (even n)."""
+    """Layers with U-shaped skips, see `Pushed`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,12 +124,8 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """Residual stream in, final-normed hidden states out; both [rows, model_dim]."""
-        half = len(self.layers) // 2
-        pushed: list[Tensor] = []
+        normed, pushed = rms_norm(x), Pushed(self.skip_weights)
         for index, layer in enumerate(self.layers):
-            if index >= half and pushed:
-                x = torch.addcmul(x, self.skip_weights[index - half], pushed.pop())
-            x = layer(x, index, attend)
-            if index < half:
-                pushed.append(x)
-        return rms_norm(x)
+            x, normed = layer(x, normed, index, attend, pushed.skip_after(index))
+            pushed.push(index, x)
+        return normed

@@ -35,6 +35,7 @@ import torch
 from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
+from ds2ds.engine.decode_graph.forward import FEW_ROWS
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
 from ds2ds.engine.decode_graph.row import NO_OTHERS, Row, row_at
@@ -81,6 +82,7 @@ class Decoder:
         part: most keys of a part, a power of two.
         capture: in CUDA graphs, see `Graphs`.
         ahead: launch the next step before reading the last one.
+        few_rows: see `Graphs`.
 
     Attributes:
         flights, edited, dropped: how many steps were launched, how many rows the host wrote for them, and how many
@@ -96,12 +98,13 @@ class Decoder:
         part: int = PART,
         capture: bool = True,
         ahead: bool = True,
+        few_rows: int = FEW_ROWS,
     ) -> None:
         device = store.arena.data.device
         rows = max(16, _power(rows))  # so that every column of the tables is aligned
         self.model, self.store, self.part, self.ahead = model, store, part, ahead
         self.tables = DecodeTables.make(rows, MOST_PARTS, model.config.vocab_size, device)
-        self.graphs = Graphs(model, store.arena, self.tables, part, capture)
+        self.graphs = Graphs(model, store.arena, self.tables, part, capture, few_rows)
         self.flights = self.edited = self.dropped = 0
         self._positions = len(model.rotary.cos)
         self._weights = b""

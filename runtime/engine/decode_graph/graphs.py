@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ds2ds.cache.arena import KVArena
+from ds2ds.engine.decode_graph.forward import FEW_ROWS, few_rows_logits, takes
 from ds2ds.kernels.decode_attention import read_parts, store_rows
 from ds2ds.kernels.decode_tables import DecodeTables, advance, lay_out
 from ds2ds.kernels.sampling.launch import sample_on_device
@@ -40,15 +41,23 @@ class Graphs:
     Args:
         part: most keys of a part.
         capture: in CUDA graphs; else every kernel is launched by itself, on any device that Triton has.
+        few_rows: up to so many rows are computed as `forward` does it.
 
     Attributes:
         captured: how many graphs have been captured.
     """
 
     def __init__(
-        self, model: DS2DSModel, arena: KVArena, tables: DecodeTables, part: int, capture: bool = True
+        self,
+        model: DS2DSModel,
+        arena: KVArena,
+        tables: DecodeTables,
+        part: int,
+        capture: bool = True,
+        few_rows: int = FEW_ROWS,
     ) -> None:
         self.model, self.arena, self.tables, self.part, self.capture = model, arena, tables, part, capture
+        self.few_rows = few_rows if takes(model) else 0
         self.captured = 0
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._weights: list[int] = []
@@ -96,12 +105,14 @@ class Graphs:
         lay_out(tables, rows, width, self.part)
         position, slot = tables.column("position", rows), tables.column("slot", rows)
         parts, first, count = tables.parts[: rows * width], tables.first[:rows], tables.count[:rows]
+        few = rows <= self.few_rows
 
         def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
-            store_rows(data[layer], qk, v, rotary.cos, rotary.sin, position, slot)
-            return read_parts(data[layer], qk, rotary.cos, rotary.sin, parts, first, count, self.part)
+            store_rows(data[layer], qk, v, rotary.cos, rotary.sin, position, slot, norm=few)
+            return read_parts(data[layer], qk, rotary.cos, rotary.sin, parts, first, count, self.part, norm=few)
 
-        logits = self.model.logits(self.model.hidden(tables.ids[:rows], attend))
+        ids, model = tables.ids[:rows], self.model
+        logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
         marked = tables.penalised(rows) if penalised else None
         advance(tables, rows, *sample_on_device(logits, tables.settings(rows), None, marked=marked), penalised)
 

@@ -1,0 +1,311 @@
+"""What a decoder layer computes of few rows, in four launches: products with weights of floats or int8, and what stands
+before and after them.
+
+    product(x, Wqkv, norm=True)                     rms_norm(x) W^T
+    product(read, Wout, add=x)                      x + read W^T
+    product(x, Wup_gate, norm=True, gated=True)     up * silu(gate), where (up, gate) = rms_norm(x) W^T
+    product(h, Wdown, add=x, skip=...)              x + h W^T, and the layer skip on top
+
+A weight is read once, as it is stored, and never written wider. A program has some outputs and all of the inputs, so
+nothing is added up between programs and no float is added atomically: the same bits every time. For the same reason
+the norm costs nothing before the product: a row's inverse root mean square is one number, known with the last input,
+and multiplies the finished sum.
+
+bfloat16 and float16 go through tensor cores from the first row on. To multiply and sum in registers takes a
+conversion of each int8 weight and an instruction more for each row, and at its full speed of reading an H200 has about
+six for a byte: four rows would be bound by arithmetic. A tensor core takes 16 outputs by 8 rows, whether those are
+there or not, and the loop over int8 weights comes to 3 to 4 instructions for each, for all of 8 rows (counted in its
+code). So rows are padded to 8, 16 or 32; padding is not read. Weights pass through shared memory, 16 bytes a thread at
+a time and up to three turns of the loop ahead, into registers, and are converted there, exactly.
+
+Where a matrix is small, what counts is how much of it is on its way at once. Outputs are so few for a program that
+there are programs for most multiprocessors: 768 outputs are 96 programs of 8 warps. Each warp has inputs of its own (a
+product in three dimensions, the first of them the warps); the warps' sums are added up at the end, in their order.
+
+float32 is multiplied and summed in registers, as tensor cores would round x, up to four rows at a time.
+
+A row's numbers depend in no bit on how many rows are beside it: how inputs are dealt out follows from the shape of the
+weight alone. Beyond MOST_ROWS another product takes over, and with it other bits.
+
+The plain version is `plain_product`, PyTorch's operations one after the other, and rounds where they do but for the
+normed row, which is never written and so never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, joined
+
+if TYPE_CHECKING:
+    from .build import Build
+
+MOST_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
+"""Beyond it, each program reading all of x takes as long as to expand int8 weights once."""
+
+_MULTIPROCESSORS = 132
+_STEP_BYTES = 64
+"""Of an output's weights, that a warp takes at a time: four threads read 16 each."""
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+class Way(NamedTuple):
+    """What a kernel is compiled for; a program has ROWS rows and OUTPUTS outputs."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+def way(dtype: torch.dtype, weight_bytes: int, rows: int, outputs: int, inputs: int) -> Way:
+    """How to multiply so many rows with a weight of this shape (for a gated unit: of each of its halves)."""
+    if dtype == torch.float32:
+        return _in_registers(min(triton.next_power_of_2(rows), 4))
+    # Fewest outputs leave a program for each multiprocessor, the most for each multiprocessor several.
+    if outputs < 16 * _MULTIPROCESSORS:
+        tile, warps = 8, 8
+    else:
+        tile, warps = 16 if outputs < 64 * _MULTIPROCESSORS else 32, 4
+    step = _STEP_BYTES // weight_bytes
+    even = inputs % (warps * step) == 0
+    # Masks for a rest of inputs take registers.
+    return _on_tensor_cores(min(max(triton.next_power_of_2(rows), 8), 32 if even else 16), tile, warps, step, even)
+
+
+def _in_registers(rows: int) -> Way:
+    return Way(_sum, {"ROWS": rows, "OUTPUTS": 4, "BLOCK": 1024}, _OPTIONS | {"num_warps": 8})
+
+
+def _on_tensor_cores(rows: int, outputs: int, warps: int, step: int, even: bool) -> Way:
+    constants = {"ROWS": rows, "OUTPUTS": outputs, "WARPS": warps, "STEP": step, "EVEN": even}
+    # Buffers in shared memory, one fewer than stages, come to 72 KiB at most: every GPU since sm_80 has them.
+    return Way(_dot, constants, _OPTIONS | {"num_warps": warps, "num_stages": 4 if rows <= 16 else 3})
+
+
+def takes(x: Tensor) -> bool:
+    """Whether these are rows for `product`."""
+    return 0 < len(x) <= MOST_ROWS.get(x.dtype, 0)
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None = None,
+    *,
+    norm: bool = False,
+    gated: bool = False,
+    add: Tensor | None = None,
+    skip: Skip | None = None,
+) -> Tensor:
+    """x weight^T, added up in float32, with what stands before and after it.
+
+    Args:
+        x: [rows, inputs], float32, bfloat16 or float16, at least one row and as few as `takes`.
+        weight: [..., inputs], contiguous, whose leading dimensions are flattened; of x's dtype, or int8.
+        scales: float32 [outputs], what int8 weights are multiplied with; None: they are floats.
+        norm: of x's rows, RMSNorm without weights.
+        gated: the outputs are (up, gate), and make up * silu(gate).
+        add: [rows, outputs] of x's dtype, contiguous, added to the product.
+        skip: what joins that sum, see `fused.Skip`.
+
+    Returns:
+        [rows, outputs] in x's dtype, half as many if gated. What is not finite in a row is in no other.
+    """
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    rows, inputs = x.shape
+    outputs = weight.numel() // inputs // (2 if gated else 1)
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    kernel, constants, options = way(x.dtype, weight.element_size(), rows, outputs, inputs)
+    programs = triton.cdiv(outputs, constants["OUTPUTS"]) * triton.cdiv(rows, constants["ROWS"])
+    # What is not there is not read; `out` stands for it.
+    weights, index, other = (out, 0, out) if skip is None else skip
+    kernel[(programs,)](
+        x, weight, out if scales is None else scales, out if add is None else add, weights,
+        out if other is None else other, out, rows, x.stride(0), outputs, inputs, index, EPSILON,
+        SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None,
+        SKIP=NO_SKIP if skip is None else ITSELF if other is None else ANOTHER, **constants, **options,
+    )  # fmt: skip
+    return out
+
+
+def plain_product(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None = None,
+    *,
+    norm: bool = False,
+    gated: bool = False,
+    add: Tensor | None = None,
+    skip: Skip | None = None,
+) -> Tensor:
+    """`product`, one operation after the other."""
+    x = F.rms_norm(x, (x.shape[1],)) if norm else x
+    y = F.linear(x, weight.flatten(0, -2).to(x.dtype))
+    y = y if scales is None else (y * scales).to(x.dtype)
+    if gated:
+        up, gate = y.chunk(2, dim=1)
+        y = up * F.silu(gate)
+    y = y if add is None else add + y
+    if skip is not None:
+        weights, index, other = skip
+        y = torch.addcmul(y, weights[index], y if other is None else other)
+    return y
+
+
+@triton.jit(do_not_specialize=["rows", "index"])
+def _dot(
+    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
+    SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, WARPS: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    groups = tl.cdiv(rows, ROWS)
+    # Groups of rows that take the same weights follow one another, while those are in the L2 cache.
+    output = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = (tl.program_id(0) % groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    input = tl.arange(0, WARPS)[:, None] * STEP + tl.arange(0, STEP)[None, :]
+    # Beyond the last output that one is computed again, which takes no mask.
+    weights = weight + (tl.minimum(output, outputs - 1) * inputs)[None, :, None] + input[:, None, :]
+    columns = x + (row * row_stride)[None, None, :] + input[:, :, None]
+    there = (row < rows)[None, None, :]
+    total = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
+    gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
+    squares = tl.zeros((WARPS, STEP, ROWS), tl.float32)
+    to_gates = outputs.to(tl.int64) * inputs
+    for start in range(0, inputs, WARPS * STEP):
+        if EVEN:
+            some = tl.load(weights + start)
+            column = tl.load(columns + start, mask=there, other=0.0)
+        else:
+            here = start + input < inputs
+            some = tl.load(weights + start, mask=here[:, None, :], other=0.0)
+            column = tl.load(columns + start, mask=here[:, :, None] & there, other=0.0)
+        total = tl.dot(some.to(column.dtype), column, total)
+        if GATED:
+            if EVEN:
+                some = tl.load(weights + to_gates + start)
+            else:
+                some = tl.load(weights + to_gates + start, mask=here[:, None, :], other=0.0)
+            gates = tl.dot(some.to(column.dtype), column, gates)
+        if NORM:
+            squares += column.to(tl.float32) * column.to(tl.float32)
+    square = tl.sum(tl.sum(squares, axis=0), axis=0)
+    gate = tl.sum(gates, axis=0)
+    _finish(
+        tl.sum(total, axis=0), gate, square[None, :], output[:, None], row[None, :],
+        scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows", "index"])
+def _sum(
+    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
+    SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    groups = tl.cdiv(rows, ROWS)
+    output = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = (tl.program_id(0) % groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    input = tl.arange(0, BLOCK)[None, None, :]
+    weights = weight + (tl.minimum(output, outputs - 1) * inputs)[None, :, None] + input
+    columns = x + (row * row_stride)[:, None, None] + input
+    there = (row < rows)[:, None, None]
+    total = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
+    gates = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
+    squares = tl.zeros((ROWS, 1, BLOCK), tl.float32)
+    to_gates = outputs.to(tl.int64) * inputs
+    for start in range(0, inputs, BLOCK):
+        here = start + input < inputs
+        column = tl.load(columns + start, mask=here & there, other=0.0)
+        total += tl.load(weights + start, mask=here, other=0.0).to(tl.float32) * column
+        if GATED:
+            gates += tl.load(weights + to_gates + start, mask=here, other=0.0).to(tl.float32) * column
+        if NORM:
+            squares += column * column
+    _finish(
+        tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), output[None, :], row[:, None],
+        scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    y, gate, square, output, row, scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon,
+    SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """What comes after the sums, rounded where PyTorch's operations would round."""
+    kind = out.dtype.element_ty
+    here = (row < rows) & (output < outputs)
+    at = row * outputs + output
+    if NORM:
+        root = tl.rsqrt(square / inputs + epsilon)
+        y *= root
+        gate *= root
+    if SCALED:
+        y *= tl.load(scales + output, mask=output < outputs, other=0.0)
+        if GATED:
+            gate *= tl.load(scales + outputs + output, mask=output < outputs, other=0.0)
+    y = y.to(kind)
+    if GATED:
+        gate = gate.to(kind).to(tl.float32)
+        y = (y.to(tl.float32) * (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)).to(kind)
+    if ADD:
+        y = (tl.load(add + at, mask=here, other=0.0).to(tl.float32) + y.to(tl.float32)).to(kind)
+    tl.store(out + at, joined(y, skip_weights + index, other + at, here, SKIP), mask=here)
+
+
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "norm": {"NORM": True},
+    "add": {"ADD": True},
+    "norm, gated": {"NORM": True, "GATED": True},
+    "add, skip": {"ADD": True, "SKIP": ANOTHER},
+    "add, skip itself": {"ADD": True, "SKIP": ITSELF},
+}
+"""What a decoder asks of `product`."""
+
+
+def builds() -> Iterator[Build]:
+    """Every way to multiply, plainly and for a gated unit; the other operations in one way, the one for most rows."""
+    from .build import Build
+
+    off = {"SCALED": False, "NORM": False, "GATED": False, "ADD": False, "SKIP": NO_SKIP}
+    numbers = dict.fromkeys(("rows", "row_stride", "outputs", "inputs", "index"), "i32") | {"epsilon": "fp32"}
+    for dtype in ("fp32", "bf16", "fp16"):
+        for weight in (dtype, "i8"):
+            pointers = dict.fromkeys(("x", "weight", "scales", "add", "skip_weights", "other", "out"), f"*{dtype}")
+            if weight == "i8":
+                pointers |= {"weight": "*i8", "scales": "*fp32"}
+            for operation, constants in OPERATIONS.items():
+                ways = _ways(dtype, weight)
+                for name, one in ways if operation in ("", "norm, gated") else ways[-1:]:
+                    said = ", ".join(filter(None, (weight, dtype, name, operation)))
+                    yield Build(
+                        kernel=one.kernel,
+                        name=f"few_rows{one.kernel.__name__}[{said}]",
+                        signature=pointers | numbers,
+                        constexprs=off | {"SCALED": weight == "i8"} | constants | one.constants,
+                        attrs=dict.fromkeys((*pointers, "row_stride", "inputs"), 16),
+                        options=one.options,
+                    )
+
+
+def _ways(dtype: str, weight: str) -> list[tuple[str, Way]]:
+    if dtype == "fp32":
+        return [(f"{rows} rows", _in_registers(rows)) for rows in (1, 2, 4)]
+    step = _STEP_BYTES // (1 if weight == "i8" else 2)
+    return [
+        (
+            f"{rows} rows, {outputs} outputs{'' if even else ', a rest'}",
+            _on_tensor_cores(rows, outputs, warps, step, even),
+        )
+        for outputs, warps in ((8, 8), (16, 4), (32, 4))
+        for rows, even in ((8, False), (16, False), (8, True), (16, True), (32, True))
+    ]
