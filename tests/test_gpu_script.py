@@ -76,4 +76,4 @@ def test_what_fails_keeps_nothing_from_running(started: list[list[str]], tmp_pat
 
 def test_some_steps_alone(tmp_path: Path) -> None:
     _, only, _ = run(tmp_path, "reuse")
-    assert [arguments[0] for arguments in only] == ["bench/reuse.py"]
+    assert [arguments[0] for arguments in only] == ["-c", "bench/reuse.py"]
