@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import HEAD_DIM, RESULTS, parse_size
-from report import report
+from report import keep, report
 from rich.table import Table
 from sampling_clock import make_clock
 
@@ -121,11 +121,15 @@ def main(
     """Measure, print a table and write JSON."""
     where, precision = torch.device(device), getattr(torch, dtype)
     torch.set_num_threads(threads)
-    with torch.inference_mode():
-        results = [measure(size, shape, where, precision, budget) for shape in SHAPES[where.type]]
     settings = {"device": device, "dtype": dtype, "size": size}
+    results: list[dict[str, Any]] = []
     measured = {"environment": environment(where), "settings": settings, "results": results}
-    report(table(results, PATHS[where.type]), measured, output / f"attention_{where.type}.json")
+    file = output / f"attention_{where.type}.json"
+    for shape in SHAPES[where.type]:
+        with torch.inference_mode():
+            results.append(measure(size, shape, where, precision, budget))
+        keep(measured, file)
+    report(table(results, PATHS[where.type]), measured, file)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import HEAD_DIM, RESULTS, parse_size
-from report import report
+from report import keep, report
 from rich.table import Table
 
 from ds2ds.cache.extents import ExtentAllocator, Move
@@ -177,9 +177,12 @@ def main(
         },
     }
     lengths = foldoc_lengths()
-    results = [measure(Bench(size, number, where, precision, lengths), rounds) for number in slots or SLOTS[where.type]]
-    measured["results"] = results
-    report(table(results), measured, output / f"compaction_{where.type}.json")
+    results = measured["results"] = []
+    file = output / f"compaction_{where.type}.json"
+    for number in slots or SLOTS[where.type]:
+        results.append(measure(Bench(size, number, where, precision, lengths), rounds))
+        keep(measured, file)
+    report(table(results), measured, file)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import baselines
 import torch
 import typer
-from report import report
+from report import keep, report
 from rich.console import Console
 from rich.table import Table
 
@@ -258,7 +258,8 @@ def main(
     }
     progress = Console(stderr=True)
     buffer = torch.ones(BUFFER_BYTES // 4, device=where)
-    results = []
+    results = measured["results"] = []
+    file = output / f"decode_{where.type}.json"
     for shape in size:
         contest = Contest(shape, where, precision, with_gpt2="transformers" in against)
         for length in context:
@@ -268,8 +269,8 @@ def main(
             results.append(
                 {"model": shape, "parameters": parameters, "context": length, **race(runners, rounds, buffer)}
             )
-    measured["results"] = results
-    report(table(results), measured, output / f"decode_{where.type}.json")
+            keep(measured, file)
+    report(table(results), measured, file)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from report import report
+from report import keep, report
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
@@ -151,7 +151,8 @@ class Bench:
         synchronize(self.runtime.model.device)
         return time.perf_counter() - started
 
-    def profile(self, number: int) -> dict[str, Any]:
+    def profile(self, number: int) -> dict[str, Any] | None:
+        """None: this machine's profiler saw no kernel."""
         with profile(activities=[ProfilerActivity.CUDA]) as found:
             self.steps(number)
         spans = [
@@ -159,7 +160,7 @@ class Bench:
             for event in found.events()
             if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
         ]
-        return timeline(spans, number)
+        return timeline(spans, number) if spans else None
 
 
 def written(running: Running) -> int:
@@ -235,7 +236,6 @@ def main(
     buffer = make_buffer(where)
     read = median(read_bandwidth(buffer) for _ in range(5))
     del buffer
-    results = [measure(model, modes, number, context, steps, read) for number in batch]
     settings = {
         "device": device,
         "dtype": dtype,
@@ -243,8 +243,13 @@ def main(
         "steps": steps,
         "read_gb_per_second": round(read / 1e9, 2),
     }
+    results: list[dict[str, Any]] = []
     measured = {"environment": environment(where), "settings": settings, "results": results}
-    report(table(results, modes), measured, output / f"gpu_step_{where.type}.json")
+    file = output / f"gpu_step_{where.type}.json"
+    for number in batch:
+        results.append(measure(model, modes, number, context, steps, read))
+        keep(measured, file)
+    report(table(results, modes), measured, file)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS, SIZES, parse_size
-from report import report
+from report import keep, report
 from reuse_models import DEMO, Library, links, make_runtime, synthetic
 from rich.table import Table
 
@@ -203,13 +203,14 @@ def main(
         "settings": {"device": device, "dtype": dtype, "rounds": rounds, "target_tokens": length},
     }
     library = synthetic(link, length)
-    results = []
+    results = measured["results"] = []
+    file = output / f"link_event_{where.type}.json"
     for name in model:
         runtime = make_runtime(name, where, precision)
         results.append({"model": name, **measure(runtime, library, rounds)})
+        keep(measured, file)
         del runtime
-    measured["results"] = results
-    report(table(results), measured, output / f"link_event_{where.type}.json")
+    report(table(results), measured, file)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS
-from report import report
+from report import keep, report
 from rich.table import Table
 from sampling_clock import FAR_BEYOND_CACHE, Clock, make_clock
 from torch import Tensor
@@ -236,21 +236,24 @@ def main(
     bench = Bench(make_clock(where, budget))
     wanted = len(vocabularies) * len(dtype) * len(logits) * len(batches) * len(WAYS)
     results: list[dict[str, Any]] = []
-    for result in measurements(bench, vocabularies, dtype, logits, batches):
-        results.append(result)
-        if time.monotonic() - started > limit:
-            break
     flashinfer = str(bench.flashinfer) if isinstance(bench.flashinfer, Missing) else bench.flashinfer.version
     measured = {
         "environment": environment(where),
         "settings": {"device": device, "backend": bench.backend, "budget": budget},
         "copy_gb_per_second": round(bench.bandwidth / 1e9, 1),
         "flashinfer": flashinfer,
-        "left_out": wanted - len(results),
-        "wrong": sum(result["wrong"] for result in results),
+        "left_out": wanted,
+        "wrong": 0,
         "results": results,
     }
-    report(table(measured), measured, output / f"sampling_{where.type}.json")
+    file = output / f"sampling_{where.type}.json"
+    for result in measurements(bench, vocabularies, dtype, logits, batches):
+        results.append(result)
+        measured |= {"left_out": wanted - len(results), "wrong": measured["wrong"] + result["wrong"]}
+        keep(measured, file)
+        if time.monotonic() - started > limit:
+            break
+    report(table(measured), measured, file)
     if measured["wrong"]:
         raise typer.Exit(1)
 

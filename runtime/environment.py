@@ -38,11 +38,17 @@ def _cpu_model() -> str:
 
 
 def _commit() -> dict[str, str | bool | None]:
-    """The commit, and whether the tree differs from it (results apart); both None outside a git checkout."""
+    """The commit, and whether the tree differs from it (results apart); both None where git does not say.
+
+    Outside a checkout, without git, or in somebody else's checkout: none of that is worth losing figures for.
+    """
     if not (ROOT / ".git").exists():
         return {"commit": None, "dirty": None}
-    changes = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    try:
+        changes = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
+        return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
 
 
 def _git(*arguments: str) -> str:

@@ -135,6 +135,15 @@ def test_the_environment_names_the_machine_but_no_path_or_host() -> None:
     assert str(ROOT) not in text and platform.node() not in text
 
 
+def test_figures_do_not_depend_on_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".git").write_text("gitdir: nowhere")
+    monkeypatch.setattr("ds2ds.environment.ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment()["commit"] is None
+    monkeypatch.setenv("PATH", "")
+    assert environment()["dirty"] is None
+
+
 @pytest.mark.parametrize("bad", [["--against", "gpt5"], ["--size", "0x64"], ["--size", "1x100"], ["--size", "small"]])
 def test_what_cannot_be_measured_is_refused(bad: list[str], tmp_path: Path) -> None:
     app = typer.Typer()

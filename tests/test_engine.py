@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from scripted import (
 )
 
 from ds2ds import ArenaFullError, DS2DSModel, GenerationConfig, GenerationError, GenerationResult, Runtime
+from ds2ds.attention.flex_kernel import check_gpu
 from ds2ds.engine import arena_size
 from ds2ds.engine.arena_size import default_arena_tokens
 from ds2ds.engine.engine import Engine
@@ -443,6 +445,17 @@ def test_default_arena() -> None:
     monkey.setattr(arena_size, "CPU_ARENA_BYTES", 1000)
     assert default_arena_tokens(model) == 4 * 512
     monkey.undo()
+
+
+@pytest.mark.parametrize(("layers", "width", "most"), [(6, 256, 8_388_480), (12, 768, 1_898_437)])
+def test_the_default_arena_of_a_large_gpu(layers: int, width: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is free, but for a small model no more than FlexAttention reads."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (139_968_000_000, 150_000_000_000))
+    shape = SimpleNamespace(num_layers=layers, model_dim=width, max_seq_len=2048)
+    model = SimpleNamespace(config=shape, device=torch.device("cuda"), dtype=torch.bfloat16)
+    slots = default_arena_tokens(model)  # type: ignore[arg-type]
+    assert slots == most
+    check_gpu(torch.empty(1, 2, width // 64, -(-slots // 128) * 128, 64, dtype=torch.bfloat16, device="meta"), 128)
 
 
 @pytest.mark.parametrize("arena_tokens", [0, -5])

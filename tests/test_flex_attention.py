@@ -404,11 +404,18 @@ def test_a_document_that_is_not_resident_cannot_be_read() -> None:
 
 
 def test_what_the_gpu_kernels_cannot_do_is_an_error() -> None:
-    check_gpu(16, 16, torch.float16)
+    def check(head_dim: int = 16, block: int = 16, dtype: torch.dtype = torch.float32, slots: int = 1024) -> None:
+        check_gpu(torch.empty(2, 2, 4, slots, head_dim, dtype=dtype, device="meta"), block)
+
+    check(dtype=torch.float16)
     with pytest.raises(ValueError, match="a head_dim of at least 16, got 8"):
-        check_gpu(8, 16, torch.float32)
+        check(head_dim=8)
     for block in (8, 48):
         with pytest.raises(ValueError, match=f"a block of 16 slots or a higher power of two, got {block}"):
-            check_gpu(16, block, torch.float32)
+            check(block=block)
     with pytest.raises(ValueError, match=r"needs float32, bfloat16 or float16, got torch\.float64"):
-        check_gpu(16, 16, torch.float64)
+        check(dtype=torch.float64)
+    # 2^25 slots of 4 heads of 16 dimensions are 2^31 numbers, one more than 31 bits count.
+    check(slots=2**25 - 128, block=128)
+    with pytest.raises(ValueError, match="at most 33,554,304 slots of such keys, got an arena of 33,554,432"):
+        check(slots=2**25, block=128)

@@ -42,7 +42,7 @@ class FlexPath:
         self.kinds = (DECODE, prefill)
         data = self.arena.data
         if data.is_cuda:
-            check_gpu(data.shape[-1], self.arena.allocator.block, data.dtype)
+            check_gpu(data, self.arena.allocator.block)
             compiler = compiler or "inductor"
         self.compiler = compiler
         self.latest: FlexAttention | None = None

@@ -18,6 +18,10 @@ from ds2ds.cache.arena import KVArena
 Compiler = str | Callable[..., Any]
 """A backend of torch.compile."""
 
+MOST_NUMBERS = 2**31 - 1
+"""Of the keys of one layer. FlexAttention counts beyond that in 64 bits, and so its kernel for few queries does not
+compile (torch 2.11 to 2.13: a conditional of an int64 and an int32)."""
+
 FAN = 8
 """Every bucket has room for so many rows of one tile: a document and seven that it reads."""
 
@@ -122,14 +126,19 @@ def read_rows(
     return merged.transpose(1, 2).to(queries.dtype)
 
 
-def check_gpu(head_dim: int, block: int, dtype: torch.dtype) -> None:
-    """Raise ValueError unless the GPU kernels can do with such an arena."""
+def check_gpu(data: Tensor, block: int) -> None:
+    """Raise ValueError unless the GPU kernels can do with an arena's data, its extents aligned to `block`."""
+    _, _, heads, slots, head_dim = data.shape
+    dtype = data.dtype
     if head_dim < 16:
         raise ValueError(f"FlexAttention on a GPU needs a head_dim of at least 16, got {head_dim}")
     if block < 16 or block & (block - 1):
         raise ValueError(f"FlexAttention on a GPU needs a block of 16 slots or a higher power of two, got {block}")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"FlexAttention on a GPU needs float32, bfloat16 or float16, got {dtype}")
+    if heads * slots * head_dim > MOST_NUMBERS:
+        most = MOST_NUMBERS // (heads * head_dim) // block * block
+        raise ValueError(f"FlexAttention on a GPU reads at most {most:,} slots of such keys, got an arena of {slots:,}")
 
 
 def _options(kind: Kind, data: Tensor, block: int) -> FlexKernelOptions:

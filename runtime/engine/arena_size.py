@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ds2ds.attention.flex_kernel import MOST_NUMBERS
 from ds2ds.cache.arena import KVArena
 from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -22,11 +23,16 @@ KV_BLOCK = {"cpu": 16, "cuda": 128}
 
 
 def default_arena_tokens(model: DS2DSModel) -> int:
-    """Slots that fill the memory meant for the arena, and room for WINDOWS windows if that is more."""
-    memory = CPU_ARENA_BYTES
+    """Slots that fill the memory meant for the arena, and room for WINDOWS windows if that is more.
+
+    On a GPU no more than FlexAttention can read: the memory of a large one holds millions of a small model's tokens.
+    """
+    slots = CPU_ARENA_BYTES // bytes_per_token(model)
     if model.device.type == "cuda":
         memory = int(GPU_FREE_SHARE * torch.cuda.mem_get_info(model.device)[0])
-    return max(WINDOWS * model.config.max_seq_len, memory // bytes_per_token(model))
+        block = KV_BLOCK["cuda"]
+        slots = min(memory // bytes_per_token(model), MOST_NUMBERS // model.config.model_dim // block * block)
+    return max(WINDOWS * model.config.max_seq_len, slots)
 
 
 def bytes_per_token(model: DS2DSModel) -> int:
