@@ -30,6 +30,7 @@ KERNEL_MODULES = (
     "ds2ds.kernels.decode_attention",
     "ds2ds.kernels.decode_tables",
     "ds2ds.kernels.fused",
+    "ds2ds.kernels.int8_linear",
     "ds2ds.kernels.sampling.launch",
 )
 

@@ -23,6 +23,13 @@ def fused() -> ModuleType:
     return fused
 
 
+def int8_kernels() -> ModuleType:
+    """`ds2ds.kernels.int8_linear`, imported here for the same reason."""
+    from ds2ds.kernels import int8_linear
+
+    return int8_linear
+
+
 @functools.cache
 def triton_is_there() -> bool:
     from importlib.util import find_spec
