@@ -55,6 +55,7 @@ from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.generation.linked_doc_generator import Running
 from ds2ds.kernels import SampleOutput, decode_tables
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
+from ds2ds.model.quantised import quantise_weights
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_decode_graph_gpu.py"),
@@ -568,7 +569,7 @@ def test_the_kernels_do_what_their_reference_does(
 
 
 def test_the_whole_step_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel of ours that a GPU runs, in prefill too; the products are PyTorch's, as they are there."""
+    """Every kernel of ours that a GPU runs, in prefill too; products of floats are PyTorch's, as they are there."""
     monkeypatch.setattr("ds2ds.model.linear.FEW_ROWS", 0)
     monkeypatch.setattr("ds2ds.native.operations.takes", lambda *tensors: False)
     for module in ("backbone", "linear"):
@@ -698,9 +699,16 @@ def launches(model: DS2DSModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "gated_unit": lambda x: torch.zeros_like(x[:, : x.shape[1] // 2]).contiguous(),
     }
     small = SimpleNamespace(**{name: recorder.kernel(name, result) for name, result in ours.items()})
+    products = {
+        "rounded": lambda x: torch.zeros_like(x),
+        "int8_linear": lambda x, values, scales: torch.zeros(len(x), len(values), dtype=x.dtype),
+    }
+    int8 = SimpleNamespace(**{name: recorder.kernel(name, result) for name, result in products.items()})
+    int8.takes = lambda x: True
     for module in ("backbone", "linear"):
         monkeypatch.setattr(f"ds2ds.model.{module}.fuses", lambda x: True)
         monkeypatch.setattr(f"ds2ds.model.{module}.fused", lambda: small)
+    monkeypatch.setattr("ds2ds.model.linear.int8_kernels", lambda: int8)
     store = DocumentStore(KVArena(model.config.num_layers, 2, 16, 64, dtype=model.dtype))
     decoder = Decoder(model, store, 4, capture=False)
     with recorder:
@@ -708,7 +716,13 @@ def launches(model: DS2DSModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return recorder.names
 
 
-def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("weights", "product"),
+    [(None, ["linear"]), ("int8", ["int8_linear"]), ("int8_dynamic", ["rounded", "int8_linear"])],
+)
+def test_a_step_launches_kernels_alone_and_how_many(
+    weights: str | None, product: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing that waits for the device or reads from it, which a graph could not have."""
     counts = []
     for layers in (4, 6):
@@ -716,9 +730,9 @@ def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPa
             model = DS2DSModel.from_config(
                 vocab_size=64, num_layers=layers, model_dim=32, num_heads=2, max_seq_len=64
             ).bfloat16()
-        names = launches(model, monkeypatch)
+        names = launches(quantise_weights(model, weights) if weights else model, monkeypatch)
         assert names[:3] == ["lay_out", "embedding", "rms_norm"]
-        assert names[-4:] == ["rms_norm", "linear", "sample_on_device", "advance"]
+        assert names[-3 - len(product) :] == ["rms_norm", *product, "sample_on_device", "advance"]
         counts.append(Counter(names))
     # Of each layer: the norms of its input, and of queries and keys; attention; what it adds, normed; the gated unit;
     # four products; the second sum; and of half of the layers the skip.
@@ -726,5 +740,5 @@ def test_a_step_launches_kernels_alone_and_how_many(monkeypatch: pytest.MonkeyPa
     assert per_layer == {
         **dict.fromkeys(("lay_out", "embedding", "sample_on_device", "advance"), 0),
         **dict.fromkeys(("store_rows", "read_parts", "add_norm", "gated_unit", "add"), 1),
-        **{"rms_norm": 2, "linear": 4, "addcmul": 0.5},
+        **{"rms_norm": 2, "addcmul": 0.5, **dict.fromkeys(product, 4)},
     }
