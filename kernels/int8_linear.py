@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .build import Build
 
 MOST_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
-"""Beyond it, each program reading all of x takes as long as to expand the weights once."""
+"""By an estimate: beyond it, to read x in every program takes as long as to expand the weights once."""
 
 _MULTIPROCESSORS = 132
 _STEP = tl.constexpr(64)
@@ -61,7 +61,7 @@ def way(dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> Way:
     """How to multiply so many rows with a weight of this shape."""
     if dtype == torch.float32:
         return _in_registers(min(triton.next_power_of_2(rows), 4))
-    # Fewest outputs leave a program for each multiprocessor, the most for each multiprocessor several.
+    # What has few outputs gets small programs, so that there are enough of them; large ones read x less often.
     if outputs < 16 * _MULTIPROCESSORS:
         tile, warps = 8, 8
     else:
