@@ -21,6 +21,7 @@ def keys(measured: dict[str, list[dict[str, object]]]) -> dict[str, object]:
     return {name: sorted(value[0]) if isinstance(value, list) else sorted(value) for name, value in measured.items()}
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_a_cpu_writes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SHAPES", ((64, 32), (128, 64)))
     monkeypatch.setattr(bench, "ROWS", (1, 3))
