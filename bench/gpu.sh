@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command, in about 8 minutes and at most 9.5: the tests marked gpu, then sampling, compaction,
-# attention, the decode step, decoding, reuse and link events in bfloat16. What fails or runs out of time does not keep the rest from
+# attention, products, the decode step, decoding, reuse and link events in bfloat16. What fails or runs out of time does not keep the rest from
 # running, and leaves what it has measured. Results and a log go to $OUT, else to bench/results.
 #
 #     bench/gpu.sh            all of it
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${OUT:-bench/results}")
 mkdir -p "$OUT"
 exec > >(tee "$OUT/gpu.log") 2>&1
-steps=${*:-tests sampling compaction attention gpu_step decode reuse link_event}
+steps=${*:-tests sampling compaction attention linear gpu_step decode reuse link_event}
 most=570
 failed=0
 export PYTHONUNBUFFERED=1
@@ -65,7 +65,8 @@ if wanted tests; then run_tests || failed=1; fi
 measure 80 sampling --dtype float32 --limit 50
 measure 30 compaction
 measure 70 attention
-measure 75 gpu_step
+measure 35 linear --limit 14
+measure 85 gpu_step
 # Eager FlexAttention is left out: on a GPU the training code compiles it.
 measure 110 decode --tokens 32 --against no_cache_sdpa --against transformers
 measure 110 reuse --model 12x768 --link 4 --link 16 --link 64

@@ -5,12 +5,14 @@ The same for int8 weights, beside what torch has for those: `_weight_int8pack_mm
 
     python bench/linear.py
 
-Side by side in one run, medians; prints two tables and writes bench/results/linear_cpu.json.
+Side by side in one run, medians; prints two tables and writes bench/results/linear_cpu.json. With --device cuda it
+measures what linear_gpu.py says, for the matrices of whole models, into linear_cuda.json, whose JSON is the last line.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -20,15 +22,17 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from report import report
 from rich.console import Console
 from rich.table import Table
+from sampling_clock import make_clock
 
 from ds2ds.environment import environment
 from ds2ds.files import atomic_write_text
 from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import linear
 
-RESULT = Path(__file__).parent / "results" / "linear_cpu.json"
+RESULTS = Path(__file__).parent / "results"
 SHAPES = ((50257, 768), (4096, 768), (2304, 768), (768, 2048), (50257, 384), (1152, 384))
 ROWS = (1, 2, 4, 8, 16, 64, 128)
 WEIGHTS_BYTES = 2**27
@@ -100,9 +104,33 @@ def measure_int8(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str
     return {"outputs": outputs, "inputs": inputs, "rows": rows, **speeds}
 
 
-def main(repeats: Annotated[int, typer.Option(min=1)] = 9, threads: Annotated[int, typer.Option(min=1)] = 2) -> None:
+def on_gpu(dtype: torch.dtype, budget: float, limit: float, file: Path) -> None:
+    """Measure, print, write: the matrices of models."""
+    # Imported here, as Triton is not on every system.
+    import linear_gpu
+
+    device = torch.device("cuda")
+    with torch.inference_mode():
+        results = list(linear_gpu.results(linear_gpu.SIZES, linear_gpu.ROWS, dtype, make_clock(device, budget), limit))
+    settings = {"device": "cuda", "dtype": str(dtype).removeprefix("torch."), "budget": budget, "limit": limit}
+    measured = {"environment": environment(device), "settings": settings, "results": results}
+    report(linear_gpu.table(results), measured, file)
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="On a GPU: float32, bfloat16 or float16.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option(min=1, help="On a CPU.")] = 9,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    budget: Annotated[float, typer.Option(help="On a GPU: seconds for a way, shape and number of rows, about.")] = 0.02,
+    limit: Annotated[float, typer.Option(help="On a GPU: seconds after which no shape is begun.")] = math.inf,
+    output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
+) -> None:
     """Measure, print, write."""
     torch.set_num_threads(threads)
+    if device == "cuda":
+        on_gpu(getattr(torch, dtype), budget, limit, output / "linear_cuda.json")
+        return
     results = [measure(outputs, inputs, rows, repeats) for outputs, inputs in SHAPES for rows in ROWS]
     table = Table("weights", "rows", "ds2ds GB/s", "torch GB/s", "sum GB/s", "times faster")
     for r in results:
@@ -118,7 +146,7 @@ def main(repeats: Annotated[int, typer.Option(min=1)] = 9, threads: Annotated[in
         table.add_row(f"{one['outputs']} x {one['inputs']}", str(one["rows"]), *(str(one[way]) for way in ways))
     Console(width=160).print(table)
     measured = {"environment": environment(), "results": results, "int8": int8}
-    atomic_write_text(RESULT, json.dumps(measured, indent=2) + "\n")
+    atomic_write_text(output / "linear_cpu.json", json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

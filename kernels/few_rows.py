@@ -64,29 +64,42 @@ class Way(NamedTuple):
     options: dict[str, Any]
 
 
-def way(dtype: torch.dtype, weight_bytes: int, rows: int, outputs: int, inputs: int) -> Way:
+def way(
+    dtype: torch.dtype,
+    weight_bytes: int,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    norm: bool = False,
+    gated: bool = False,
+) -> Way:
     """How to multiply so many rows with a weight of this shape (for a gated unit: of each of its halves)."""
     if dtype == torch.float32:
-        return _in_registers(min(triton.next_power_of_2(rows), 4))
+        return _in_registers(min(triton.next_power_of_2(rows), 4), gated)
     # Fewest outputs leave a program for each multiprocessor, the most for each multiprocessor several.
     if outputs < 16 * _MULTIPROCESSORS:
         tile, warps = 8, 8
     else:
-        tile, warps = 16 if outputs < 64 * _MULTIPROCESSORS else 32, 4
+        # Two sums for each output take twice the registers.
+        tile, warps = 16 if gated or outputs < 64 * _MULTIPROCESSORS else 32, 4
     step = _STEP_BYTES // weight_bytes
     even = inputs % (warps * step) == 0
-    # Masks for a rest of inputs take registers.
-    return _on_tensor_cores(min(max(triton.next_power_of_2(rows), 8), 32 if even else 16), tile, warps, step, even)
+    # Masks for a rest of inputs take registers, and so do squares.
+    most = 32 if even and not norm else 16
+    return _on_tensor_cores(min(max(triton.next_power_of_2(rows), 8), most), tile, warps, step, even)
 
 
-def _in_registers(rows: int) -> Way:
-    return Way(_sum, {"ROWS": rows, "OUTPUTS": 4, "BLOCK": 1024}, _OPTIONS | {"num_warps": 8})
+def _in_registers(rows: int, gated: bool) -> Way:
+    return Way(_sum, {"ROWS": rows, "OUTPUTS": 2 if gated else 4, "BLOCK": 1024}, _OPTIONS | {"num_warps": 8})
 
 
 def _on_tensor_cores(rows: int, outputs: int, warps: int, step: int, even: bool) -> Way:
     constants = {"ROWS": rows, "OUTPUTS": outputs, "WARPS": warps, "STEP": step, "EVEN": even}
     # Buffers in shared memory, one fewer than stages, come to 72 KiB at most: every GPU since sm_80 has them.
-    return Way(_dot, constants, _OPTIONS | {"num_warps": warps, "num_stages": 4 if rows <= 16 else 3})
+    options = _OPTIONS | {"num_warps": warps, "num_stages": 4 if rows <= 16 else 3}
+    if outputs == 32 and rows <= 16:
+        options["maxnreg"] = 128  # left to itself, ptxas takes 72 for some on sm_90, and spills two
+    return Way(_dot, constants, options)
 
 
 def takes(x: Tensor) -> bool:
@@ -123,7 +136,7 @@ def product(
     rows, inputs = x.shape
     outputs = weight.numel() // inputs // (2 if gated else 1)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    kernel, constants, options = way(x.dtype, weight.element_size(), rows, outputs, inputs)
+    kernel, constants, options = way(x.dtype, weight.element_size(), rows, outputs, inputs, norm, gated)
     programs = triton.cdiv(outputs, constants["OUTPUTS"]) * triton.cdiv(rows, constants["ROWS"])
     # What is not there is not read; `out` stands for it.
     weights, index, other = (out, 0, out) if skip is None else skip
@@ -273,39 +286,38 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 
 
 def builds() -> Iterator[Build]:
-    """Every way to multiply, plainly and for a gated unit; the other operations in one way, the one for most rows."""
+    """Products of normed rows, which take most registers, in all sizes of programs; else the largest."""
     from .build import Build
 
-    off = {"SCALED": False, "NORM": False, "GATED": False, "ADD": False, "SKIP": NO_SKIP}
     numbers = dict.fromkeys(("rows", "row_stride", "outputs", "inputs", "index"), "i32") | {"epsilon": "fp32"}
-    for dtype in ("fp32", "bf16", "fp16"):
-        for weight in (dtype, "i8"):
-            pointers = dict.fromkeys(("x", "weight", "scales", "add", "skip_weights", "other", "out"), f"*{dtype}")
-            if weight == "i8":
-                pointers |= {"weight": "*i8", "scales": "*fp32"}
-            for operation, constants in OPERATIONS.items():
-                ways = _ways(dtype, weight)
-                for name, one in ways if operation in ("", "norm, gated") else ways[-1:]:
-                    said = ", ".join(filter(None, (weight, dtype, name, operation)))
-                    yield Build(
-                        kernel=one.kernel,
-                        name=f"few_rows{one.kernel.__name__}[{said}]",
-                        signature=pointers | numbers,
-                        constexprs=off | {"SCALED": weight == "i8"} | constants | one.constants,
-                        attrs=dict.fromkeys((*pointers, "row_stride", "inputs"), 16),
-                        options=one.options,
-                    )
+    off = {"SCALED": False, "NORM": False, "GATED": False, "ADD": False, "SKIP": NO_SKIP}
+    for dtype, weight in (("fp32", "fp32"), ("fp32", "i8"), ("bf16", "bf16"), ("bf16", "i8"), ("fp16", "fp16")):
+        pointers = dict.fromkeys(("x", "weight", "scales", "add", "skip_weights", "other", "out"), f"*{dtype}")
+        if weight == "i8":
+            pointers |= {"weight": "*i8", "scales": "*fp32"}
+        for operation, constants in OPERATIONS.items():
+            ways = _ways(dtype, weight, "NORM" in constants, "GATED" in constants)
+            for name, one in ways if "NORM" in constants and dtype != "fp16" else ways[-1:]:
+                details = ", ".join(filter(None, (dtype, name, operation)))
+                yield Build(
+                    kernel=one.kernel,
+                    name=f"few_rows{one.kernel.__name__}[{weight} x {details}]",
+                    signature=pointers | numbers,
+                    constexprs=off | {"SCALED": weight == "i8"} | constants | one.constants,
+                    attrs=dict.fromkeys((*pointers, "row_stride", "inputs"), 16),
+                    options=one.options,
+                )
 
 
-def _ways(dtype: str, weight: str) -> list[tuple[str, Way]]:
+def _ways(dtype: str, weight: str, norm: bool, gated: bool) -> list[tuple[str, Way]]:
     if dtype == "fp32":
-        return [(f"{rows} rows", _in_registers(rows)) for rows in (1, 2, 4)]
+        return [(f"{rows} rows", _in_registers(rows, gated)) for rows in (1, 4)]
     step = _STEP_BYTES // (1 if weight == "i8" else 2)
     return [
         (
             f"{rows} rows, {outputs} outputs{'' if even else ', a rest'}",
             _on_tensor_cores(rows, outputs, warps, step, even),
         )
-        for outputs, warps in ((8, 8), (16, 4), (32, 4))
-        for rows, even in ((8, False), (16, False), (8, True), (16, True), (32, True))
+        for outputs, warps in ((8, 8), (16, 4), *([] if gated else [(32, 4)]))
+        for rows, even in ((16, False), (8, True), (16 if norm else 32, True))
     ]

@@ -24,9 +24,14 @@ Skip: TypeAlias = tuple[Tensor, int, Tensor | None]
 """(weights [n], which of them, other): weights[which] * other joins a sum of other's shape and dtype, [rows, width] and
 contiguous; None: of that sum itself."""
 
+_LARGEST = tl.constexpr(127.0)
+_ROUNDER = tl.constexpr(1.5 * 2**23)
+"""Added and taken away again it rounds a float32 below 2^22 to an integer, halves to even."""
+
 NO_SKIP, ANOTHER, ITSELF = 0, 1, 2  # SKIP of kernels
 
 _BLOCK = 1024
+_ROUNDED = 4096
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 _OF_A_HEAD = _OPTIONS | {"num_warps": 1}
 
@@ -64,6 +69,17 @@ def gated_unit(x: Tensor) -> Tensor:
     rows, width = x.shape[0], x.shape[1] // 2
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     _gated_unit[(rows, triton.cdiv(width, _BLOCK))](x, out, width, BLOCK=_BLOCK, **_OPTIONS)
+    return out
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x [rows, inputs], each row rounded to 255 steps up to its largest magnitude, in x's dtype."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    rows, inputs = x.shape
+    out = torch.empty(rows, inputs, dtype=x.dtype, device=x.device)
+    block = min(triton.next_power_of_2(inputs), _ROUNDED)
+    _round[(rows,)](x, out, x.stride(0), inputs, torch.finfo(x.dtype).tiny, BLOCK=block, **_OPTIONS)
     return out
 
 
@@ -117,6 +133,24 @@ def _gated_unit(x, out, width, BLOCK: tl.constexpr):
     tl.store(out + row * width + lane, (up * silu).to(out.dtype.element_ty), mask=here)
 
 
+@triton.jit
+def _round(x, out, row_stride, inputs, tiny, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    largest = tl.full((), 0.0, tl.float32)
+    for start in range(0, inputs, BLOCK):
+        values = tl.load(x + row * row_stride + start + lane, mask=start + lane < inputs, other=0.0)
+        largest = tl.maximum(largest, tl.max(tl.abs(values.to(tl.float32))))
+    # Every result is rounded as a tensor of x's dtype would be.
+    scale = tl.div_rn(largest, _LARGEST).to(out.dtype.element_ty).to(tl.float32)
+    for start in range(0, inputs, BLOCK):
+        here = start + lane < inputs
+        values = tl.load(x + row * row_stride + start + lane, mask=here, other=0.0).to(tl.float32)
+        steps = tl.div_rn(values, tl.zeros_like(values) + tl.maximum(scale, tiny)).to(out.dtype.element_ty)
+        whole = (steps.to(tl.float32) + _ROUNDER) - _ROUNDER
+        tl.store(out + row * inputs + start + lane, (whole * scale).to(out.dtype.element_ty), mask=here)
+
+
 def _power(number: int) -> int:
     return triton.next_power_of_2(number)
 
@@ -128,8 +162,8 @@ def builds() -> Iterator[Build]:
     skips = {"": NO_SKIP, ", skip": ANOTHER, ", skip itself": ITSELF}
     kernels: list[tuple[Any, int, str, dict[str, int]]] = [(_rms_norm, 64, "", {}), (_rms_norm, 1024, "", {})]
     kernels += [(_add_norm, 1024, name, {"SKIP": mode}) for name, mode in skips.items()]
-    kernels += [(_gated_unit, _BLOCK, "", {})]
-    kinds = {"row_stride": "i32", "width": "i32", "index": "i32", "epsilon": "fp32"}
+    kernels += [(_gated_unit, _BLOCK, "", {}), (_round, 1024, "", {}), (_round, _ROUNDED, "", {})]
+    kinds = dict.fromkeys(("row_stride", "width", "inputs", "index"), "i32") | {"epsilon": "fp32", "tiny": "fp32"}
     for dtype in ("fp32", "bf16", "fp16"):
         for kernel, block, detail, constants in kernels:
             constants = {"BLOCK": block, **constants}

@@ -56,6 +56,7 @@ from ds2ds.generation.linked_doc_generator import Running
 from ds2ds.kernels import SampleOutput, decode_tables
 from ds2ds.kernels import few_rows as few_rows_kernels
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
+from ds2ds.model.quantised import quantise_weights
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_decode_graph_gpu.py"),
@@ -741,6 +742,7 @@ def launches(model: DS2DSModel, few_rows: int, monkeypatch: pytest.MonkeyPatch) 
     for name, result in made.items():
         monkeypatch.setattr(graphs, name, recorder.kernel(name, result))
     ours = {
+        "rounded": lambda x: torch.zeros_like(x),
         "rms_norm": lambda x: torch.zeros(x.shape, dtype=x.dtype),
         "add_norm": lambda x, y, skip=None: (torch.zeros_like(x), torch.zeros_like(x)),
         "gated_unit": lambda x: torch.zeros_like(x[:, : x.shape[1] // 2]).contiguous(),
@@ -760,28 +762,36 @@ def launches(model: DS2DSModel, few_rows: int, monkeypatch: pytest.MonkeyPatch) 
 
 # Of each layer. Of few rows four products and attention; else four products, attention, the norm of queries and keys,
 # the gated unit, and two sums that are normed.
-PER_LAYER = {
-    16: {**dict.fromkeys(("store_rows", "read_parts"), 1), "product": 4},
-    3: {
-        **dict.fromkeys(("store_rows", "read_parts", "gated_unit", "rms_norm"), 1),
-        **{"linear": 4, "add_norm": 2},
-    },
-}
-AROUND = {16: (["embedding"], ["product"]), 3: (["embedding", "rms_norm"], ["linear"])}
+OF_FEW_ROWS = {**dict.fromkeys(("store_rows", "read_parts"), 1), "product": 4}
+OF_MANY_ROWS = {**dict.fromkeys(("store_rows", "read_parts", "gated_unit", "rms_norm"), 1), "add_norm": 2}
 
 
-@pytest.mark.parametrize("few_rows", PER_LAYER)
-def test_a_step_launches_kernels_alone_and_how_many(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("weights", "few_rows", "product"),
+    [
+        (None, 16, ["product"]),
+        (None, 3, ["linear"]),
+        ("int8", 16, ["product"]),
+        ("int8", 3, ["product"]),
+        ("int8_dynamic", 16, ["rounded", "product"]),
+    ],
+)
+def test_a_step_launches_kernels_alone_and_how_many(
+    weights: str | None, few_rows: int, product: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing that waits for the device or reads from it, which a graph could not have."""
+    few = few_rows == 16 and weights != "int8_dynamic"
+    per_layer = OF_FEW_ROWS if few else OF_MANY_ROWS | dict.fromkeys(product, 4)
     counts = []
     for layers in (4, 6):
         with torch.random.fork_rng(devices=[]):
             model = DS2DSModel.from_config(
                 vocab_size=64, num_layers=layers, model_dim=32, num_heads=2, max_seq_len=64
             ).bfloat16()
-        names = launches(model, few_rows, monkeypatch)
-        before, after = (["lay_out", *AROUND[few_rows][0]], [*AROUND[few_rows][1], "sample_on_device", "advance"])
+        names = launches(quantise_weights(model, weights) if weights else model, few_rows, monkeypatch)
+        before = ["lay_out", "embedding", *([] if few else ["rms_norm"])]
+        after = [*product, "sample_on_device", "advance"]
         assert (names[: len(before)], names[-len(after) :]) == (before, after)
         counts.append(Counter(names[len(before) : -len(after)]))
-    assert {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]} == PER_LAYER[few_rows]
-    assert all(count == 4 * PER_LAYER[few_rows][name] for name, count in counts[0].items())
+    assert {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]} == per_layer
+    assert all(count == 4 * per_layer[name] for name, count in counts[0].items())

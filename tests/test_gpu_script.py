@@ -59,7 +59,7 @@ def test_every_file_with_gpu_tests_is_run_and_no_other(started: list[list[str]])
 def test_every_benchmark_takes_its_arguments(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")
     benchmarks = [arguments for arguments in started if arguments[0].startswith("bench/")]
-    assert len(benchmarks) == 7
+    assert len(benchmarks) == 8
     for file, *arguments in benchmarks:
         app = typer.Typer()
         app.command()(importlib.import_module(Path(file).stem).main)

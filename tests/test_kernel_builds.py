@@ -87,6 +87,23 @@ def test_errors_of_the_compiler_are_told_by_name_and_briefly(made_to_fail: subpr
     assert len(made_to_fail.stderr.splitlines()) < 60
 
 
+def test_weights_of_few_rows_are_read_16_bytes_at_a_time() -> None:
+    """By every thread, straight into shared memory; and they meet x on tensor cores."""
+    code = (
+        "from ds2ds.kernels.build import compile_build\nfrom ds2ds.kernels.few_rows import builds\n"
+        "for build in builds():\n"
+        "    if 'bf16, 8 rows' in build.name: print(compile_build(build, 90).ptx, end='====')\n"
+    )
+    codes = run("-c", code).stdout.split("====")[:-1]
+    assert len(codes) == 2 * (3 + 2)  # of bfloat16 and int8, normed for 8, 16 and 32 outputs, and gated for 8 and 16
+    for ptx in codes:
+        copies = re.findall(r"cp\.async\.\w+\.shared\.global\S* \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+        assert copies and set(copies) == {"0x10"}
+        # Besides there are at most the scales.
+        assert set(re.findall(r"ld\.global\S*", ptx)) <= {"ld.global.b32"}
+        assert "mma.sync.aligned.m16n8k16" in ptx
+
+
 def test_what_is_interpreted_cannot_be_compiled() -> None:
     result = compile_kernels("--module", "kernels_to_build", TRITON_INTERPRET="1")
     assert result.returncode == 2

@@ -23,6 +23,13 @@ def fused() -> ModuleType:
     return fused
 
 
+def few_rows() -> ModuleType:
+    """`ds2ds.kernels.few_rows`, imported here for the same reason."""
+    from ds2ds.kernels import few_rows
+
+    return few_rows
+
+
 @functools.cache
 def triton_is_there() -> bool:
     from importlib.util import find_spec

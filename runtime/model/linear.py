@@ -5,6 +5,9 @@ torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some mac
 AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, up to as many rows as
 a short prompt has. Where it cannot be compiled, batched products of the same weights do, which read 33 to 40 GB/s.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
+
+On a GPU torch multiplies floats, and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows,
+whose products are bound by arithmetic, int8 weights are expanded in each call.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds2ds.model.fusion import fused, fuses
+from ds2ds.model.fusion import few_rows, fused, fuses
 from ds2ds.model.int8_weight import LARGEST, Int8Weight
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import rows_apart
@@ -75,9 +78,19 @@ def _int8(x: Tensor, weight: Int8Weight) -> Tensor:
             return native.linear_int8_dynamic(x, weight.values, weight.scales)
         if x.shape[0] <= FEW_ROWS or rows_apart():
             return native.linear_int8(x, weight.values, weight.scales)
-    if weight.dynamic:
-        scales = x.abs().amax(-1, keepdim=True) / LARGEST
-        x = (x / scales.clamp_min(torch.finfo(x.dtype).tiny)).round_() * scales
+    if fuses(x) and few_rows().takes(x):
+        return few_rows().product(fused().rounded(x) if weight.dynamic else x, weight.values, weight.scales)
+    return expanded(rounded(x) if weight.dynamic else x, weight)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x [rows, inputs], each row rounded to 255 steps up to its largest magnitude, in x's dtype."""
+    scales = x.abs().amax(-1, keepdim=True) / LARGEST
+    return (x / scales.clamp_min(torch.finfo(x.dtype).tiny)).round_() * scales
+
+
+def expanded(x: Tensor, weight: Int8Weight) -> Tensor:
+    """x [rows, inputs] times a weight that is made x's dtype for that."""
     # Scaled after the product: the int8 values are exact in every dtype, bfloat16 included.
     values = weight.values.to(x.dtype)
     product = linear(x, values) if x.dtype == torch.float32 else F.linear(x, values)

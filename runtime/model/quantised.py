@@ -22,7 +22,8 @@ def quantise_weights(model: DS2DSModel, kind: str = "int8") -> DS2DSModel:
 
     Args:
         kind: "int8" rounds the weights alone; "int8_dynamic" also what is multiplied with them, row by row, which is
-            faster for several rows at once. `bench/quantised.py` measures what either costs in perplexity.
+            faster for several rows at once on a CPU, and a launch more for each product on a GPU. `bench/quantised.py`
+            measures what either costs in perplexity.
 
     Raises:
         ConfigError: there is no such kind, or the model is quantised already; ValueError: a weight is not finite.
