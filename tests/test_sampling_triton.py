@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
-from ds2ds.kernels.sampling import elementary, philox
+from ds2ds.kernels.sampling import elementary, launch, philox
 from ds2ds.kernels.sampling.arithmetic import (
     exact_exp,
     exact_log,
@@ -223,6 +223,30 @@ def test_a_setting_that_cannot_be_refused_is_reported_in_its_row(change: dict) -
     assert out.tokens[1] == -1 and out.logprobs[1].isnan()
     rows = {name: column[[0, 2]] for name, column in rows.items()}
     assert out.tokens[[0, 2]].tolist() == sample_rows(logits[[0, 2]], **rows, backend="torch").tokens.tolist()
+
+
+class Recorder:
+    """Stands where a kernel stands: notes what a launch would have compiled it for."""
+
+    def __init__(self) -> None:
+        self.constants: list[dict[str, object]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
+        return self
+
+    def __call__(self, *args: object, **constants: object) -> None:
+        self.constants.append(constants)
+
+
+def test_small_vocabularies_share_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each would take seconds to compile."""
+    kernels = {name: Recorder() for name in ("scan", "choose", "draw", "finish")}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(launch, name, kernel)
+    for vocab in (2, 20, 300, 5000, 50257):
+        on_device(torch.zeros(1, vocab), columns([{}]))
+    for kernel in kernels.values():
+        assert len(kernel.constants) == 5 and all(one == kernel.constants[0] for one in kernel.constants)
 
 
 def test_no_rows() -> None:
