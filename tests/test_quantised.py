@@ -131,6 +131,7 @@ def test_other_precisions_compute_the_same(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_computes_the_same(kind: str, dtype: torch.dtype) -> None:
