@@ -238,15 +238,15 @@ class Recorder:
         self.constants.append(constants)
 
 
-def test_small_vocabularies_share_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_vocabularies_share_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each would take seconds to compile."""
     kernels = {name: Recorder() for name in ("scan", "choose", "draw", "finish")}
     for name, kernel in kernels.items():
         monkeypatch.setattr(launch, name, kernel)
-    for vocab in (2, 20, 300, 5000, 50257):
+    for vocab in (2, 20, 300, 5000, 50257, 2**18):
         on_device(torch.zeros(1, vocab), columns([{}]))
     for kernel in kernels.values():
-        assert len(kernel.constants) == 5 and all(one == kernel.constants[0] for one in kernel.constants)
+        assert len(kernel.constants) == 6 and all(one == kernel.constants[0] for one in kernel.constants)
 
 
 def test_no_rows() -> None:

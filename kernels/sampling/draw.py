@@ -48,9 +48,10 @@ def draw(
                 # Programs take places in any order. It is a set: nothing that follows depends on the order.
                 place = tl.atomic_add(count + row, number) + tl.cumsum(asked.to(tl.int32)) - 1
                 fits = asked & (place < capacity)
-                tl.store(xs + row * capacity + place, x, mask=fits)
-                tl.store(ws + row * capacity + place, w, mask=fits)
-                tl.store(ids + row * capacity + place, token, mask=fits)
+                at_place = row * capacity + place
+                tl.store(xs + at_place, x, mask=fits)
+                tl.store(ws + at_place, w, mask=fits)
+                tl.store(ids + at_place, token, mask=fits)
         free = certain & (x > -float("inf")) & (w >= tl.load(min_p + row))
         best = tl.full((TILE,), -float("inf"), tl.float32)
         if tl.max(free.to(tl.int32)) != 0:

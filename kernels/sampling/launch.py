@@ -55,8 +55,8 @@ class Sizes:
 SIZES = Sizes()
 MARK_WARPS = 4
 
-# Kernels are compiled anew for other TILES, and for a capacity that is no multiple of 16; small vocabularies share one.
-LEAST_TILES = 32
+# A kernel is compiled for its TILES, and for a capacity that is a multiple of 16 or not: one for all vocabularies.
+LEAST_TILES = 128
 LEAST_CAPACITY = 16
 
 
@@ -141,11 +141,11 @@ def sample_on_device(
 
 
 def builds() -> Iterator[Build]:
-    """What can be launched: every dtype, with and without a penalty, for the largest vocabulary.
+    """What can be launched: every dtype, with and without a penalty.
 
     Rows whose stride and length are multiples of 16 are read in wider words than others, such as GPT-2's 50,257.
     """
-    per_row = {"TILES": 128, "CHUNK": SIZES.chunk}
+    per_row = {"TILES": LEAST_TILES, "CHUNK": SIZES.chunk}
     constants: list[tuple[Any, dict[str, int], int]] = [
         (scan, {"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
         (choose, {"GROUP": SIZES.group, **per_row}, SIZES.row_warps),

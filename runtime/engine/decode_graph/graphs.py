@@ -91,7 +91,7 @@ class Graphs:
         if weights != self._weights:
             self._weights = weights
             self._graphs.clear()
-            # A pool whose graphs are all gone, but not all of its memory, takes no new ones: an internal assert of torch.
+            # A pool whose graphs are all gone, but not all of its memory, takes no new ones: torch asserts that.
             self._pool = torch.cuda.graph_pool_handle() if self.capture else None
 
     @torch.inference_mode()
