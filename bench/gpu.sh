@@ -14,11 +14,11 @@ tests() {
     timeout --signal=INT --kill-after=10 225 python3 -m pytest -o addopts="-ra" -m gpu --continue-on-collection-errors \
         "${@:2}" > "$OUT/tests_$1.log" 2>&1
 }
-own=(tests/test_sampling_gpu.py tests/test_flex_gpu.py tests/test_triton_attention_gpu.py tests/test_full_pass.py)
+own=(tests/test_sampling_gpu.py tests/test_flex_gpu.py tests/test_triton_attention_gpu.py)
 running=()
 tests sampling "${own[0]}" & running+=($!)
 tests flex "${own[1]}" & running+=($!)
-tests attention "${own[2]}" "${own[3]}" & running+=($!)
+tests attention "${own[2]}" & running+=($!)
 tests rest "${own[@]/#/--ignore=}" & running+=($!)
 for process in "${running[@]}"; do wait "$process" || failed=$?; done
 tail -n 25 "$OUT"/tests_*.log
