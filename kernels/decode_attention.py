@@ -177,7 +177,8 @@ def _merge(total, summed, first, count, out, WIDTH: tl.constexpr):
         at = part * heads + head
         whole += tl.load(total + at)
         weighted += tl.load(summed + at * WIDTH + every)
-    read = tl.where(whole > 0, weighted / whole, 0.0)
+    # Not where it is above 0, either, as it may be NaN: what a row reads of one that is NaN, is NaN.
+    read = tl.where(whole == 0, 0.0, weighted / whole)
     tl.store(out + (row * heads + head) * WIDTH + every, read.to(out.dtype.element_ty))
 
 

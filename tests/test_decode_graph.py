@@ -7,9 +7,13 @@ but where it is they that are tested, in Triton's interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
+import itertools
+import weakref
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -354,7 +358,7 @@ class Bench:
     def __init__(self, max_seq_len: int = 512, **options: Any) -> None:
         self.model = small_model(max_seq_len=max_seq_len)
         self.store = DocumentStore(KVArena(2, 2, 16, 512), share=False)
-        self.decoder = Decoder(self.model, self.store, 4, part=4, capture=False, **options)
+        self.decoder = Decoder(self.model, self.store, 4, **{"part": 4, "capture": False, **options})
 
     def document(self, text: str, *targets: Document, capacity: int = 60) -> Document:
         document = Document(text[:1], encode(text), capacity=capacity)
@@ -677,6 +681,88 @@ def test_what_runs_before_a_capture_leaves_no_trace(plain_kernels: None) -> None
         bench.decoder.graphs.compute(Bucket(4, 8, True))
         assert not torch.equal(bench.decoder.tables.drawn, before[2])
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, before, strict=True))
+
+
+class FakeGraph:
+    replay: Callable[[], None]
+
+
+class FakeCuda:
+    """As much of torch.cuda as a capture needs, on a CPU: a graph is what was computed, and a replay computes it again.
+
+    Attributes:
+        live: how many graphs each pool has. As in torch, one that has had some and has none takes no more.
+        captured: (pool, stream, of how many rows) of each graph; warmed: the streams that something was computed on.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.live: Counter[int] = Counter()
+        self.captured: list[tuple[int, int, int]] = []
+        self.warmed: list[int] = []
+        self.stream = 0
+        numbers = itertools.count(1)
+        for name, stand_in in {
+            "Stream": lambda device: SimpleNamespace(number=next(numbers), wait_stream=lambda other: None),
+            "current_stream": lambda device: SimpleNamespace(number=0, wait_stream=lambda other: None),
+            "stream": self.on,
+            "graph_pool_handle": lambda: next(numbers),
+            "CUDAGraph": FakeGraph,
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        compute = Graphs.compute
+
+        def watched(of: Graphs, bucket: Bucket) -> None:
+            self.warmed.append(self.stream)
+            self.bucket, self.of = bucket, of
+            compute(of, bucket)
+
+        monkeypatch.setattr(Graphs, "compute", watched)
+
+    @contextlib.contextmanager
+    def on(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.stream, before = stream.number, self.stream
+        yield
+        self.stream = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: FakeGraph, pool: int, stream: SimpleNamespace, capture_error_mode: str) -> Iterator[None]:
+        assert self.live.get(pool) != 0, "use_count > 0 INTERNAL ASSERT FAILED"
+        assert stream.number in self.warmed, "a capture on a stream that cuBLAS has no workspace for"
+        assert not gc.isenabled(), "an old graph may come to its end in a capture"
+        kept = [tensor.clone() for tensor in (*self.of.tables.state, self.of.arena.data)]
+        with self.on(stream):
+            yield
+        for tensor, before in zip((*self.of.tables.state, self.of.arena.data), kept, strict=True):
+            tensor.copy_(before)  # a capture computes nothing
+        self.live[pool] += 1
+        self.captured.append((pool, stream.number, self.bucket.rows))
+        of, bucket = self.of, self.bucket
+        graph.replay = lambda: of.compute(bucket)
+        weakref.finalize(graph, self.live.subtract, [pool])
+
+
+def test_graphs_are_captured_on_one_stream_and_anew_for_other_weights(
+    plain_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    bench = Bench(capture=True)
+    a, b = bench.document("abc"), bench.document("by")
+    for number in (1, 2):
+        bench.store.use_weights(bytes([number]))
+        for parameter in bench.model.parameters():
+            parameter.data = parameter.data.clone()
+        bench.step(a)
+        bench.step(a)
+        bench.step(a, b)
+        bench.step(a, b)
+        assert bench.decoder.graphs.captured == 2 * number
+    assert gc.isenabled()
+    pools, streams, rows = zip(*cuda.captured, strict=True)
+    assert rows == (1, 2, 1, 2)
+    assert pools[0] == pools[1] != pools[2] == pools[3]
+    assert len(set(streams)) == 1 and set(cuda.warmed) == {0, streams[0]}
+    scores_agree(a, b)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
-from ds2ds.kernels.sampling import elementary, philox
+from ds2ds.kernels.sampling import elementary, launch, philox
 from ds2ds.kernels.sampling.arithmetic import (
     exact_exp,
     exact_log,
@@ -225,6 +225,30 @@ def test_a_setting_that_cannot_be_refused_is_reported_in_its_row(change: dict) -
     assert out.tokens[[0, 2]].tolist() == sample_rows(logits[[0, 2]], **rows, backend="torch").tokens.tolist()
 
 
+class Recorder:
+    """Stands where a kernel stands: notes what a launch would have compiled it for."""
+
+    def __init__(self) -> None:
+        self.constants: list[dict[str, object]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
+        return self
+
+    def __call__(self, *args: object, **constants: object) -> None:
+        self.constants.append(constants)
+
+
+def test_all_vocabularies_share_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each would take seconds to compile."""
+    kernels = {name: Recorder() for name in ("scan", "choose", "draw", "finish")}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(launch, name, kernel)
+    for vocab in (2, 20, 300, 5000, 50257, 2**18):
+        on_device(torch.zeros(1, vocab), columns([{}]))
+    for kernel in kernels.values():
+        assert len(kernel.constants) == 6 and all(one == kernel.constants[0] for one in kernel.constants)
+
+
 def test_no_rows() -> None:
     assert [column.shape for column in on_device(torch.empty(0, 5), columns([{}] * 0))] == [(0,)] * 3
 
@@ -253,7 +277,7 @@ def test_arithmetic_is_the_reference_s_bit_for_bit(seed: int, position: int) -> 
     y[:6] = [0, -0.0, -87, -87.01, -np.inf, -1e-40]
     x = np.exp(rng.uniform(-87, 88, size)).astype(np.float32)
     words = rng.integers(0, 2**32, size, dtype=np.uint32)
-    words[:5] = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
+    words[:6] = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2714937024]  # the last is the noise 0
     out, keys = torch.empty(6, size), torch.empty(size, dtype=torch.int64)
     arrays = [torch.from_numpy(a) for a in (y, x, words.view(np.int32))]
     seeds = [torch.tensor([value], dtype=torch.int64) for value in (seed, position)]

@@ -139,6 +139,17 @@ def test_queries_and_keys_may_be_normed_as_they_are_read(dtype: torch.dtype) -> 
         torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
+def test_what_is_read_of_a_row_that_is_nan_is_nan() -> None:
+    """Else who reads a document without usable numbers would go on as if it were empty."""
+    data, qk = torch.randn(2, 1, 16, 16), torch.randn(2, 2, 1, 16)
+    data[0, :, 3] = torch.nan
+    rotary = Rotary(16, 64)
+    parts = torch.tensor([[0, 3, 0, 3], [1, 5, 8, 4], [1, 5, 0, 4]], dtype=torch.int32)
+    first, count = torch.tensor([[0, 1], [1, 2]], dtype=torch.int32)
+    out = read_parts(data, qk, rotary.cos, rotary.sin, parts, first, count, 4)
+    assert out[0].isfinite().all() and out[1].isnan().all()
+
+
 def test_what_the_kernels_cannot_do_is_an_error() -> None:
     for wrong, message in (
         (torch.zeros(1, 2, 1, 16, 12), "power of two from 4 on, got 12"),

@@ -60,7 +60,8 @@ def gumbel(words):
     rounded = 1.0 - near
     lost = tl.div_rn((1.0 - rounded) - near, rounded)
     exponential = exact_log(tl.where(large, near, rounded)) + tl.where(large, 0.0, lost)
-    return -exact_log(-exponential)
+    # A minus of Triton's makes 0 of 0 up to 3.6, and -0 later.
+    return 0.0 - exact_log(-exponential)
 
 
 @triton.jit

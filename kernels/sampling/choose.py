@@ -24,10 +24,9 @@ ROUGH = tl.constexpr(1e-4)
 def choose(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, position, refused,
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
-    top, raw_top, raw_total, pending, low_key, high_key, count, chosen, xs, ws, ids,
+    top, raw_top, raw_total, pending, low_key, high_key, count, chosen, xs, ws, ids, capacity,
     tokens, logprobs, status,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CAPACITY: tl.constexpr,
-    CHUNK: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One row: its status, its token if greedy; else the keys above which all tokens are kept and below which none is,
     and for top-k the tokens between.
@@ -79,10 +78,10 @@ def choose(
         if (k > 0) & (k < vocab):
             found += MANY
             groups = tl.cdiv(vocab, GROUP)
-            if (k < groups) & (k <= CAPACITY // GROUP):
+            if (k < groups) & (k <= capacity // GROUP):
                 facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
-                buffer = (xs + row * CAPACITY, ws + row * CAPACITY, ids + row * CAPACITY)
-                group_list = chosen + row * (CAPACITY // GROUP)
+                buffer = (xs + row * capacity, ws + row * capacity, ids + row * capacity)
+                group_list = chosen + row * (capacity // GROUP)
                 low, found = gather_groups(
                     k, groups, group_peak + row * groups, group_list, facts, buffer, GROUP, PENALISED, CHUNK
                 )

@@ -12,9 +12,9 @@ from .search import MANY, load_row, mass
 @triton.jit(do_not_specialize=["words"])
 def draw(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
-    top, pending, low_key, high_key, count, xs, ws, ids,
+    top, pending, low_key, high_key, count, xs, ws, ids, capacity,
     mass_all, mass_above, best_score, best_token,
-    PENALISED: tl.constexpr, TILE: tl.constexpr, CAPACITY: tl.constexpr,
+    PENALISED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row without top-k: the mass of all its tokens and of those that are certain to be kept, the best
     score among the latter; the tokens in question go to the row's buffer, as far as they fit in.
@@ -47,10 +47,11 @@ def draw(
             if number > 0:
                 # Programs take places in any order. It is a set: nothing that follows depends on the order.
                 place = tl.atomic_add(count + row, number) + tl.cumsum(asked.to(tl.int32)) - 1
-                fits = asked & (place < CAPACITY)
-                tl.store(xs + row * CAPACITY + place, x, mask=fits)
-                tl.store(ws + row * CAPACITY + place, w, mask=fits)
-                tl.store(ids + row * CAPACITY + place, token, mask=fits)
+                fits = asked & (place < capacity)
+                at_place = row * capacity + place
+                tl.store(xs + at_place, x, mask=fits)
+                tl.store(ws + at_place, w, mask=fits)
+                tl.store(ids + at_place, token, mask=fits)
         free = certain & (x > -float("inf")) & (w >= tl.load(min_p + row))
         best = tl.full((TILE,), -float("inf"), tl.float32)
         if tl.max(free.to(tl.int32)) != 0:

@@ -12,10 +12,10 @@ from .search import COUNT, LAST_ID, MANY, MASS, TIES, candidates, kept, mass, se
 @triton.jit(do_not_specialize=["words", "tiles"])
 def finish(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
-    top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids,
+    top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids, capacity,
     mass_all, mass_above, best_score, best_token, tiles,
     tokens, logprobs,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One row: the cuts of top-k and top-p among the tokens in question, the best score among those kept, the token."""
     row = tl.program_id(0).to(tl.int64)
@@ -33,11 +33,11 @@ def finish(
         low = tl.load(low_key + row).to(tl.uint32, bitcast=True)
         high = tl.load(high_key + row).to(tl.uint32, bitcast=True)
         found = tl.load(count + row)
-        whole = found > CAPACITY
+        whole = found > capacity
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
         pool = (
             tl.where(whole, vocab, found),
-            xs + row * CAPACITY, ws + row * CAPACITY, ids + row * CAPACITY,
+            xs + row * capacity, ws + row * capacity, ids + row * capacity,
             whole, low, high,
         )  # fmt: skip
         ranked = (k > 0) & (k < vocab)

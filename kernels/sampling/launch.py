@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Arguments that are no pointers to float32, as Triton names types; `logits` is of any dtype.
 TYPES = {
-    **dict.fromkeys(("stride", "vocab", "words", "tiles", "width"), "i32"),
+    **dict.fromkeys(("stride", "vocab", "words", "tiles", "width", "capacity"), "i32"),
     **dict.fromkeys(("listed", "refused", "top_k", "first", "pending", "low_key", "high_key", "count"), "*i32"),
     **dict.fromkeys(("chosen", "ids", "status", "best_token"), "*i32"),
     **dict.fromkeys(("seed", "position", "tokens", "mass_all", "mass_above"), "*i64"),
@@ -54,6 +54,10 @@ class Sizes:
 
 SIZES = Sizes()
 MARK_WARPS = 4
+
+# A kernel is compiled for its TILES, and for a capacity that is a multiple of 16 or not: one for all vocabularies.
+LEAST_TILES = 128
+LEAST_CAPACITY = 16
 
 
 def sample_on_device(
@@ -80,7 +84,7 @@ def sample_on_device(
     temperature, top_k, top_p, min_p, seed, position = (s.to(device, non_blocking=True).contiguous() for s in settings)
     tiles, groups, words = triton.cdiv(vocab, sizes.tile), triton.cdiv(vocab, sizes.group), triton.cdiv(vocab, 32)
 
-    capacity = min(sizes.capacity, triton.next_power_of_2(vocab))
+    capacity = min(sizes.capacity, max(LEAST_CAPACITY, triton.next_power_of_2(vocab)))
 
     def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(batch, *shape, dtype=dtype, device=device)
@@ -104,7 +108,7 @@ def sample_on_device(
     top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(max(1, capacity // sizes.group))
-    pool = floats(capacity), floats(capacity), integers(capacity)
+    pool = floats(capacity), floats(capacity), integers(capacity), capacity
     mass_all, mass_above = integers(tiles, dtype=torch.int64), integers(tiles, dtype=torch.int64)
     best_score, best_token = floats(tiles), integers(tiles)
 
@@ -112,7 +116,7 @@ def sample_on_device(
     found = (pending, low_key, high_key, count)
     shared: dict[str, Any] = {"PENALISED": penalty is not None or marked is not None, "enable_fp_fusion": False}
     per_tile = {"TILE": sizes.tile, **shared}
-    per_row = {"TILES": triton.next_power_of_2(tiles), "CAPACITY": capacity, "CHUNK": sizes.chunk,
+    per_row = {"TILES": max(LEAST_TILES, triton.next_power_of_2(tiles)), "CHUNK": sizes.chunk,
                "num_warps": sizes.row_warps, **shared}  # fmt: skip
     scan[(batch, tiles)](
         *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
@@ -126,7 +130,7 @@ def sample_on_device(
     )  # fmt: skip
     draw[(batch, tiles)](
         *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
-        CAPACITY=capacity, num_warps=sizes.draw_warps, **per_tile,
+        num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
@@ -137,15 +141,15 @@ def sample_on_device(
 
 
 def builds() -> Iterator[Build]:
-    """What can be launched: every dtype, with and without a penalty, for the largest vocabulary.
+    """What can be launched: every dtype, with and without a penalty.
 
     Rows whose stride and length are multiples of 16 are read in wider words than others, such as GPT-2's 50,257.
     """
-    per_row = {"TILES": 128, "CAPACITY": SIZES.capacity, "CHUNK": SIZES.chunk}
+    per_row = {"TILES": LEAST_TILES, "CHUNK": SIZES.chunk}
     constants: list[tuple[Any, dict[str, int], int]] = [
         (scan, {"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
         (choose, {"GROUP": SIZES.group, **per_row}, SIZES.row_warps),
-        (draw, {"TILE": SIZES.tile, "CAPACITY": SIZES.capacity}, SIZES.draw_warps),
+        (draw, {"TILE": SIZES.tile}, SIZES.draw_warps),
         (finish, per_row, SIZES.row_warps),
     ]
     kinds = [("fp32", True), ("fp32", False), ("bf16", True), ("fp16", True)]
@@ -163,6 +167,8 @@ def _build(kernel: Any, constants: dict[str, int], warps: int, dtype: str, align
     multiples = {name: 16 for name, kind in types.items() if kind.startswith("*")}
     if aligned:
         multiples |= {name: 16 for name in ("stride", "vocab") if name in types}
+    if "capacity" in types:
+        multiples["capacity"] = 16
     details = [dtype, *(["penalty"] if constants.get("PENALISED") else []), *([] if aligned else ["any stride"])]
     return Build(
         kernel=kernel,

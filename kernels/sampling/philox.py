@@ -114,4 +114,4 @@ def _gumbel(words: NDArray[np.uint32], log: Logarithm = log) -> Floats:
     exponential = log(np.where(large, near, rounded))
     exponential += np.where(large, np.float32(0), lost)
     noise = log(np.negative(exponential, out=exponential))
-    return np.negative(noise, out=noise)
+    return np.subtract(np.float32(0), noise, out=noise)  # not its negative: 0 is then 0 everywhere, and not -0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -61,6 +62,8 @@ class Graphs:
         self.captured = 0
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._weights: list[int] = []
+        # One for all: cuBLAS keeps a workspace for every stream that it has seen.
+        self._stream = torch.cuda.Stream(arena.data.device) if capture else None
         self._pool = torch.cuda.graph_pool_handle() if capture else None
 
     def run(self, bucket: Bucket) -> None:
@@ -73,19 +76,20 @@ class Graphs:
 
     def prepare(self, bucket: Bucket) -> None:
         """Capture a bucket, unless it is. No effect without graphs."""
-        if not self.capture or bucket in self._graphs:
+        stream = self._stream
+        if stream is None or bucket in self._graphs:
             return
-        device = self.arena.data.device
+        current = torch.cuda.current_stream(self.arena.data.device)
         with self._undisturbed():
-            # What is compiled or allocated once has to be before a capture; as that, on a stream of its own.
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
+            # What is compiled or allocated once, as cuBLAS' workspace, has to be before a capture, on its stream.
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 self.compute(bucket)
-            torch.cuda.current_stream(device).wait_stream(stream)
+            current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
+        with _nothing_collected(), capture:
             self.compute(bucket)
         self._graphs[bucket] = graph
         self.captured += 1
@@ -96,6 +100,8 @@ class Graphs:
         if weights != self._weights:
             self._weights = weights
             self._graphs.clear()
+            # A pool whose graphs are all gone, but not all of its memory, takes no new ones: torch asserts that.
+            self._pool = torch.cuda.graph_pool_handle() if self.capture else None
 
     @torch.inference_mode()
     def compute(self, bucket: Bucket) -> None:
@@ -125,3 +131,15 @@ class Graphs:
             yield
             for tensor, before in zip(self.tables.state, kept, strict=True):
                 tensor.copy_(before)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No cyclic garbage is collected: were there an old graph in it, its end would spoil the capture of a new one."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
