@@ -120,15 +120,46 @@ def sizes_table(*paths: str | Path) -> str:
     lines.append(_row(["---", *["---:"] * 5]))
     for path in paths:
         measured = json.loads(Path(path).read_text(encoding="utf-8"))
-        ours, *others = measured["results"]
-        ms, floor = ours["time_per_token_ms"]["median"], ours["floor"]["share"]
-        size = ours["name"].partition("[")[2].partition("-")[0]
+        size, ours, others = _of_size(measured)
+        single = ours["single"]
+        ms, floor = single["time_per_token_ms"]["median"], single["floor"]["share"]
         shown = [f"{ms:.1f}", f"{floor:.0%}", *(f"{other['time_per_token_ms']:.1f}" for other in others)]
         lines.append(_row([size, *shown]))
     on = measured["environment"]
     where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
     what = "Milliseconds a token, one request, greedy, float32 but for the last, medians"
     return "\n".join([*lines, "", f"{what}; {where}."])
+
+
+def workloads_table(*paths: str | Path) -> str:
+    """A markdown table of throughput_*_cpu.json: every workload of `ds2ds bench` that was run, for each size of model."""
+    lines = [_row(["model", "workload", "requests", "prompt", "to first token", "per token, p99", "tokens/s"])]
+    lines.append(_row(["---", "---", *["---:"] * 5]))
+    for path in paths:
+        measured = json.loads(Path(path).read_text(encoding="utf-8"))
+        size, ours, _ = _of_size(measured)
+        for name, one in ours.items():
+            first, each = one["time_to_first_token_ms"]["median"], one["time_per_token_ms"]
+            times = [f"{first / 1000:.2f} s", f"{each['median']:.1f} ms, {each['p99']:,.0f}"]
+            prompt = f"{one['prompt_tokens']:,}"
+            speed = f"{one['tokens_per_second']['median']:.1f}"
+            lines.append(_row([size, name.partition("-")[0], str(one["requests"]), prompt, *times, speed]))
+    on = measured["environment"]
+    where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
+    return "\n".join([*lines, "", f"Greedy, float32, random weights, {ours['single']['tokens']} tokens each; {where}."])
+
+
+def _of_size(measured: dict[str, Any]) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """A throughput_*_cpu.json's size of model, ds2ds' results by workload, and those of others."""
+    ours, others = {}, []
+    for one in measured["results"]:
+        size, _, case = one["name"].partition("[")[2].rstrip("]").partition("-cpu-")
+        if one["name"].startswith("test_ds2ds"):
+            ours[case] = one
+            model = size
+        else:
+            others.append(one)
+    return model, ours, others
 
 
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
@@ -168,7 +199,7 @@ def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
     rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
-    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES)]
+    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*SIZES)]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 
 

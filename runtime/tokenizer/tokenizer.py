@@ -107,7 +107,7 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
     return Tokenizer(
         encode=encode_ids,
         decode=decode,
-        token_bytes=getattr(tokenizer, "token_bytes", one_token_bytes),
+        token_bytes=functools.cache(getattr(tokenizer, "token_bytes", one_token_bytes)),
         name=getattr(tokenizer, "name", "custom"),
         vocab_size=getattr(tokenizer, "vocab_size", getattr(tokenizer, "n_vocab", None)),
         eos_token_id=getattr(tokenizer, "eos_token_id", None),
