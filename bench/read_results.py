@@ -132,13 +132,15 @@ def sizes_table(*paths: str | Path) -> str:
 
 
 def workloads_table(*paths: str | Path) -> str:
-    """A markdown table of throughput_*_cpu.json: every workload of `ds2ds bench` that was run, for each size of model."""
+    """A markdown table of throughput_*_cpu.json: every workload that was run, for each size of model."""
     lines = [_row(["model", "workload", "requests", "prompt", "to first token", "per token, p99", "tokens/s"])]
     lines.append(_row(["---", "---", *["---:"] * 5]))
     for path in paths:
         measured = json.loads(Path(path).read_text(encoding="utf-8"))
         size, ours, _ = _of_size(measured)
         for name, one in ours.items():
+            if name == "batch-1":
+                continue  # the same as one request
             first, each = one["time_to_first_token_ms"]["median"], one["time_per_token_ms"]
             times = [f"{first / 1000:.2f} s", f"{each['median']:.1f} ms, {each['p99']:,.0f}"]
             prompt = f"{one['prompt_tokens']:,}"
