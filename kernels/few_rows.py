@@ -191,7 +191,7 @@ def _dot(
     total = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     squares = tl.zeros((WARPS, STEP, ROWS), tl.float32)
-    to_gates = outputs.to(tl.int64) * inputs
+    to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
     for start in range(0, inputs, WARPS * STEP):
         if EVEN:
             some = tl.load(weights + start)
@@ -233,7 +233,7 @@ def _sum(
     total = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
     gates = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, 1, BLOCK), tl.float32)
-    to_gates = outputs.to(tl.int64) * inputs
+    to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
     for start in range(0, inputs, BLOCK):
         here = start + input < inputs
         column = tl.load(columns + start, mask=here & there, other=0.0)
