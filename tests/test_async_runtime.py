@@ -444,13 +444,15 @@ def test_priority_counts_among_those_that_wait_too() -> None:
             await runtime.generate(f"p{index}", priority=priority, max_new_tokens=2, max_link_depth=0, eos_token_id=EOS)
             ended.append(index)
 
-        all_came = threading.Event()
+        held, all_came = threading.Event(), threading.Event()
 
         def hold(_: Runtime) -> None:  # so that all have come before the first one starts
+            held.set()
             all_came.wait(60)
 
         holding = asyncio.create_task(runtime.call(hold))
-        await asyncio.sleep(0)
+        # Not before that: a worker that wakes late would take the first one along, and start it.
+        assert await asyncio.to_thread(held.wait, 60)
         tasks = [asyncio.create_task(one(*pair)) for pair in enumerate([0, 0, 0, 1, 2, -1, 2])]
         await asyncio.sleep(0)  # each runs up to where it waits for its result
         all_came.set()
