@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import HEAD_DIM, RESULTS, parse_size
+from options import the_device, the_dtype
 from report import keep, report
 from rich.table import Table
 from sampling_clock import make_clock
@@ -119,7 +120,8 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Measure, print a table and write JSON."""
-    where, precision = torch.device(device), getattr(torch, dtype)
+    where = the_device(device)
+    precision = the_dtype(dtype, where)
     torch.set_num_threads(threads)
     settings = {"device": device, "dtype": dtype, "size": size}
     results: list[dict[str, Any]] = []

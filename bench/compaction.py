@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import HEAD_DIM, RESULTS, parse_size
+from options import the_device, the_dtype
 from report import keep, report
 from rich.table import Table
 
@@ -162,7 +163,8 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Measure, print a table and write JSON."""
-    where, precision = torch.device(device), getattr(torch, dtype)
+    where = the_device(device)
+    precision = the_dtype(dtype, where)
     torch.set_num_threads(threads)
     rounds = rounds or ROUNDS[where.type]
     measured: dict[str, Any] = {

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import baselines
 import torch
 import typer
+from options import the_device, the_dtype
 from report import keep, report
 from rich.console import Console
 from rich.table import Table
@@ -243,7 +244,8 @@ def main(
         raise typer.BadParameter(f"--against must be among {BASELINES}, got {unknown}")
     for shape in size:
         parse_size(shape)
-    where, precision = torch.device(device), getattr(torch, dtype)
+    where = the_device(device)
+    precision = the_dtype(dtype, where)
     torch.set_num_threads(threads)
     measured: dict[str, Any] = {
         "environment": environment(where),

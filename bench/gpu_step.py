@@ -30,6 +30,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from options import the_device, the_dtype
 from report import keep, report
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -225,14 +226,14 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Measure, print a table and write JSON."""
-    where = torch.device(device)
+    where = the_device(device)
     longest = context + 3 * steps + PROFILED_STEPS + 16
     if longest > POSITIONS:
         raise typer.BadParameter(
             f"--context and three times --steps come to {longest}, more than {POSITIONS} positions"
         )
     modes = tuple(MODES) if where.type == "cuda" else ON_CPU
-    model = make_model(size, where, getattr(torch, dtype), POSITIONS)
+    model = make_model(size, where, the_dtype(dtype, where), POSITIONS)
     buffer = make_buffer(where)
     read = median(read_bandwidth(buffer) for _ in range(5))
     del buffer

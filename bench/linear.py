@@ -17,12 +17,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
-from report import report
+from options import the_device, the_dtype
+from report import keep, report
 from rich.console import Console
 from rich.table import Table
 from sampling_clock import make_clock
@@ -104,16 +105,19 @@ def measure_int8(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str
     return {"outputs": outputs, "inputs": inputs, "rows": rows, **speeds}
 
 
-def on_gpu(dtype: torch.dtype, budget: float, limit: float, file: Path) -> None:
+def on_gpu(device: torch.device, dtype: torch.dtype, budget: float, limit: float, file: Path) -> None:
     """Measure, print, write: the matrices of models."""
     # Imported here, as Triton is not on every system.
     import linear_gpu
 
-    device = torch.device("cuda")
-    with torch.inference_mode():
-        results = list(linear_gpu.results(linear_gpu.SIZES, linear_gpu.ROWS, dtype, make_clock(device, budget), limit))
     settings = {"device": "cuda", "dtype": str(dtype).removeprefix("torch."), "budget": budget, "limit": limit}
+    results: list[dict[str, Any]] = []
     measured = {"environment": environment(device), "settings": settings, "results": results}
+    with torch.inference_mode():
+        clock = make_clock(device, budget)
+        for result in linear_gpu.results(linear_gpu.SIZES, linear_gpu.ROWS, dtype, clock, limit):
+            results.append(result)
+            keep(measured, file)
     report(linear_gpu.table(results), measured, file)
 
 
@@ -128,8 +132,9 @@ def main(
 ) -> None:
     """Measure, print, write."""
     torch.set_num_threads(threads)
-    if device == "cuda":
-        on_gpu(getattr(torch, dtype), budget, limit, output / "linear_cuda.json")
+    where = the_device(device)
+    if where.type == "cuda":
+        on_gpu(where, the_dtype(dtype, where), budget, limit, output / "linear_cuda.json")
         return
     results = [measure(outputs, inputs, rows, repeats) for outputs, inputs in SHAPES for rows in ROWS]
     table = Table("weights", "rows", "ds2ds GB/s", "torch GB/s", "sum GB/s", "times faster")

@@ -28,6 +28,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS, SIZES, parse_size
+from options import the_device, the_dtype
 from report import keep, report
 from reuse_models import DEMO, HUB, Library, Shelf, foldoc, links, make_runtime, synthetic
 from rich.console import Console
@@ -191,7 +192,8 @@ def main(
     for name in model:
         if name != DEMO:
             parse_size(name)
-    where, precision = torch.device(device), getattr(torch, dtype)
+    where = the_device(device)
+    precision = the_dtype(dtype, where)
     torch.set_num_threads(threads)
     measured: dict[str, Any] = {
         "environment": environment(where),

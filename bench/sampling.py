@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from decode import RESULTS
+from options import the_device, the_dtype
 from report import keep, report
 from rich.table import Table
 from sampling_clock import FAR_BEYOND_CACHE, Clock, make_clock
@@ -174,7 +175,7 @@ def measurements(
     bench: Bench, vocabularies: Sequence[int], dtypes: Sequence[str], kinds: Sequence[str], batches: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     for vocab, dtype, kind in product(vocabularies, dtypes, kinds):
-        precision, generator = getattr(torch, dtype), torch.Generator(bench.device).manual_seed(0)
+        precision, generator = the_dtype(dtype, bench.device), torch.Generator(bench.device).manual_seed(0)
         rows = {batch: batch * buffers_of(batch * vocab * precision.itemsize) for batch in batches}
         logits = make_logits(kind, max(rows.values()), vocab, generator).to(precision)
         for batch, way in product(batches, WAYS):
@@ -228,7 +229,7 @@ def main(
 ) -> None:
     """Measure, print a table and write JSON."""
     started = time.monotonic()
-    where = torch.device(device)
+    where = the_device(device)
     torch.set_num_threads(threads)
     if unknown := [name for name in logits if name not in KINDS]:
         raise typer.BadParameter(f"logits are of no kind {unknown[0]!r}, but {' or '.join(KINDS)}")

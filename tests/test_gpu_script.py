@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from test_figures import ROOT
+from typer.testing import CliRunner
 
 STUB = """#!{python}
 import json, os, sys
@@ -77,3 +79,25 @@ def test_what_fails_keeps_nothing_from_running(started: list[list[str]], tmp_pat
 def test_some_steps_alone(tmp_path: Path) -> None:
     _, only, _ = run(tmp_path, "reuse")
     assert [arguments[0] for arguments in only] == ["-c", "bench/reuse.py"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "cuda:99"], "device 'cuda:99' is not here"),
+        (["--device", "gpu"], "device must be 'cpu' or 'cuda'"),
+        (["--device", "cpu", "--dtype", "int3"], "got 'int3'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["attention", "compaction", "decode", "gpu_step", "link_event", "reuse", "sampling"])
+def test_a_device_or_dtype_that_is_not_here_is_one_error(
+    name: str, options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    threads = torch.get_num_threads()
+    app = typer.Typer()
+    app.command()(importlib.import_module(name).main)
+    done = CliRunner().invoke(app, [*options, "--output", str(tmp_path)], env={"COLUMNS": "200"})
+    torch.set_num_threads(threads)
+    assert done.exit_code == 2 and said in done.output
+    assert not list(tmp_path.iterdir())

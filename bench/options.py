@@ -1,0 +1,26 @@
+"""What benchmarks are told on the command line, or one clear error."""
+
+from __future__ import annotations
+
+import torch
+import typer
+
+from ds2ds.bench import models
+from ds2ds.errors import ConfigError
+from ds2ds.generation.generation_config import parse_device
+
+
+def the_device(name: str) -> torch.device:
+    """Raises typer.BadParameter where there is no such device."""
+    try:
+        return parse_device(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def the_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Raises typer.BadParameter where there is no such dtype."""
+    try:
+        return models.parse_dtype(name, device)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
