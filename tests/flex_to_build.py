@@ -10,7 +10,6 @@ Inductor would compute on the device while it compiles is off.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +18,6 @@ from unittest.mock import patch
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-
-os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 H200 = SimpleNamespace(
     name="NVIDIA H200",
@@ -72,6 +69,9 @@ fake_tensor.init_gpu_context = lambda device: None
 triton_helpers.set_driver_to_gpu = lambda: None
 joint_graph.lazy_init = lambda device=None: None
 torch._inductor.config.joint_graph_constant_folding = False
+# What was compiled before is compiled again, and here: else it would not be seen.
+torch._inductor.config.force_disable_caches = True
+torch._inductor.config.compile_threads = 1
 
 
 class Compiled(Exception):
