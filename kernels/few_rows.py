@@ -8,8 +8,8 @@ before and after them.
 
 A weight is read once, as it is stored, and never written wider. A program has some outputs and all of the inputs, so
 nothing is added up between programs and no float is added atomically: the same bits every time. For the same reason
-the norm costs nothing before the product: a row's inverse root mean square is one number, known with the last input,
-and multiplies the finished sum.
+the norm needs no pass of its own before the product: a row's inverse root mean square is one number, known with the
+last input, and multiplies the finished sum.
 
 bfloat16 and float16 go through tensor cores from the first row on. To multiply and sum in registers takes a
 conversion of each int8 weight and an instruction more for each row, and at its full speed of reading an H200 has about
@@ -42,7 +42,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, joined
+from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, joined, skip_arguments
 
 if TYPE_CHECKING:
     from .build import Build
@@ -138,13 +138,12 @@ def product(
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     kernel, constants, options = way(x.dtype, weight.element_size(), rows, outputs, inputs, norm, gated)
     programs = triton.cdiv(outputs, constants["OUTPUTS"]) * triton.cdiv(rows, constants["ROWS"])
+    weights, other, index, mode = skip_arguments(skip, out)
     # What is not there is not read; `out` stands for it.
-    weights, index, other = (out, 0, out) if skip is None else skip
     kernel[(programs,)](
-        x, weight, out if scales is None else scales, out if add is None else add, weights,
-        out if other is None else other, out, rows, x.stride(0), outputs, inputs, index, EPSILON,
-        SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None,
-        SKIP=NO_SKIP if skip is None else ITSELF if other is None else ANOTHER, **constants, **options,
+        x, weight, out if scales is None else scales, out if add is None else add, weights, other, out,
+        rows, x.stride(0), outputs, inputs, index, EPSILON,
+        SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None, SKIP=mode, **constants, **options,
     )  # fmt: skip
     return out
 

@@ -53,13 +53,10 @@ def add_norm(x: Tensor, y: Tensor, skip: Skip | None = None) -> tuple[Tensor, Te
     x, y = x.contiguous(), y.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows, width = x.shape
-    # What is not there is not read; `x` stands for it.
-    weights, index, other = (x, 0, x) if skip is None else skip
-    mode = NO_SKIP if skip is None else ITSELF if other is None else ANOTHER
+    weights, other, index, mode = skip_arguments(skip, x)
     _add_norm[(rows,)](
-        x, y, weights, x if other is None else other, total, normed, index, width, EPSILON,
-        SKIP=mode, BLOCK=_power(width), **_OPTIONS,
-    )  # fmt: skip
+        x, y, weights, other, total, normed, index, width, EPSILON, SKIP=mode, BLOCK=_power(width), **_OPTIONS
+    )
     return total, normed
 
 
@@ -81,6 +78,14 @@ def rounded(x: Tensor) -> Tensor:
     block = min(triton.next_power_of_2(inputs), _ROUNDED)
     _round[(rows,)](x, out, x.stride(0), inputs, torch.finfo(x.dtype).tiny, BLOCK=block, **_OPTIONS)
     return out
+
+
+def skip_arguments(skip: Skip | None, absent: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """A kernel's weights, other, index and SKIP, for `joined`; `absent` stands for what is not there and not read."""
+    if skip is None:
+        return absent, absent, 0, NO_SKIP
+    weights, index, other = skip
+    return weights, absent if other is None else other, index, ITSELF if other is None else ANOTHER
 
 
 @triton.jit

@@ -23,10 +23,16 @@ from scripted import (
 
 from ds2ds import ArenaFullError, ConfigError, GenerationConfig, GenerationResult, QueueFullError, Runtime
 from ds2ds.attention.view import Chunk, targets
+from ds2ds.cache.arena import KVArena
+from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
+from ds2ds.documents.generation_result import Trace
 from ds2ds.engine import engine as engine_module
-from ds2ds.engine.planning import LEAST_SHARE, shares
+from ds2ds.engine.job import Job
+from ds2ds.engine.planning import LEAST_SHARE, plan, shares
+from ds2ds.engine.work import Compute, Prefill, Sampling
 from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.single_doc_generator import no_links
 
 
 @dataclass
@@ -556,3 +562,21 @@ def test_neighbours_of_the_packaged_model() -> None:
         alone = runtime.generate(prompt, corpus="demo", config=settings)
         assert_same_tokens(outcome(one), alone, prompt)
     assert is_clean(runtime)
+
+
+def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
+    """Though it stands where the reader's last token does: it is prefilled, and the step has no tokens left for it."""
+    store = DocumentStore(KVArena(1, 1, 4, 256), share=False)
+    other, target = Document("other", [0] * 30), Document("target", [0] * 6)
+    reader = Document("reader", [0] * 5, capacity=20)
+    reader.append(0, 0.0)
+    reader.add_grant(5, target)
+    for document in (reader, target):
+        store.reserve(document, set)
+        store.advance(document, 5)
+    jobs = [Job(no_links(0), [one], Trace(), 0) for one in (other, reader)]
+    jobs[1].window.append(target)
+    jobs[0].waiting = Prefill(other)
+    jobs[1].waiting = Compute(reader, Sampling(0.0, 0, 1.0, 0.0, 1.0, 0))
+    planned = plan(store, jobs, 1).batch
+    assert [(one.chunk.document, len(one.chunk)) for one in planned] == [(other, 1)]

@@ -137,7 +137,7 @@ class _Step:
             chunk = next(chunks)
             if self._shares(job, chunk):
                 return None, chunks
-            if not (may_prefill or _is_written(document, chunk.start)):
+            if not (may_prefill or _is_written(chunk.document, chunk.start)):
                 return None, None
             try:
                 one = self._take(job, chunk)
