@@ -28,6 +28,7 @@ setup(
             "data/*/*",
             "data/*/*/*",
             "native/*.c",
+            "native/*.h",
             "pictures/assets/*",
             "server/page/assets/*",
         ]

@@ -80,7 +80,7 @@ def step_bytes(model: DS2DSModel) -> int:
     """Of the weights that every step reads: not the embedding, unless it is the head."""
     int8 = [m for m in model.modules() if isinstance(m, Int8Weight)]
     if int8:
-        return sum(m.values.nbytes + m.scales.nbytes for m in int8)
+        return sum(m.stored.nbytes + m.scales.nbytes for m in int8)
     return sum(p.nbytes for p in model.parameters())
 
 

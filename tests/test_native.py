@@ -1,7 +1,9 @@
-"""rows.c: compiled once, found again, done without where it cannot be had."""
+"""The C files: compiled once, found again, done without where they cannot be had; the same bits on every processor."""
 
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -44,7 +46,7 @@ def test_it_is_compiled_once_and_then_found(folder: Path, monkeypatch: pytest.Mo
 def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    with pytest.warns(RuntimeWarning, match=r"slower: rows\.c could not be compiled \(there is no C compiler\)"):
+    with pytest.warns(RuntimeWarning, match=r"slower: rows\.c, .* could not be compiled \(there is no C compiler\)"):
         assert not native.available()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -56,9 +58,10 @@ def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypa
 
 
 def test_what_the_compiler_says_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "rows.c"
-    broken.write_text("int main(void) { return nothing; }\n")
-    monkeypatch.setattr(module, "SOURCE", broken)
+    sources = tmp_path / "sources"
+    shutil.copytree(module.FOLDER, sources)
+    (sources / "rows.c").write_text("int main(void) { return nothing; }\n")
+    monkeypatch.setattr(module, "FOLDER", sources)
     if module.shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     with pytest.warns(RuntimeWarning, match="nothing"):
@@ -92,7 +95,36 @@ def test_a_compiler_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (4, 2, 3, 20), (40, 70)])
 def test_rms_norm_is_torchs(shape: tuple[int, ...]) -> None:
     if not native.available():
-        pytest.skip("rows.c could not be compiled")
+        pytest.skip("there is no C compiler")
     x = torch.randn(shape)
     for view in (x, x[:, : max(1, shape[1] // 2)], x.transpose(0, 1)):
         torch.testing.assert_close(native.rms_norm(view), torch.nn.functional.rms_norm(view, view.shape[-1:]))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for other processors of this kind")
+@pytest.mark.parametrize("processor", ["x86-64-v4", "x86-64-v3", "x86-64"])
+def test_int8_products_have_the_same_bits_whatever_instructions_there_are(
+    processor: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AVX512-VNNI or without it, with AVX2, and with none of these."""
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    if processor == "x86-64-v4" and "avx512f" not in module._processor():
+        pytest.skip("this processor has no AVX512")
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for rows, outputs, inputs in [(1, 5, 3), (2, 16, 64), (3, 33, 70), (5, 129, 50), (7, 64, 4), (23, 100, 130)]:
+        values = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
+        weight = native.pack_int8(values, torch.rand(outputs, generator=generator))
+        cases.append((torch.randn(rows, inputs, generator=generator), weight))
+
+    def products() -> list[torch.Tensor]:
+        return [native.linear_int8(x, weight, dynamic) for x, weight in cases for dynamic in (False, True)]
+
+    here = products()
+    library.cache_clear()
+    monkeypatch.setattr(module, "FLAGS", tuple(f"-march={processor}" if "march" in f else f for f in module.FLAGS))
+    there = products()
+    assert len(list(folder.iterdir())) == 2
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one, other)

@@ -73,6 +73,36 @@ def test_leading_dimensions_are_flattened() -> None:
     assert torch.equal(Int8Weight(weight.view(3, 4, 8)).values, Int8Weight(weight).values)
 
 
+@SOME
+@given(st.integers(1, 70), st.integers(1, 90))
+def test_packing_loses_nothing(outputs: int, inputs: int) -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    int8 = Int8Weight(weights(outputs, inputs, 0))
+    assert int8.packed is not None and int8.stored.numel() == -(-outputs // 16) * 16 * -(-inputs // 4) * 4
+    values = int8.values
+    assert values.shape == (outputs, inputs) and torch.equal(native.pack_int8(values, int8.scales).blocks, int8.stored)
+    assert torch.equal(int8.packed.sums.view(-1)[:outputs], values.sum(1, dtype=torch.int32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "available", lambda: False)
+        plain = Int8Weight(weights(outputs, inputs, 0))
+    assert plain.packed is None and torch.equal(plain.stored, values)
+
+
+def test_what_is_packed_stays_whole_when_it_is_copied_or_moved() -> None:
+    int8, x = Int8Weight(weights(20, 30, 0)), weights(3, 30, 1)
+    with torch.inference_mode():
+        product = linear(x, int8)
+    for made in (copy.deepcopy(int8), copy.deepcopy(int8).to(torch.bfloat16), copy.deepcopy(int8).double()):
+        assert made.scales.dtype == torch.float32 and torch.equal(made.values, int8.values)
+        if made.packed is not None:
+            assert made.packed.blocks is made.stored and made.packed.scales is made.scales
+        with torch.inference_mode():
+            assert torch.equal(linear(x, made), product)
+    away = copy.deepcopy(int8).to("meta")
+    assert away.packed is None and away.stored.shape == (20, 30)
+
+
 # Products with them
 
 
@@ -88,6 +118,36 @@ def test_weight_only_products_are_those_of_the_dequantised_weight(
         ours = linear(x, int8)
     exact = x.double() @ int8.dequantised(torch.float64).T
     torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=1e-5)
+
+
+@SOME
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 400), st.integers(-20, 20), st.booleans())
+def test_weight_only_products_round_rows_to_what_a_float_has(
+    rows: int, outputs: int, inputs: int, power: int, outlier: bool
+) -> None:
+    """Each number by at most two steps of 2^-23 of its row's largest; what floats would lose in adding up besides."""
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    int8, x = Int8Weight(weights(outputs, inputs, 1)), weights(rows, inputs, 2) * 10.0**power
+    if outlier:
+        x[:, inputs // 2] *= 1e4
+    with torch.inference_mode():
+        ours = linear(x, int8)
+    weight = int8.dequantised(torch.float64)
+    exact = x.double() @ weight.T
+    step = x.double().abs().amax(1, keepdim=True) * 2.0**-23
+    bound = step * weight.abs().sum(1) + 3 * torch.finfo(torch.float32).eps * exact.abs()
+    assert ((ours.double() - exact).abs() <= bound).all()
+
+
+def test_the_smallest_and_the_largest_rows() -> None:
+    int8 = Int8Weight(torch.ones(3, 8))
+    with torch.inference_mode():
+        for dynamic in (False, True):
+            int8.dynamic = dynamic
+            for size in (0.0, 1e-45, 1e-38, 1e-31):
+                assert linear(torch.full((2, 8), size), int8).abs().max() <= 8.1e-30
+            torch.testing.assert_close(linear(torch.full((1, 8), 4e37), int8), torch.full((1, 3), 3.2e38))
 
 
 @SOME
@@ -200,7 +260,7 @@ def test_the_identity_tells_kinds_apart_and_sees_changes() -> None:
         seen.add((fingerprint(quantised := quantise_weights(copy.deepcopy(made), kind)), digest(quantised)))
         assert digest(quantised) == digest(quantise_weights(copy.deepcopy(made), kind))
     assert len({one for one, _ in seen}) == len({one for _, one in seen}) == 3
-    for name in ("values", "scales"):
+    for name in ("stored", "scales"):
         before = fingerprint(quantised), digest(quantised)
         getattr(quantised.backbone.layers[1].attn.Wqkv, name)[3] += 1
         after = fingerprint(quantised), digest(quantised)

@@ -107,10 +107,9 @@ class PlainAttention:
 
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
         """qk [rows, 2, heads, head_dim], unrotated, v [rows, heads, head_dim]; returns what each row reads, like v."""
-        if rows_apart() and self.compiled:
-            return native.attend_rows(qk, v, self._each_row(), self.arena.data[layer], self.scale)
-        if not self.views and self.reads is not None:
-            return native.attend_rows(qk, v, self.reads, self.arena.data[layer], self.scale)
+        reads = self.row_reads(rows_apart())
+        if reads is not None:
+            return native.attend_rows(qk, v, reads, self.arena.data[layer], self.scale)
         q, k = rotate(qk, self.cos, self.sin).unbind(1)
         for rows, slot in self.writes:
             self.arena.write(layer, slot, k[rows], v[rows])
@@ -125,6 +124,12 @@ class PlainAttention:
         for view in self.views:
             out[view.rows] = self._attend(layer, q[view.rows], qk[view.rows, 0], view)
         return out
+
+    def row_reads(self, apart: bool) -> RowReads | None:
+        """What the rows read, if each attends by itself, in compiled code: all of them do where they are `apart`."""
+        if self.compiled and apart:
+            return self._each_row()
+        return None if self.views else self.reads
 
     def _each_row(self) -> RowReads:
         """All rows as if each were a chunk: the order of a row's sums then depends on nothing else."""

@@ -24,6 +24,7 @@ from ds2ds.engine.results import results
 from ds2ds.engine.step import Stopwatch, forward
 from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank
 from ds2ds.errors import ConfigError, GenerationError
+from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.weights_identity import fingerprint
 
@@ -85,6 +86,7 @@ class Engine:
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
+        self.compiled: CompiledBackbone | None = None
         self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
@@ -180,7 +182,7 @@ class Engine:
         if not batch:
             return
         with Stopwatch() as watch:
-            hidden = forward(self.model, self.attention, [one.chunk for one in batch])
+            hidden = forward(self.model, self.attention, [one.chunk for one in batch], self.compiled)
         self._account(batch, watch.seconds)
         for result in results(self.model, batch, hidden):
             self._hand_over(*result)
@@ -209,7 +211,9 @@ class Engine:
                 break
             if self.running and not self._fits(job):
                 break
+            # Between requests weights may change, hooks come and go.
             self.store.use_weights(fingerprint(self.model))
+            self.compiled = compiled_backbone(self.model.backbone)
             self.queue.remove(job)
             insort(self.running, job, key=turn)
             if job in self.parked:

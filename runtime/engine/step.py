@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ds2ds.attention.paths import AttentionPath
+from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.view import Chunk
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
 from ds2ds.kernels import sample_rows
+from ds2ds.model.compiled_backbone import CompiledBackbone
 from ds2ds.model.ds2ds_model import DS2DSModel
 
 SCORED_ROWS = 64
@@ -21,10 +23,21 @@ SCORED_ROWS = 64
 
 
 @torch.inference_mode()
-def forward(model: DS2DSModel, attention: AttentionPath, chunks: Sequence[Chunk]) -> Tensor:
-    """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out."""
+def forward(
+    model: DS2DSModel, attention: AttentionPath, chunks: Sequence[Chunk], compiled: CompiledBackbone | None = None
+) -> Tensor:
+    """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out.
+
+    Args:
+        compiled: the model's, for where it can take its modules' place.
+    """
     ids = [token for chunk in chunks for token in chunk.document.tokens[chunk.start : chunk.stop]]
-    return model.hidden(torch.tensor(ids, device=model.device), attention(chunks))
+    tokens, attend, apart = torch.tensor(ids, device=model.device), attention(chunks), model.batch_invariant
+    if compiled is not None and isinstance(attend, PlainAttention) and (apart or compiled.takes(len(ids))):
+        reads = attend.row_reads(apart)
+        if reads is not None:
+            return compiled(model.embedding(tokens), reads, attend.arena.data, attend.scale)
+    return model.hidden(tokens, attend)
 
 
 @torch.inference_mode()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ds2ds.native import operations as native
+
 LARGEST = 127
 """-128 stays unused, so that the steps are the same on both sides of zero."""
 
@@ -17,17 +19,22 @@ MOST_INPUTS = 2**16
 class Int8Weight(nn.Module):
     """Stands where a weight [..., inputs] stood; its leading dimensions are flattened.
 
+    On a CPU with compiled code it lies in the order in which that reads it, and in this order alone.
+
     Args:
         weight: floats, finite.
         dynamic: rows that are multiplied with it are rounded to 8 bits too, each by its own scale.
 
     Attributes:
-        values: int8 [outputs, inputs]; values * scales is the weight within half a scale.
+        stored: int8 [outputs, inputs], or the blocks of `packed`.
         scales: float32 [outputs], whatever dtype the model is moved to.
+        packed: as compiled code multiplies with it; None where it does not.
+        shape: (outputs, inputs).
     """
 
-    values: Tensor
+    stored: Tensor
     scales: Tensor
+    packed: native.PackedInt8 | None
 
     def __init__(self, weight: Tensor, dynamic: bool = False) -> None:
         super().__init__()
@@ -40,20 +47,32 @@ class Int8Weight(nn.Module):
         scales = rows.abs().amax(dim=1) / LARGEST
         # A row of zeros would be divided by its scale of zero.
         values = (rows / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_()
-        self.register_buffer("values", values.clamp_(-LARGEST, LARGEST).to(torch.int8))
-        self.register_buffer("scales", scales)
+        self.shape = rows.shape
+        self._store(values.clamp_(-LARGEST, LARGEST).to(torch.int8), scales)
 
     @property
-    def shape(self) -> torch.Size:
-        return self.values.shape
+    def values(self) -> Tensor:
+        """int8 [outputs, inputs]; values * scales is the weight within half a scale. A copy where it is packed."""
+        return self.stored if self.packed is None else native.unpack_int8(self.stored, *self.shape)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight that this stands for, [outputs, inputs]."""
         return (self.values.to(torch.float32) * self.scales[:, None]).to(dtype)
 
+    def _store(self, values: Tensor, scales: Tensor) -> None:
+        packs = values.is_cpu and values.shape[1] <= MOST_INPUTS and native.available()
+        self.packed = native.pack_int8(values, scales) if packs else None
+        self.register_buffer("stored", values if self.packed is None else self.packed.blocks)
+        self.register_buffer("scales", scales)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Weight:
-        scales = self.scales
-        super()._apply(fn, recurse)
         # Scales follow the device alone: rounded to half precision they would move every weight of their row.
-        self.scales = scales.to(self.values.device)
+        values, scales = fn(self.values), self.scales.to(fn(self.scales).device)
+        super()._apply(fn, recurse)
+        self._store(values, scales)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # The same numbers wherever they lie: a digest of the weights is the same on every machine.
+        destination[f"{prefix}values"] = self.values
+        destination[f"{prefix}scales"] = self.scales

@@ -6,8 +6,9 @@ AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.na
 a short prompt has. Where it cannot be compiled, batched products of the same weights do, which read 33 to 40 GB/s.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 
-On a GPU torch multiplies floats, and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows,
-whose products are bound by arithmetic, int8 weights are expanded in each call.
+int8 weights are multiplied in integers there, few rows or many (``native/int8.c``). On a GPU torch multiplies floats,
+and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows, whose products are bound by
+arithmetic, int8 weights are expanded in each call.
 """
 
 from __future__ import annotations
@@ -73,11 +74,9 @@ def _batched(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _int8(x: Tensor, weight: Int8Weight) -> Tensor:
-    if native.takes(x, weight.scales):
-        if weight.dynamic:
-            return native.linear_int8_dynamic(x, weight.values, weight.scales)
-        if x.shape[0] <= FEW_ROWS or rows_apart():
-            return native.linear_int8(x, weight.values, weight.scales)
+    packed, rows = weight.packed, x if x.dtype == torch.float64 else x.float()
+    if packed is not None and native.takes(rows):
+        return native.linear_int8(rows, packed, weight.dynamic).to(x.dtype)
     if fuses(x) and few_rows().takes(x):
         return few_rows().product(fused().rounded(x) if weight.dynamic else x, weight.values, weight.scales)
     return expanded(rounded(x) if weight.dynamic else x, weight)

@@ -1,4 +1,4 @@
-"""rows.c, compiled for this processor at its first use: the one part of the runtime that is not Python.
+"""The C files here, compiled for this processor at their first use: the one part of the runtime that is not Python.
 
 torch has no kernel that reads int8 weights for a few float32 rows at the speed of memory, and a step of many small
 operations spends its time between them (docs/performance.md has the figures). The compiled library lies in the user's
@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("rows.c")
+FOLDER = Path(__file__).parent
+SOURCES = ("rows.c", "int8.c", "backbone.c")
+HEADERS = ("native.h", "vectors.h")
 SWITCH = "DS2DS_NATIVE"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
@@ -29,15 +31,24 @@ SECONDS = 120
 
 _POINTER, _INTEGER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, tuple[type, ...]] = {
-    "linear_float": (*[_INTEGER] * 3, *[_POINTER] * 4, _THREADS),
-    "linear_int8": (*[_INTEGER] * 3, *[_POINTER] * 4, _THREADS),
-    "linear_int8_dynamic": (*[_INTEGER] * 3, *[_POINTER] * 6, _THREADS),
+    "linear_float": (*[_INTEGER] * 3, *[_POINTER] * 3, _THREADS),
+    "linear_int8": (*[_INTEGER] * 4, *[_POINTER] * 6, _THREADS),
     "gated_unit": (*[_INTEGER] * 2, *[_POINTER] * 2, _THREADS),
     "rms_norm": (*[_INTEGER] * 3, _POINTER, _INTEGER, ctypes.c_float, _POINTER, _THREADS),
     "attend_rows": (
         *[_INTEGER] * 3,
         *[_POINTER, _INTEGER] * 2,
-        *[_POINTER] * 8,
+        *[_POINTER] * 3,
+        _INTEGER,
+        ctypes.c_float,
+        _POINTER,
+        _THREADS,
+    ),
+    "backbone_rows": (
+        *[_INTEGER] * 4,
+        *[_POINTER] * 2,
+        ctypes.c_float,
+        *[_POINTER] * 4,
         _INTEGER,
         ctypes.c_float,
         _POINTER,
@@ -48,7 +59,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled functions of rows.c; None, after a warning, where they cannot be had."""
+    """The compiled functions of SOURCES; None, after a warning, where they cannot be had."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
@@ -59,8 +70,8 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(
-            f"steps on the CPU run on torch's own operations, which is slower: {SOURCE.name} could not be compiled "
-            f"({reason}). A C compiler with OpenMP mends it; {SWITCH}=0 silences this.",
+            f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
+            f"compiled ({reason}). A C compiler with OpenMP mends it; {SWITCH}=0 silences this.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -76,7 +87,8 @@ def _compiled() -> Path:
     version = _run([compiler, "--version"])
     # torch's own OpenMP: a second pool of threads would take the cores from the first.
     libraries = Path(torch.__file__).parent / "lib"
-    facts = (SOURCE.read_text(encoding="utf-8"), FLAGS, WIDE, version, _processor(), torch.__version__, str(libraries))
+    texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
+    facts = (texts, FLAGS, WIDE, version, _processor(), torch.__version__, str(libraries))
     folder = _cache_folder()
     target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
     if target.is_file():
@@ -84,7 +96,8 @@ def _compiled() -> Path:
     wide = (WIDE,) if "x86" in platform.machine() else ()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
-        _run([compiler, *FLAGS, *wide, str(SOURCE), "-o", str(made), f"-L{libraries}", "-lm"])
+        sources = [str(FOLDER / name) for name in SOURCES]
+        _run([compiler, *FLAGS, *wide, *sources, "-o", str(made), f"-L{libraries}", "-lm"])
         made.replace(target)
     return target
 

@@ -1,4 +1,4 @@
-"""The functions of rows.c on tensors: float32, contiguous, on the CPU, without gradients. See there what they compute.
+"""The C functions on tensors: float32, contiguous, on the CPU, without gradients. See there what they compute.
 
 Each needs the library, so ask `available()` first. A row's result depends on that row alone, bit for bit.
 """
@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ds2ds.native.library import library
 
 MOST_HEAD_DIM = 512
 """MOST_DIM of rows.c."""
+
+_BLOCK, _GROUP = 16, 4
+"""LANES and GROUP of int8.c."""
+
+FLOAT_BYTES = 4
 
 EPSILON = torch.finfo(torch.float32).eps
 """Added to mean squares, as torch's rms_norm does unless told otherwise."""
@@ -37,38 +45,64 @@ def takes(*tensors: Tensor) -> bool:
 def linear_float(x: Tensor, weight: Tensor) -> Tensor:
     """x [rows, inputs] times weight [outputs, inputs], transposed."""
     x, weight, out = x.contiguous(), weight.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
-    _library().linear_float(
-        *_sizes(x, out), x.data_ptr(), weight.data_ptr(), None, out.data_ptr(), torch.get_num_threads()
-    )
+    compiled().linear_float(*_sizes(x, out), x.data_ptr(), weight.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
-def linear_int8(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """x [rows, inputs] times int8 values [outputs, inputs], transposed, each output times its float32 scale."""
-    x, out = x.contiguous(), x.new_empty(x.shape[0], values.shape[0])
-    _library().linear_int8(
-        *_sizes(x, out),
-        x.data_ptr(),
-        values.data_ptr(),
-        scales.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
+class PackedInt8(NamedTuple):
+    """Weights of 8 bits as `linear_int8` reads them, see int8.c.
+
+    Attributes:
+        blocks: int8 [blocks, groups, 16, 4], of 16 outputs each and 4 inputs each, filled up with zeros.
+        sums: int32 [blocks, 16], of each output's weights.
+        scales: float32 [outputs].
+    """
+
+    blocks: Tensor
+    sums: Tensor
+    scales: Tensor
 
 
-def linear_int8_dynamic(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """As linear_int8, each row of x being rounded to 127 steps either way of zero."""
-    x, out = x.contiguous(), x.new_empty(x.shape[0], values.shape[0])
-    rounded, by = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(x.shape[0])
-    _library().linear_int8_dynamic(
-        *_sizes(x, out),
+def pack_int8(values: Tensor, scales: Tensor) -> PackedInt8:
+    """values int8 [outputs, inputs], above -128; scales float32 [outputs]."""
+    outputs, inputs = values.shape
+    filled = F.pad(values, (0, -inputs % _GROUP, 0, -outputs % _BLOCK))
+    blocks = filled.view(len(filled) // _BLOCK, _BLOCK, -1, _GROUP).transpose(1, 2).contiguous()
+    return PackedInt8(blocks, filled.sum(1, dtype=torch.int32).view(-1, _BLOCK), scales)
+
+
+def unpack_int8(blocks: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The values that were packed, int8 [outputs, inputs]."""
+    return blocks.transpose(1, 2).reshape(len(blocks) * _BLOCK, -1)[:outputs, :inputs].contiguous()
+
+
+def weight_digits(dynamic: bool) -> int:
+    """How many bytes the rows are rounded to that are multiplied with int8 weights."""
+    return 1 if dynamic else 3
+
+
+def linear_int8(x: Tensor, weight: PackedInt8, dynamic: bool = False) -> Tensor:
+    """x [rows, inputs] times int8 weights, each output times its scale: [rows, outputs].
+
+    Computed in integers, so that a row's bits are the same on every machine: each row is rounded to 8,388,600 steps
+    either way of zero, about as many as a float of its largest magnitude has, or, where `dynamic`, to 127.
+    """
+    blocks, sums, scales = weight
+    x, out = x.contiguous(), x.new_empty(len(x), len(scales))
+    digits = weight_digits(dynamic)
+    rows, inputs, outputs = _sizes(x, out)
+    room = torch.empty(rows * int8_room(inputs, digits), dtype=torch.uint8)
+    compiled().linear_int8(
+        rows,
+        inputs,
+        outputs,
+        digits,
         x.data_ptr(),
-        values.data_ptr(),
+        blocks.data_ptr(),
+        sums.data_ptr(),
         scales.data_ptr(),
         out.data_ptr(),
-        rounded.data_ptr(),
-        by.data_ptr(),
+        room.data_ptr(),
         torch.get_num_threads(),
     )
     return out
@@ -78,7 +112,7 @@ def gated_unit(x: Tensor) -> Tensor:
     """x [rows, 2 width], (up, gate), to up * silu(gate) [rows, width]."""
     x, width = x.contiguous(), x.shape[1] // 2
     out = x.new_empty(x.shape[0], width)
-    _library().gated_unit(x.shape[0], width, x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    compiled().gated_unit(x.shape[0], width, x.data_ptr(), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -89,7 +123,7 @@ def rms_norm(x: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, width = x.shape[0], x.shape[-1]
     groups = x.shape[1:-1].numel()
-    _library().rms_norm(
+    compiled().rms_norm(
         rows, groups, width, x.data_ptr(), x.stride(0), EPSILON, out.data_ptr(), torch.get_num_threads()
     )
     return out
@@ -113,6 +147,12 @@ class RowReads:
     cos: Tensor
     sin: Tensor
 
+    @cached_property
+    def pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+        """`struct reads` of native.h: valid as long as this is."""
+        tables = (self.slots, self.first, self.starts, self.stops, self.cos, self.sin)
+        return (ctypes.c_void_p * 6)(*(table.data_ptr() for table in tables))
+
 
 def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: float) -> Tensor:
     """Store the rows' keys and values in the arena, then read.
@@ -132,7 +172,7 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
         v = v.contiguous()
     keys, values = layer[0], layer[1]
     out = v.new_empty(rows, heads, dim)
-    _library().attend_rows(
+    compiled().attend_rows(
         rows,
         heads,
         dim,
@@ -140,10 +180,9 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
         qk.stride(0),
         v.data_ptr(),
         v.stride(0),
-        *(
-            t.data_ptr()
-            for t in (reads.slots, reads.first, reads.starts, reads.stops, reads.cos, reads.sin, keys, values)
-        ),
+        reads.pointers,
+        keys.data_ptr(),
+        values.data_ptr(),
         keys.stride(0),
         scale,
         out.data_ptr(),
@@ -152,11 +191,16 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
     return out
 
 
+def int8_room(inputs: int, digits: int) -> int:
+    """Bytes of room that linear_int8 needs for each row."""
+    return FLOAT_BYTES + digits * -(-inputs // _GROUP) * _GROUP
+
+
 def _sizes(x: Tensor, out: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], out.shape[1]
 
 
-def _library() -> ctypes.CDLL:
+def compiled() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
         raise RuntimeError("the compiled functions are not available: ask available() before calling them")

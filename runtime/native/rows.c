@@ -1,78 +1,40 @@
-/* What a decoding step on a CPU does for few rows: x W^T, the gated unit, and attention over the KV arena.
+/* What a decoding step on a CPU does for few rows in floats: x W^T, the gated unit, and attention over the KV arena.
  *
  * Every row's numbers depend on that row alone, bit for bit: the order of each sum is fixed by the length of what is
  * summed, never by how many rows there are, where they stand or how many threads work. All tensors are contiguous
  * unless a stride is given. Compiled and called by ds2ds.native.library and ds2ds.native.operations. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "native.h"
+#include "vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define LANES 16
 #define TILE 4 /* rows, and outputs, whose sums are held in registers at once */
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-INLINE vec of_float(const float *w) { return *(const vec *)w; }
-
-INLINE vec of_int8(const int8_t *w) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)w)));
-#else
-    vec v;
-    for (int i = 0; i < LANES; i++) v[i] = w[i];
-    return v;
-#endif
-}
-
 /* Lane i of the result is the sum over v[i]'s lanes, added up in the same order for every i: pairs, then pairs of those. */
-#define SUMS(NAME, T)                                                                                                 \
-    INLINE T NAME(T v[LANES]) {                                                                                       \
-        for (int i = 0; i < 16; i += 2)                                                                               \
-            v[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) \
-                 + __builtin_shufflevector(v[i], v[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);\
-        for (int i = 0; i < 16; i += 4)                                                                               \
-            v[i] = __builtin_shufflevector(v[i], v[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)  \
-                 + __builtin_shufflevector(v[i], v[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);\
-        for (int i = 0; i < 16; i += 8)                                                                               \
-            v[i] = __builtin_shufflevector(v[i], v[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)  \
-                 + __builtin_shufflevector(v[i], v[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);\
-        return __builtin_shufflevector(v[0], v[8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)            \
-             + __builtin_shufflevector(v[0], v[8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);     \
-    }
-
-/* As SUMS does it, for one: bit for bit the same. */
-#define SUM(NAME, T, ELEMENT)                                                                                         \
-    INLINE ELEMENT NAME(T v) {                                                                                        \
-        v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);                     \
-        v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);                     \
-        v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);                     \
-        v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);                     \
-        return v[0];                                                                                                  \
-    }
-
-SUM(sum, vec, float)
-SUM(int_sum, ints, int32_t)
-SUMS(sums, vec)
-SUMS(int_sums, ints)
-
-INLINE vec choose(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
-
-/* For several rows the outputs are read side by side, TILE at a time, which processors foresee badly: asked for one
- * strip ahead, weights come up to twice as fast. They are asked for little by little, as the strip before is multiplied,
- * or the processor would wait for them: some lines in each step of a tile, until its strip is through. */
-INLINE const char *fetch(const char *weights, int lines) {
-    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + 64 * line);
-    return weights + 64 * lines;
+INLINE vec sums(vec v[LANES]) {
+    for (int i = 0; i < 16; i += 2)
+        v[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
+             + __builtin_shufflevector(v[i], v[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    for (int i = 0; i < 16; i += 4)
+        v[i] = __builtin_shufflevector(v[i], v[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+             + __builtin_shufflevector(v[i], v[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    for (int i = 0; i < 16; i += 8)
+        v[i] = __builtin_shufflevector(v[i], v[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
+             + __builtin_shufflevector(v[i], v[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    return __builtin_shufflevector(v[0], v[8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+         + __builtin_shufflevector(v[0], v[8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 
-/* How many lines that is in each step of a tile, where a step has one line of each output; the first tiles do it. (Of
- * int8 weights multiplied as floats a step has a quarter of a line of each, one in all, and the first tile does it.) */
+/* As `sums` does it, for one: bit for bit the same. */
+INLINE float sum(vec v) {
+    v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    return v[0];
+}
+
+/* How many lines of the strip of outputs to come are asked for in each step of a tile, where a step has one line of each
+ * output; the first tiles do it. */
 INLINE int lines_ahead(int64_t rows, int64_t row) {
     int tiles = rows >= 4 * TILE ? 4 : rows >= 2 * TILE ? 2 : 1;
     return rows > 1 && row < tiles * TILE ? TILE / tiles : 0;
@@ -88,151 +50,49 @@ INLINE vec add_product(vec total, vec a, vec b) {
 }
 
 /* `rows` x `outs` sums of products, both at most TILE and constant where this is inlined. */
-#define TILE_OF(NAME, T, LOAD)                                                                                        \
-    INLINE void tile_##NAME(int rows, int outs, const float *x, const T *w, const float *scale, float *out,           \
-                            int64_t inputs, int64_t outputs, const char *ahead, int lines) {                          \
-        vec total[TILE * TILE] = {0};                                                                                 \
-        int64_t k = 0;                                                                                                \
-        for (; k + LANES <= inputs; k += LANES) {                                                                     \
-            vec some[TILE];                                                                                           \
-            ahead = fetch(ahead, lines);                                                                              \
-            for (int r = 0; r < rows; r++) some[r] = of_float(x + r * inputs + k);                                    \
-            for (int o = 0; o < outs; o++) {                                                                          \
-                vec weights = LOAD(w + o * inputs + k);                                                               \
-                for (int r = 0; r < rows; r++) total[r * TILE + o] = add_product(total[r * TILE + o], weights, some[r]);\
-            }                                                                                                         \
-        }                                                                                                             \
-        vec all = {0};                                                                                                \
-        if (rows * outs == 1) all[0] = sum(total[0]);                                                                 \
-        else all = sums(total);                                                                                       \
-        for (int r = 0; r < rows; r++)                                                                                \
-            for (int o = 0; o < outs; o++) {                                                                          \
-                float s = all[r * TILE + o];                                                                          \
-                for (int64_t i = k; i < inputs; i++) s = fmaf(x[r * inputs + i], (float)w[o * inputs + i], s);        \
-                out[r * outputs + o] = scale ? s * scale[o] : s;                                                      \
-            }                                                                                                         \
-    }                                                                                                                 \
-    /* x [rows, inputs] times w [outputs, inputs], each output times its scale (or NULL), to out [rows, outputs]. */  \
-    void linear_##NAME(int64_t rows, int64_t inputs, int64_t outputs, const float *x, const T *w, const float *scale, \
-                       float *out, int threads) {                                                                     \
-        _Pragma("omp parallel for num_threads(threads) schedule(static)")                                             \
-        for (int64_t o = 0; o < outputs; o += TILE) {                                                                 \
-            int outs = outputs - o < TILE ? (int)(outputs - o) : TILE;                                                \
-            const char *ahead = (const char *)(w + (o + TILE) * inputs);                                              \
-            for (int64_t r = 0; r < rows; r += TILE) {                                                                \
-                int some = rows - r < TILE ? (int)(rows - r) : TILE;                                                  \
-                const float *from = x + r * inputs, *by = scale ? scale + o : 0;                                      \
-                const T *weights = w + o * inputs;                                                                    \
-                float *to = out + r * outputs + o;                                                                    \
-                int lines = sizeof(T) == 4 ? lines_ahead(rows, r) : rows > 1 && r == 0;                               \
-                if (outs < TILE) tile_##NAME(some, outs, from, weights, by, to, inputs, outputs, ahead, lines);       \
-                else if (some == 4) tile_##NAME(4, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
-                else if (some == 3) tile_##NAME(3, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
-                else if (some == 2) tile_##NAME(2, TILE, from, weights, by, to, inputs, outputs, ahead, lines);       \
-                else /* one after the other: memory is read in order, which is all that counts here */               \
-                    for (int e = 0; e < TILE; e++)                                                                    \
-                        tile_##NAME(1, 1, from, weights + e * inputs, by ? by + e : 0, to + e, inputs, outputs, 0, 0);\
-                ahead += lines * 64 * (inputs / LANES);                                                               \
-            }                                                                                                         \
-        }                                                                                                             \
-    }
-
-TILE_OF(float, float, of_float)
-TILE_OF(int8, int8_t, of_int8)
-
-/* Rows to bytes: x ~ (to - 128) * scale, to in [1, 255]; a row with NaN or infinity has scale NaN. */
-static void quantise(int64_t rows, int64_t inputs, const float *x, uint8_t *to, float *scale) {
-    for (int64_t r = 0; r < rows; r++, x += inputs, to += inputs) {
-        vec largest = {0}, wrong = {0};
-        float most = 0, bad = 0;
-        int64_t i = 0;
-        for (; i + LANES <= inputs; i += LANES) {
-            vec some = of_float(x + i);
-            vec size = (vec)((ints)some & 0x7FFFFFFF);
-            largest = choose(size > largest, size, largest);
-            wrong += some * 0.0f; /* NaN for NaN and for infinity, else 0 */
-        }
-        for (int lane = 0; lane < LANES; lane++) most = largest[lane] > most ? largest[lane] : most, bad += wrong[lane];
-        for (; i < inputs; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most, bad += x[i] * 0.0f;
-        scale[r] = most / 127 + bad;
-        float by = bad == 0 && most > 0 ? 127 / most : 0;
-        /* Added to, a number's lowest bits are it rounded to a whole one. */
-        for (i = 0; i < inputs; i++) {
-            float shifted = (by > 0 ? x[i] * by : 0) + 12582912.0f + 128.0f;
-            int32_t bits;
-            memcpy(&bits, &shifted, 4);
-            to[i] = (uint8_t)bits;
-        }
-    }
-}
-
-/* `offsets` are 128 times the sums of each output's weights: computed where `first`, else given. */
-INLINE void tile_bytes(int rows, int outs, int first, const uint8_t *x, const int8_t *w, const float *by,
-                       const float *scale, float *out, int64_t inputs, int64_t outputs, int32_t *offsets,
-                       const char *ahead, int lines) {
-    ints totals = {0}, sums = {0};
+INLINE void tile(int rows, int outs, const float *x, const float *w, float *out, int64_t inputs, int64_t outputs,
+                 const char *ahead, int lines) {
+    vec total[TILE * TILE] = {0};
     int64_t k = 0;
-#if defined(__AVX512VNNI__)
-    ints total[LANES] = {0}, of_weights[LANES] = {0};
-    for (; k + 64 <= inputs; k += 64) {
-        __m512i some[TILE];
+    for (; k + LANES <= inputs; k += LANES) {
+        vec some[TILE];
         ahead = fetch(ahead, lines);
-        for (int r = 0; r < rows; r++) some[r] = _mm512_loadu_si512(x + r * inputs + k);
+        for (int r = 0; r < rows; r++) some[r] = of_float(x + r * inputs + k);
         for (int o = 0; o < outs; o++) {
-            __m512i weights = _mm512_loadu_si512(w + o * inputs + k);
-            if (first) of_weights[o] = (ints)_mm512_dpbusd_epi32((__m512i)of_weights[o], _mm512_set1_epi8((char)128), weights);
-            for (int r = 0; r < rows; r++)
-                total[r * TILE + o] = (ints)_mm512_dpbusd_epi32((__m512i)total[r * TILE + o], some[r], weights);
+            vec weights = of_float(w + o * inputs + k);
+            for (int r = 0; r < rows; r++) total[r * TILE + o] = add_product(total[r * TILE + o], weights, some[r]);
         }
     }
-    if (rows * outs == 1) {
-        totals[0] = int_sum(total[0]);
-        if (first) sums[0] = int_sum(of_weights[0]);
-    } else {
-        totals = int_sums(total);
-        if (first) sums = int_sums(of_weights);
-    }
-#endif
-    for (int o = 0; o < outs; o++) {
-        if (first) {
-            offsets[o] = sums[o];
-            for (int64_t i = k; i < inputs; i++) offsets[o] += 128 * w[o * inputs + i];
+    vec all = {0};
+    if (rows * outs == 1) all[0] = sum(total[0]);
+    else all = sums(total);
+    for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outs; o++) {
+            float s = all[r * TILE + o];
+            for (int64_t i = k; i < inputs; i++) s = fmaf(x[r * inputs + i], w[o * inputs + i], s);
+            out[r * outputs + o] = s;
         }
-        for (int r = 0; r < rows; r++) {
-            int32_t all = totals[r * TILE + o];
-            for (int64_t i = k; i < inputs; i++) all += x[r * inputs + i] * w[o * inputs + i];
-            out[r * outputs + o] = (float)(all - offsets[o]) * (by[r] * scale[o]);
-        }
-    }
 }
 
-/* As linear_int8, x being rounded to 8 bits for each row. bytes [rows, inputs] and by [rows] are room to work in. */
-void linear_int8_dynamic(int64_t rows, int64_t inputs, int64_t outputs, const float *x, const int8_t *w,
-                         const float *scale, float *out, uint8_t *bytes, float *by, int threads) {
-    quantise(rows, inputs, x, bytes, by);
+/* x [rows, inputs] times w [outputs, inputs], to out [rows, outputs]. */
+void linear_float(int64_t rows, int64_t inputs, int64_t outputs, const float *x, const float *w, float *out,
+                  int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < outputs; o += TILE) {
         int outs = outputs - o < TILE ? (int)(outputs - o) : TILE;
-        int32_t offsets[TILE];
         const char *ahead = (const char *)(w + (o + TILE) * inputs);
         for (int64_t r = 0; r < rows; r += TILE) {
-            int some = rows - r < TILE ? (int)(rows - r) : TILE;
-            const uint8_t *from = bytes + r * inputs;
-            const int8_t *weights = w + o * inputs;
+            int some = rows - r < TILE ? (int)(rows - r) : TILE, lines = lines_ahead(rows, r);
+            const float *from = x + r * inputs, *weights = w + o * inputs;
             float *to = out + r * outputs + o;
-            int lines = lines_ahead(rows, r);
-#define BYTES(ROWS, OUTS, FIRST, E)                                                                                    \
-    tile_bytes(ROWS, OUTS, FIRST, from, weights + (E)*inputs, by + r, scale + o + (E), to + (E), inputs, outputs,      \
-               offsets + (E), ahead, lines)
-            if (outs < TILE) BYTES(some, outs, r == 0, 0);
-            else if (some == 4 && r == 0) BYTES(4, TILE, 1, 0);
-            else if (some == 4) BYTES(4, TILE, 0, 0);
-            else if (some == 3) BYTES(3, TILE, r == 0, 0);
-            else if (some == 2) BYTES(2, TILE, r == 0, 0);
-            else /* as above */
-                for (int e = 0; e < TILE; e++) BYTES(1, 1, r == 0, e);
-#undef BYTES
-            ahead += lines * 64 * (inputs / 64);
+            if (outs < TILE) tile(some, outs, from, weights, to, inputs, outputs, ahead, lines);
+            else if (some == 4) tile(4, TILE, from, weights, to, inputs, outputs, ahead, lines);
+            else if (some == 3) tile(3, TILE, from, weights, to, inputs, outputs, ahead, lines);
+            else if (some == 2) tile(2, TILE, from, weights, to, inputs, outputs, ahead, lines);
+            else /* one after the other: memory is read in order, which is all that counts here */
+                for (int e = 0; e < TILE; e++)
+                    tile(1, 1, from, weights + e * inputs, to + e, inputs, outputs, 0, 0);
+            ahead += lines * 64 * (inputs / LANES);
         }
     }
 }
@@ -347,17 +207,18 @@ INLINE void attend(int dim, int reads, const float *x, const float *cos, const f
 /* Store the rows' keys (rotated) and values, then read. One layer; rows of any documents.
  *
  *   qk [rows, 2, heads, dim] and v [rows, heads, dim]: their rows lie qk_stride and v_stride floats apart.
- *   slots [rows]: where each row's key and value go.
+ *   reads->slots [rows]: where each row's key and value go.
  *   first [rows + 1]: the reads of row r are first[r] to first[r + 1]; the first of them is of its own document, whose
  *   cos and sin also turn the key.
  *   starts, stops [reads]: slots read. cos, sin [reads, dim]: how the query is turned for them.
  *   keys, values: the layer's [heads, slots, dim], heads head_stride floats apart. out [rows, heads, dim]. */
 void attend_rows(int64_t rows, int64_t heads, int64_t dim, const float *qk, int64_t qk_stride, const float *v,
-                 int64_t v_stride, const int64_t *slots, const int64_t *first, const int64_t *starts,
-                 const int64_t *stops, const float *cos, const float *sin, float *keys, float *values,
-                 int64_t head_stride, float scale, float *out, int threads) {
+                 int64_t v_stride, const struct reads *reads, float *keys, float *values, int64_t head_stride,
+                 float scale, float *out, int threads) {
+    const int64_t *first = reads->first, *starts = reads->starts, *stops = reads->stops;
+    const float *cos = reads->cos, *sin = reads->sin;
     for (int64_t at = 0; at < rows * heads; at++) {
-        int64_t r = at / heads, h = at % heads, to = h * head_stride + slots[r] * dim;
+        int64_t r = at / heads, h = at % heads, to = h * head_stride + reads->slots[r] * dim;
         const float *x = qk + r * qk_stride + (heads + h) * dim;
         rotate((int)dim, x, cos + first[r] * dim, sin + first[r] * dim, keys + to);
         memcpy(values + to, v + r * v_stride + h * dim, sizeof(float) * dim);

@@ -1,0 +1,60 @@
+"""The backbone in one call to compiled code, for rows that each attend by themselves: steps that decode, on a CPU."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ds2ds.model.backbone import Backbone, Layer
+from ds2ds.model.int8_weight import Int8Weight
+from ds2ds.model.linear import FEW_ROWS, Weight
+from ds2ds.native import operations as native
+from ds2ds.native.backbone import CWeight, backbone_rows
+from ds2ds.native.operations import RowReads
+
+
+class CompiledBackbone:
+    """What `Backbone.forward` computes, with the weights as they are now: to be made anew when they may have changed.
+
+    Between the products of few rows stand operations that are small, but in Python take as long as many a product.
+    """
+
+    def __init__(self, backbone: Backbone, weights: list[Weight], table: list[CWeight]) -> None:
+        self.skips, self.weights = backbone.skip_weights, weights  # kept, as the table has but their addresses
+        self.table = (CWeight * len(table))(*table)
+        self.few = None if all(isinstance(weight, Int8Weight) for weight in weights) else FEW_ROWS
+
+    def takes(self, rows: int) -> bool:
+        """Whether torch's products would not be faster for so many rows."""
+        return self.few is None or rows <= self.few
+
+    def __call__(self, x: Tensor, reads: RowReads, arena: Tensor, scale: float) -> Tensor:
+        """Token embeddings [rows, model_dim] to final-normed hidden states, like x; see `backbone_rows`."""
+        return backbone_rows(x, self.table, self.skips, reads, arena, scale)
+
+
+def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:
+    """None: compiled code cannot do with these weights, or somebody has hooked into the modules, to be called."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
+        return None
+    weights: list[Weight] = []
+    for layer in cast(list[Layer], backbone.layers):
+        weights += [layer.attn.Wqkv, layer.attn.Wout.weight, layer.mlp.Wup_gate.weight, layer.mlp.Wdown.weight]
+    with torch.no_grad():
+        table = [one for one in map(_c_weight, weights) if one is not None]
+        fits = native.takes(backbone.skip_weights) and len(table) == len(weights) > 0
+    return CompiledBackbone(backbone, weights, table) if fits else None
+
+
+def _c_weight(weight: Weight) -> CWeight | None:
+    if isinstance(weight, Int8Weight):
+        if weight.packed is None:
+            return None
+        blocks, sums, scales = weight.packed
+        digits = native.weight_digits(weight.dynamic)
+        return CWeight(blocks.data_ptr(), sums.data_ptr(), scales.data_ptr(), *weight.shape, digits)
+    if not native.takes(weight) or not weight.is_contiguous():
+        return None
+    return CWeight(weight.data_ptr(), None, None, weight.shape[:-1].numel(), weight.shape[-1], 0)

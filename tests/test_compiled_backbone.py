@@ -1,0 +1,194 @@
+"""The backbone in compiled code: the numbers of its modules, and out of their way where somebody looks into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ds2ds import DS2DSModel, Runtime
+from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
+from ds2ds.model.linear import FEW_ROWS
+from ds2ds.model.quantised import quantise_weights
+from ds2ds.native import operations as native
+from ds2ds.native.operations import RowReads
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+
+WEIGHTS = [None, "int8", "int8_dynamic"]
+
+
+def made(layers: int = 3, heads: int = 2, head_dim: int = 16, weights: str | None = None) -> DS2DSModel:
+    torch.manual_seed(layers)
+    model = DS2DSModel.from_config(
+        vocab_size=61, num_layers=layers, model_dim=heads * head_dim, num_heads=heads, max_seq_len=64
+    )
+    with torch.no_grad():
+        model.backbone.skip_weights.copy_(torch.rand(layers // 2) * 2 - 1)
+    return quantise_weights(model, weights) if weights else model
+
+
+def some_reads(model: DS2DSModel, rows: int, slots: int, generator: torch.Generator) -> RowReads:
+    """Rows that write one slot each, the last ones, and read it and some of those before."""
+    tables: list[list[int]] = [[], [0], [], []]
+    positions: list[int] = []
+    for row in range(rows):
+        slot = slots - rows + row
+        tables[0].append(slot)
+        stretches = torch.randint(0, 3, (1,), generator=generator).item()
+        tables[2].append(slot)
+        tables[3].append(slot + 1)
+        for _ in range(int(stretches)):
+            start, stop = sorted(torch.randint(0, slots - rows + 1, (2,), generator=generator).tolist())
+            tables[2].append(start)
+            tables[3].append(stop + (start == stop and stop < slots - rows))
+        tables[1].append(len(tables[2]))
+        positions += torch.randint(0, 64, (len(tables[2]) - len(positions),), generator=generator).tolist()
+    cos, sin = model.rotary.at(torch.tensor(positions))
+    return RowReads(*(torch.tensor(table) for table in tables), cos.flatten(1), sin.flatten(1))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.sampled_from([4, 16, 20, 64]),
+    st.integers(1, 9),
+    st.integers(0, 2**31),
+    st.integers(1, 3),
+)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_it_computes_what_the_modules_do(
+    weights: str | None, layers: int, heads: int, head_dim: int, rows: int, seed: int, threads: int
+) -> None:
+    model, generator = made(layers, heads, head_dim, weights), torch.Generator().manual_seed(seed)
+    slots, before = 40, torch.get_num_threads()
+    arena = torch.randn(layers, 2, heads, slots, head_dim, generator=generator)
+    arenas = arena, arena.clone()
+    reads = some_reads(model, rows, slots, generator)
+    x, scale = torch.randn(rows, heads * head_dim, generator=generator), head_dim**-0.5
+
+    def attend(layer: int, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return native.attend_rows(qk, v, reads, arenas[1][layer], scale)
+
+    compiled = compiled_backbone(model.backbone)
+    assert compiled is not None
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            expected = model.backbone(x, attend)
+            ours = compiled(x.clone(), reads, arenas[0], scale)
+    finally:
+        torch.set_num_threads(before)
+    # Rounded to 8 bits, a row may fall on another side of a step.
+    tolerance = 0.1 if weights == "int8_dynamic" else 2e-4
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(arenas[0], arenas[1], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_rows_bits_do_not_depend_on_the_others(weights: str | None) -> None:
+    model, generator = made(weights=weights), torch.Generator().manual_seed(0)
+    compiled = compiled_backbone(model.backbone)
+    assert compiled is not None
+    arena = torch.randn(3, 2, 2, 40, 16, generator=generator)
+    reads = some_reads(model, 9, 40, generator)
+    x = torch.randn(9, 32, generator=generator)
+    with torch.inference_mode():
+        together = compiled(x.clone(), reads, arena.clone(), 0.25)
+        for row in range(9):
+            first, last = int(reads.first[row]), int(reads.first[row + 1])
+            tables = (reads.starts, reads.stops, reads.cos, reads.sin)
+            one = RowReads(
+                reads.slots[row : row + 1], torch.tensor([0, last - first]), *(table[first:last] for table in tables)
+            )
+            assert torch.equal(compiled(x[row : row + 1].clone(), one, arena.clone(), 0.25)[0], together[row])
+
+
+# Where it stands in
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each call to compiled code."""
+    seen: list[int] = []
+    plain = CompiledBackbone.__call__
+
+    def counted(self: CompiledBackbone, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(x))
+        return plain(self, x, *rest)
+
+    monkeypatch.setattr(CompiledBackbone, "__call__", counted)
+    return seen
+
+
+def write(runtime: Runtime, requests: int = 1, tokens: int = 3) -> list[list[int]]:
+    prompts = [[1 + at % 50, 2, 3] for at in range(requests)]
+    results = runtime.generate_batch(prompts, max_new_tokens=tokens, temperature=0.0, max_link_depth=0, eos_token_id=61)
+    return [result.root_document.tokens[3:] for result in results]
+
+
+def test_steps_that_decode_take_it(calls: list[int]) -> None:
+    write(Runtime(made(), document_store=False), 4)
+    assert calls == [4, 4]
+
+
+def test_a_chunk_of_several_tokens_does_not_unless_rows_are_apart(calls: list[int]) -> None:
+    write(Runtime(made(), document_store=False), tokens=1)
+    assert calls == []
+    write(Runtime(made(), document_store=False, batch_invariant=True), tokens=1)
+    assert calls == [3]
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_many_rows_of_floats_go_through_torchs_products(calls: list[int], weights: str | None) -> None:
+    runtime = Runtime(
+        made(weights=weights), document_store=False, max_running=200, step_tokens=1024, arena_tokens=2**15
+    )
+    write(runtime, FEW_ROWS + 1, tokens=2)
+    assert calls == ([] if weights is None else [FEW_ROWS + 1])
+
+
+@pytest.mark.parametrize("pre", [False, True])
+def test_hooks_are_called(calls: list[int], pre: bool) -> None:
+    model = made()
+    runtime, seen = Runtime(model, document_store=False), []
+    plain = write(runtime)
+    layer = model.backbone.layers[1]
+    register = layer.register_forward_pre_hook if pre else layer.register_forward_hook
+    handle = register(lambda *_: seen.append(1))
+    calls.clear()
+    assert write(runtime) == plain
+    assert len(seen) == 3 and calls == []
+    handle.remove()
+    assert write(runtime) == plain
+    assert len(seen) == 3 and calls == [1, 1]
+
+
+def test_weights_that_change_between_requests_are_seen() -> None:
+    model, other = made(), made(layers=3)
+    runtime = Runtime(model, document_store=False)
+    before = write(runtime, tokens=12)
+    with torch.no_grad():
+        for layer in other.backbone.layers:
+            layer.mlp.Wdown.weight.mul_(-3)
+        model.backbone.layers[1] = other.backbone.layers[1]
+        model.backbone.layers[2].attn.Wqkv = torch.nn.Parameter(-model.backbone.layers[2].attn.Wqkv)
+    after = write(runtime, tokens=12)
+    assert after != before and after == write(Runtime(model, document_store=False), tokens=12)
+
+
+@pytest.mark.parametrize("change", ["double", "strided", "without"])
+def test_what_it_cannot_do_with_is_left_to_the_modules(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    if change == "double":
+        model.double()
+    elif change == "strided":
+        weight = model.backbone.layers[0].mlp.Wdown.weight
+        weight.data = weight.data.t().contiguous().t()
+    else:
+        monkeypatch.setattr(native, "available", lambda: False)
+    assert compiled_backbone(model.backbone) is None
