@@ -114,9 +114,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     rows: list[int] = []
     compute = DS2DSModel.hidden
 
-    def hidden(self: DS2DSModel, tokens: torch.Tensor, attend: Any) -> torch.Tensor:
+    def hidden(self: DS2DSModel, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows.append(len(tokens))
-        return compute(self, tokens, attend)
+        return compute(self, tokens, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(DS2DSModel, "hidden", hidden)

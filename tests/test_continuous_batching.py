@@ -57,7 +57,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     seen = Steps()
     compute = engine_module.forward
 
-    def forward(model: Any, attention: Any, chunks: list[Chunk]) -> torch.Tensor:
+    def forward(model: Any, attention: Any, chunks: list[Chunk], *rest: Any) -> torch.Tensor:
         (store, _) = attention.args
         seen.append([])
         for chunk in chunks:
@@ -69,7 +69,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
                     raise AssertionError(f"{document.title!r} reads {target.title!r}, which is not computed")
             decoded = document.in_progress and len(chunk) == 1 and chunk.start >= document.given
             seen[-1].append(Part(document, len(chunk), decoded))
-        return compute(model, attention, chunks)
+        return compute(model, attention, chunks, *rest)
 
     monkeypatch.setattr(engine_module, "forward", forward)
     yield seen

@@ -1,8 +1,9 @@
-"""``sample_rows`` against a naive implementation of its rule, on random and on adversarial rows."""
+"""``sample_rows``, in NumPy and compiled, against a naive version of its rule, on random and adversarial rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from random import Random
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
 from ds2ds.kernels.sampling.philox import gumbel_noise
+from ds2ds.native import sampling as compiled
+from ds2ds.native.operations import available
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 INF = float("inf")
@@ -47,8 +50,21 @@ def columns(rows: list[dict]) -> dict[str, torch.Tensor]:
     return out
 
 
+draw: Callable[..., SampleOutput] = sample_rows
+
+
+@pytest.fixture(autouse=True, scope="module", params=["NumPy", "compiled"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything is drawn in both ways."""
+    if request.param == "compiled" and not available():
+        pytest.skip("there is no C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "draw", compiled.sample_rows if request.param == "compiled" else sample_rows)
+        yield
+
+
 def sample(logits: torch.Tensor, rows: list[dict]) -> SampleOutput:
-    return sample_rows(logits, **columns(rows))
+    return draw(logits, **columns(rows))
 
 
 def draws(logits: list[float], count: int, **row: float) -> list[int]:
@@ -270,7 +286,7 @@ def test_equal_scores_go_to_the_lower_id(row: dict, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ds2ds.kernels.sampling.host.gumbel_estimate", lambda seed, position, vocab: noise)
     monkeypatch.setattr("ds2ds.kernels.sampling.host.gumbel_noise_at", lambda seed, position, ids: noise[0, ids])
     logits = torch.tensor([[-INF, 1.0, 3.0, 2.0, 1.0]])
-    assert sample(logits, [row]).tokens.item() == 1
+    assert sample_rows(logits, **columns([row])).tokens.item() == 1
 
 
 def test_min_p_is_relative_to_the_likeliest() -> None:
@@ -400,7 +416,7 @@ def test_draws_follow_the_distribution(row: dict, kept: int, by: str) -> None:
     one = columns([row])
     rows = {name: column.expand(DRAWS).contiguous() for name, column in one.items()} | {by: torch.arange(DRAWS)}
     logits = torch.from_numpy(np.log(PROBABILITIES) + 3.0).float()
-    tokens = sample_rows(logits.expand(DRAWS, -1), **rows).tokens.numpy()
+    tokens = draw(logits.expand(DRAWS, -1), **rows).tokens.numpy()
 
     p = PROBABILITIES ** (1 / row.get("temperature", 1.0))
     rank = np.lexsort((np.arange(len(p)), -p))

@@ -107,7 +107,7 @@ class PlainAttention:
 
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
         """qk [rows, 2, heads, head_dim], unrotated, v [rows, heads, head_dim]; returns what each row reads, like v."""
-        reads = self.row_reads(rows_apart())
+        reads = self.row_reads()
         if reads is not None:
             return native.attend_rows(qk, v, reads, self.arena.data[layer], self.scale)
         q, k = rotate(qk, self.cos, self.sin).unbind(1)
@@ -125,9 +125,9 @@ class PlainAttention:
             out[view.rows] = self._attend(layer, q[view.rows], qk[view.rows, 0], view)
         return out
 
-    def row_reads(self, apart: bool) -> RowReads | None:
-        """What the rows read, if each attends by itself, in compiled code: all of them do where they are `apart`."""
-        if self.compiled and apart:
+    def row_reads(self) -> RowReads | None:
+        """What the rows read, if each attends by itself, in compiled code."""
+        if self.compiled and rows_apart():
             return self._each_row()
         return None if self.views else self.reads
 

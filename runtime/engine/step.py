@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ds2ds.attention.paths import AttentionPath
-from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.view import Chunk
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
@@ -17,6 +16,8 @@ from ds2ds.errors import GenerationError
 from ds2ds.kernels import sample_rows
 from ds2ds.model.compiled_backbone import CompiledBackbone
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.native import sampling as compiled_sampling
+from ds2ds.native.operations import available
 
 SCORED_ROWS = 64
 """Most rows whose logits are in memory at once: 13 MB of float32 for a vocabulary of 50,000."""
@@ -29,15 +30,10 @@ def forward(
     """Compute the chunks' tokens, once: keys and values into the arena, final hidden states [rows, model_dim] out.
 
     Args:
-        compiled: the model's, for where it can take its modules' place.
+        compiled: the model's backbone, see `DS2DSModel.hidden`.
     """
     ids = [token for chunk in chunks for token in chunk.document.tokens[chunk.start : chunk.stop]]
-    tokens, attend, apart = torch.tensor(ids, device=model.device), attention(chunks), model.batch_invariant
-    if compiled is not None and isinstance(attend, PlainAttention) and (apart or compiled.takes(len(ids))):
-        reads = attend.row_reads(apart)
-        if reads is not None:
-            return compiled(model.embedding(tokens), reads, attend.arena.data, attend.scale)
-    return model.hidden(tokens, attend)
+    return model.hidden(torch.tensor(ids, device=model.device), attention(chunks), compiled)
 
 
 @torch.inference_mode()
@@ -50,7 +46,8 @@ def sample(
     """
     logits = model.logits(hidden).float()
     penalised = any(s.repetition_penalty != 1 for s in settings)
-    drawn = sample_rows(
+    draw = compiled_sampling.sample_rows if logits.is_cpu and available() else sample_rows
+    drawn = draw(
         logits,
         temperature=torch.tensor([s.temperature for s in settings], dtype=torch.float32),
         top_k=torch.tensor([min(s.top_k, logits.shape[1]) for s in settings], dtype=torch.int32),

@@ -7,12 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ds2ds.model.backbone import Backbone, Layer
+from ds2ds.attention.plain import PlainAttention
+from ds2ds.model.backbone import Attend, Backbone, Layer
 from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import FEW_ROWS, Weight
 from ds2ds.native import operations as native
 from ds2ds.native.backbone import CWeight, backbone_rows
-from ds2ds.native.operations import RowReads
+from ds2ds.native.invariance import rows_apart
 
 
 class CompiledBackbone:
@@ -26,13 +27,17 @@ class CompiledBackbone:
         self.table = (CWeight * len(table))(*table)
         self.few = None if all(isinstance(weight, Int8Weight) for weight in weights) else FEW_ROWS
 
-    def takes(self, rows: int) -> bool:
-        """Whether torch's products would not be faster for so many rows."""
-        return self.few is None or rows <= self.few
+    def forward(self, x: Tensor, attend: Attend) -> Tensor | None:
+        """Token embeddings [rows, model_dim], overwritten, to final-normed hidden states.
 
-    def __call__(self, x: Tensor, reads: RowReads, arena: Tensor, scale: float) -> Tensor:
-        """Token embeddings [rows, model_dim] to final-normed hidden states, like x; see `backbone_rows`."""
-        return backbone_rows(x, self.table, self.skips, reads, arena, scale)
+        None, and nothing is done: a row does not attend by itself, or torch's products would be faster for so many.
+        """
+        if not isinstance(attend, PlainAttention) or not (self.few is None or len(x) <= self.few or rows_apart()):
+            return None
+        reads = attend.row_reads()
+        if reads is None:
+            return None
+        return backbone_rows(x, self.table, self.skips, reads, attend.arena.data, attend.scale)
 
 
 def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:

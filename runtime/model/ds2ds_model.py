@@ -12,6 +12,7 @@ from ds2ds.attention import full_pass
 from ds2ds.attention.rotary import Rotary, rotate
 from ds2ds.documents.spans import DocSpan
 from ds2ds.model.backbone import Attend, Backbone
+from ds2ds.model.compiled_backbone import CompiledBackbone
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.linear import linear
 from ds2ds.native.invariance import batch_invariant
@@ -79,10 +80,16 @@ class DS2DSModel(nn.Module):
         self.rotary.to(self.embedding.weight.device)
         return self
 
-    def hidden(self, tokens: Tensor, attend: Attend) -> Tensor:
-        """Token ids [rows] to final-normed hidden states [rows, model_dim]."""
+    def hidden(self, tokens: Tensor, attend: Attend, compiled: CompiledBackbone | None = None) -> Tensor:
+        """Token ids [rows] to final-normed hidden states [rows, model_dim].
+
+        Args:
+            compiled: its backbone in compiled code, which stands in where it can.
+        """
         with batch_invariant(self.batch_invariant):
-            return self.backbone(self.embedding(tokens), attend)
+            x = self.embedding(tokens)
+            done = None if compiled is None else compiled.forward(x, attend)
+            return self.backbone(x, attend) if done is None else done
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., model_dim] to logits [..., vocab_size]."""

@@ -74,9 +74,10 @@ def _batched(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _int8(x: Tensor, weight: Int8Weight) -> Tensor:
-    packed, rows = weight.packed, x if x.dtype == torch.float64 else x.float()
-    if packed is not None and native.takes(rows):
-        return native.linear_int8(rows, packed, weight.dynamic).to(x.dtype)
+    if weight.packed is not None and x.dtype != torch.float64:
+        rows = x.float()
+        if native.takes(rows):
+            return native.linear_int8(rows, weight.packed, weight.dynamic).to(x.dtype)
     if fuses(x) and few_rows().takes(x):
         return few_rows().product(fused().rounded(x) if weight.dynamic else x, weight.values, weight.scales)
     return expanded(rounded(x) if weight.dynamic else x, weight)

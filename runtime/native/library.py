@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-SOURCES = ("rows.c", "int8.c", "backbone.c")
+SOURCES = ("rows.c", "int8.c", "backbone.c", "sampling.c")
 HEADERS = ("native.h", "vectors.h")
 SWITCH = "DS2DS_NATIVE"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
@@ -54,7 +54,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         _POINTER,
         _THREADS,
     ),
+    "sample_rows": (*[_INTEGER] * 2, _POINTER, _INTEGER, *[_POINTER] * 3, _INTEGER, *[_POINTER] * 3, _THREADS),
 }
+_COUNT = ("sample_rows",)
+"""Functions that return a number."""
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +69,7 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_compiled()))
         for name, arguments in _SIGNATURES.items():
             function = getattr(loaded, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, ctypes.c_int if name in _COUNT else None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(

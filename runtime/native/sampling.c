@@ -1,0 +1,401 @@
+/* A token for each row of logits, by the rule of ds2ds.kernels.sampling: the same tokens as its plain version in NumPy,
+ * since what decides is computed in the same operations (elementary.py, philox.py), each rounded in one way only. */
+
+#include <stdlib.h>
+
+#include "vectors.h"
+
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint64_t longs __attribute__((vector_size(8 * LANES)));
+typedef int64_t masses __attribute__((vector_size(8 * LANES)));
+
+enum status { OK, NOT_FINITE, EMPTY };
+
+#define MASS_ONE 0x1p44f
+#define SOME 64 /* tokens whose noise is made at once */
+#define MOST_NOISE 23.0f
+
+INLINE vec all(float x) { return (vec){0} + x; }
+
+INLINE int any(ints where) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)where, (__m512i)where) != 0;
+#else
+    int some = 0;
+    for (int i = 0; i < LANES; i++) some |= where[i];
+    return some;
+#endif
+}
+
+/* elementary.exp: of y <= 0; 0 below -87. */
+INLINE vec exp_exact(vec y) {
+    const vec bound = all(-87.0f), clamped = choose(y > bound, y, bound), to_round = clamped * 1.4426950408889634f + 0.5f;
+    ints power = __builtin_convertvector(to_round, ints);
+    power += __builtin_convertvector(power, vec) > to_round; /* cut off towards zero: down is one less (true is -1) */
+    const vec n = __builtin_convertvector(power, vec);
+    vec r = clamped - n * 0.693359375f;
+    r -= n * -2.12194440e-4f;
+    vec p = all(0.001395049155689776f);
+    p = p * r + 0.008368889801204205f;
+    p = p * r + 0.04166620597243309f;
+    p = p * r + 0.166665181517601f;
+    p = p * r + 0.5f;
+    p = p * (r * r) + r + 1.0f;
+    p *= (vec)((power + 127) << 23);
+    return choose(y < bound, (vec){0}, p);
+}
+
+/* elementary.log: of x > 0 and normal. */
+INLINE vec log_exact(vec x) {
+    ints bits = (ints)x - 0x3F3504F3;
+    const vec e = __builtin_convertvector(bits >> 23, vec);
+    bits = (bits & 0x007FFFFF) + 0x3F3504F3;
+    const vec f = (vec)bits - 1.0f, square = f * f;
+    vec p = all(-0.0786093920469284f);
+    p = p * f + 0.12883494794368744f;
+    p = p * f + -0.13129101693630219f;
+    p = p * f + 0.14180956780910492f;
+    p = p * f + -0.1662449836730957f;
+    p = p * f + 0.20002295076847076f;
+    p = p * f + -0.25000810623168945f;
+    p = p * f + 0.33333316445350647f;
+    p = p * f * square + e * -2.12194440e-4f;
+    p = p - square * 0.5f + f;
+    return p + e * 0.693359375f;
+}
+
+/* philox._gumbel. */
+INLINE vec gumbel(words word) {
+    const ints above_half = (ints)word >> 31;
+    const words n = (word ^ (words)above_half) << 1 | 1;
+    const vec near = __builtin_convertvector(n, vec) * 0x1p-33f, rounded = 1.0f - near;
+    const vec lost = (1.0f - rounded - near) / rounded;
+    vec exponential = log_exact(choose(above_half, near, rounded)) + choose(above_half, (vec){0}, lost);
+    return 0.0f - log_exact(-exponential);
+}
+
+/* The upper and the lower half of a product by a constant. */
+INLINE words product(words a, uint32_t by, words *low) {
+#if defined(__AVX512F__)
+    const __m512i x = (__m512i)a, y = _mm512_set1_epi32((int)by);
+    const __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+    *low = (words)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+    return (words)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+#else
+    const longs wide = __builtin_convertvector(a, longs) * by;
+    *low = __builtin_convertvector(wide, words);
+    return __builtin_convertvector(wide >> 32, words);
+#endif
+}
+
+/* philox.philox4x32 of the counters (block, position, 0). */
+INLINE void philox(words block, uint64_t seed, uint64_t position, words c[4]) {
+    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    c[0] = block;
+    c[1] = (words){0} + (uint32_t)position;
+    c[2] = (words){0} + (uint32_t)(position >> 32);
+    c[3] = (words){0};
+    for (int round = 0; round < 10; round++) {
+        words low0, low1, high0 = product(c[0], 0xD2511F53, &low0), high1 = product(c[2], 0xCD9E8D57, &low1);
+        c[0] = high1 ^ c[1] ^ key0;
+        c[1] = low1;
+        c[2] = high0 ^ c[3] ^ key1;
+        c[3] = low0;
+        key0 += 0x9E3779B9;
+        key1 += 0xBB67AE85;
+    }
+}
+
+/* The noise of the tokens from `first`, a multiple of four, in order. */
+INLINE void noise_of_some(int32_t first, uint64_t seed, uint64_t position, vec noise[SOME / LANES]) {
+    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    words c[4];
+    philox(lane + (uint32_t)first / 4, seed, position, c);
+    const vec a = gumbel(c[0]), b = gumbel(c[1]), d = gumbel(c[2]), e = gumbel(c[3]);
+    /* Block by block: the four words of the first lane, of the second, and so on. */
+    const vec ab[2] = {__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                       __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+    const vec de[2] = {__builtin_shufflevector(d, e, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                       __builtin_shufflevector(d, e, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+    for (int i = 0; i < 2; i++) {
+        noise[2 * i] = __builtin_shufflevector(ab[i], de[i], 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+        noise[2 * i + 1] =
+            __builtin_shufflevector(ab[i], de[i], 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+    }
+}
+
+/* The noise of any tokens. */
+INLINE vec noise_of(ints ids, uint64_t seed, uint64_t position) {
+    words c[4];
+    philox((words)(ids >> 2), seed, position, c);
+    const ints which = ids & 3;
+    words word = c[3];
+    for (int i = 0; i < 3; i++) word = (words)choose(which == i, (vec)c[i], (vec)word);
+    return gumbel(word);
+}
+
+/* The largest score and its token, the lowest of those that have it. */
+struct best {
+    float score;
+    int32_t token;
+};
+
+INLINE void take_better(struct best *best, vec score, ints ids) {
+    if (!__builtin_expect(any(score >= best->score), 0)) return;
+    for (int i = 0; i < LANES; i++)
+        if (score[i] > best->score || (score[i] == best->score && ids[i] < best->token))
+            *best = (struct best){score[i], ids[i]};
+}
+
+/* A row, or what is left of it past its end: -inf. */
+INLINE vec logits_of(const float *x, int64_t left) {
+    if (left >= LANES) return of_float(x);
+    vec some = all(-INFINITY);
+    if (left > 0) memcpy(&some, x, sizeof(float) * left);
+    return some;
+}
+
+/* The largest logit; NaN if one is. */
+static float largest_of(const float *x, int64_t vocab) {
+    vec most = all(-INFINITY);
+    ints wrong = {0};
+    for (int64_t i = 0; i < vocab; i += LANES) {
+        const vec some = logits_of(x + i, vocab - i);
+        most = choose(some > most, some, most);
+        wrong |= some != some;
+    }
+    float top = most[0];
+    for (int lane = 0; lane < LANES; lane++) {
+        top = most[lane] > top ? most[lane] : top;
+        if (wrong[lane]) return NAN;
+    }
+    return top;
+}
+
+static int32_t first_of(const float *x, int64_t vocab, float top) {
+    int64_t i = 0;
+    while (i + LANES <= vocab && !any(of_float(x + i) == top)) i += LANES;
+    while (x[i] != top) i++;
+    return (int32_t)i;
+}
+
+INLINE masses mass_of(vec weight) { return __builtin_convertvector(weight * MASS_ONE, masses); }
+
+/* The mass of a whole row: it is added up in integers, and so the same in any order. */
+static int64_t total_mass(const float *x, int64_t vocab, float top, float temperature) {
+    masses total = {0};
+    for (int64_t i = 0; i < vocab; i += LANES)
+        total += mass_of(exp_exact((logits_of(x + i, vocab - i) - top) / temperature));
+    int64_t all = 0;
+    for (int lane = 0; lane < LANES; lane++) all += total[lane];
+    return all;
+}
+
+static int32_t draw_any(const float *x, int64_t vocab, float top, float temperature, uint64_t seed, uint64_t position) {
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    struct best best = {-INFINITY, 0};
+    for (int64_t first = 0; first < vocab; first += SOME) {
+        vec y[SOME / LANES], most = all(-INFINITY);
+        for (int i = 0; i < SOME / LANES; i++) {
+            y[i] = (logits_of(x + first + LANES * i, vocab - first - LANES * i) - top) / temperature;
+            most = choose(y[i] > most, y[i], most);
+        }
+        if (!any(most + MOST_NOISE > best.score)) continue;
+        vec noise[SOME / LANES];
+        noise_of_some((int32_t)first, seed, position, noise);
+        for (int i = 0; i < SOME / LANES; i++)
+            take_better(&best, y[i] + noise[i], lane + (int32_t)(first + LANES * i));
+    }
+    return best.token;
+}
+
+/* A token among those that rank high: its logit as a number that is the smaller the larger the logit, and the id. */
+struct candidate {
+    uint32_t key;
+    int32_t id;
+};
+
+/* Its own inverse. */
+INLINE uint32_t flipped(uint32_t bits) { return bits ^ (~(uint32_t)((int32_t)bits >> 31) & 0x7FFFFFFF); }
+
+static uint32_t key_of(float x) {
+    x += 0.0f; /* the two zeros tie */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return flipped(bits);
+}
+
+static float logit_of(uint32_t key) {
+    const uint32_t bits = flipped(key);
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* By key, and where keys are the same as they were, that is by id. `spare` is room for as many. */
+static void sort(struct candidate *candidates, struct candidate *spare, int64_t count) {
+    struct candidate *from = candidates, *to = spare;
+    for (int shift = 0; shift < 32; shift += 8) {
+        int64_t places[256] = {0}, at = 0;
+        for (int64_t i = 0; i < count; i++) places[from[i].key >> shift & 255]++;
+        for (int digit = 0; digit < 256; digit++) {
+            const int64_t these = places[digit];
+            places[digit] = at;
+            at += these;
+        }
+        for (int64_t i = 0; i < count; i++) to[places[from[i].key >> shift & 255]++] = from[i];
+        struct candidate *other = from;
+        from = to;
+        to = other;
+    }
+}
+
+/* Those with y = (x - top) / temperature of at least `bound` and x above -inf, by id; returns how many. */
+static int64_t collect(const float *x, int64_t vocab, float top, float temperature, float bound,
+                       struct candidate *candidates) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < vocab; i += LANES) {
+        const vec some = logits_of(x + i, vocab - i), y = (some - top) / temperature;
+        const ints fit = (y >= bound) & (some > -INFINITY);
+        if (!any(fit)) continue;
+        for (int lane = 0; lane < LANES; lane++)
+            if (fit[lane]) candidates[count++] = (struct candidate){key_of(some[lane]), (int32_t)i + lane};
+    }
+    return count;
+}
+
+/* A logit that at least k tokens reach, and few more do: the k-th largest of the largest of each 64; -inf where there
+ * are not so many. */
+static float reached_by(const float *x, int64_t vocab, int64_t k, struct candidate *room, struct candidate *spare) {
+    const int64_t blocks = vocab / SOME;
+    if (blocks < k) return -INFINITY;
+    for (int64_t block = 0; block < blocks; block++)
+        room[block] = (struct candidate){key_of(largest_of(x + block * SOME, SOME)), 0};
+    sort(room, spare, blocks);
+    return logit_of(room[k - 1].key);
+}
+
+struct settings {
+    const float *temperature;
+    const int32_t *top_k;
+    const float *top_p, *min_p;
+    const int64_t *seed, *position;
+};
+
+/* The mass at which top-p stops; beyond any sum where it is off. */
+INLINE int64_t target_of(int64_t total, float top_p) {
+    return top_p < 1 ? (int64_t)ceil((double)total * (double)top_p) : INT64_MAX;
+}
+
+/* Some candidates' y, exp of it and mass; past their end nothing. */
+INLINE vec weights_of(const struct candidate *candidates, int64_t left, float top, float temperature, ints *ids, vec *y) {
+    vec x = all(-INFINITY);
+    for (int lane = 0; lane < LANES && lane < left; lane++) {
+        x[lane] = logit_of(candidates[lane].key);
+        (*ids)[lane] = candidates[lane].id;
+    }
+    *y = (x - top) / temperature;
+    return exp_exact(*y);
+}
+
+/* Top-k, top-p and min-p; -1 where there is no memory for it. */
+static int32_t draw_ranked(const float *x, int64_t vocab, float top, const struct settings *s, int64_t row) {
+    const float temperature = s->temperature[row], top_p = s->top_p[row], min_p = s->min_p[row];
+    const int64_t k = s->top_k[row];
+    struct candidate *candidates = malloc(2 * vocab * sizeof(struct candidate)), *spare = candidates + vocab;
+    if (!candidates) return -1;
+    int64_t count, target;
+    if (0 < k && k < vocab) {
+        const float bound = reached_by(x, vocab, k, candidates, spare);
+        count = collect(x, vocab, 0, 1, bound, candidates);
+        sort(candidates, spare, count);
+        count = count < k ? count : k;
+        masses total = {0};
+        int64_t all = 0;
+        for (int64_t at = 0; at < count && top_p < 1; at += LANES) {
+            ints ids;
+            vec y;
+            total += mass_of(weights_of(candidates + at, count - at, top, temperature, &ids, &y));
+        }
+        for (int lane = 0; lane < LANES; lane++) all += total[lane];
+        target = target_of(all, top_p);
+    } else {
+        const int64_t total = total_mass(x, vocab, top, temperature);
+        target = target_of(total, top_p);
+        /* Tokens of at most this mass sum to no more than what top-p may drop. The margin covers the rounding of exp. */
+        const double spared = top_p < 1 ? (double)((total - target) / vocab) / 0x1p44 : 0;
+        const double bound = log(spared > (double)min_p ? spared : (double)min_p) - 0.01;
+        count = collect(x, vocab, top, temperature, (float)bound, candidates);
+        sort(candidates, spare, count);
+    }
+    struct best best = {-INFINITY, INT32_MAX};
+    int64_t before = 0;
+    for (int64_t at = 0; at < count && before < target; at += LANES) {
+        ints ids = {0}, kept = {0};
+        vec y;
+        const vec weight = weights_of(candidates + at, count - at, top, temperature, &ids, &y);
+        const masses mass = mass_of(weight);
+        for (int lane = 0; lane < LANES && at + lane < count && before < target; lane++) {
+            kept[lane] = weight[lane] >= min_p ? -1 : 0;
+            before += mass[lane];
+        }
+        const vec score = y + noise_of(ids, (uint64_t)s->seed[row], (uint64_t)s->position[row]);
+        take_better(&best, choose(kept, score, all(-INFINITY)), ids);
+    }
+    free(candidates);
+    return best.token;
+}
+
+/* x [vocab]: logits after the repetition penalty of the listed tokens; however often one is listed, it counts once. */
+static void penalise(const float *given, int64_t vocab, float by, const int64_t *listed, int64_t count, float *x) {
+    memcpy(x, given, sizeof(float) * vocab);
+    for (int64_t i = 0; i < count; i++) {
+        if (listed[i] < 0) continue;
+        const float old = given[listed[i]];
+        x[listed[i]] = old > 0 ? old / by : old * by;
+    }
+}
+
+/* Tokens int64 [rows], -1 where there is none, log-probabilities float [rows] and statuses int32 [rows].
+ *
+ *   given [rows, vocab]: logits, their rows `stride` floats apart.
+ *   settings: of each row, in range. penalty [rows] and listed [rows, most], token ids or -1; or NULL.
+ *   Returns how many rows found no memory. */
+int sample_rows(int64_t rows, int64_t vocab, const float *given, int64_t stride, const struct settings *settings,
+                const float *penalty, const int64_t *listed, int64_t most, int64_t *tokens, float *logprobs,
+                int32_t *status, int threads) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : failed) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *raw = given + row * stride, temperature = settings->temperature[row];
+        const int64_t k = settings->top_k[row];
+        float *penalised = penalty ? malloc(sizeof(float) * vocab) : NULL;
+        const float *x = penalty ? penalised : raw;
+        tokens[row] = -1;
+        logprobs[row] = NAN;
+        status[row] = OK;
+        if (!x) {
+            failed++;
+            continue;
+        }
+        if (penalised) penalise(raw, vocab, penalty[row], listed + row * most, most, penalised);
+        const float top = largest_of(x, vocab);
+        if (!(top < INFINITY)) status[row] = NOT_FINITE;
+        else if (top == -INFINITY) status[row] = EMPTY;
+        else if (temperature == 0) tokens[row] = first_of(x, vocab, top);
+        else if ((0 < k && k < vocab) || settings->top_p[row] < 1 || settings->min_p[row] > 0)
+            tokens[row] = draw_ranked(x, vocab, top, settings, row);
+        else
+            tokens[row] = draw_any(x, vocab, top, temperature, (uint64_t)settings->seed[row],
+                                   (uint64_t)settings->position[row]);
+        free(penalised);
+        if (tokens[row] < 0) {
+            failed += status[row] == OK;
+            continue;
+        }
+        const float largest = penalty ? largest_of(raw, vocab) : top;
+        const double total = (double)total_mass(raw, vocab, largest, 1) / 0x1p44;
+        logprobs[row] = (float)((double)raw[tokens[row]] - (double)largest - log(total));
+    }
+    return failed;
+}
