@@ -12,7 +12,8 @@ Two kinds of logits. "flat" are normal, which published benchmarks use: 0.9 of t
 fall as rank ** -1.2 and sum to 97%, so that about 50 tokens hold 0.9 of the mass, whatever the vocabulary.
 
 Before a configuration is timed, the tokens that the graph drew are compared with the host reference's on a few rows:
-"wrong" counts those that differ. It must be 0, or the command fails.
+"wrong" counts those that differ. It must be 0, or the command fails. On a CPU "ds2ds" is compiled code, as in an
+engine's steps there, if there is a C compiler, and "NumPy" the reference itself.
 
 Prints a table, writes bench/results/sampling_{device}.json; the last line of the output is the same JSON.
 """
@@ -38,6 +39,8 @@ from torch_sampling import FlashInfer, Missing, Sampler, Way, by_torch
 
 from ds2ds.environment import environment
 from ds2ds.kernels import sample_rows
+from ds2ds.native import sampling as compiled
+from ds2ds.native.operations import available
 
 WAYS = (
     Way("greedy", temperature=0.0),
@@ -57,8 +60,9 @@ FLOORS, FLOORS_FROM_BATCH = 4, 64
 HEAD, HEAD_EXPONENT, HEAD_MASS = 100, 1.2, 0.97
 MOST_BUFFERS = 8
 CHECKED_ROWS = 4
-OURS = "ds2ds"
-RIVALS = ("torch", "torch.topk", "flashinfer")
+COMPILED = "compiled"
+OURS, IN_NUMPY = "ds2ds", "NumPy"
+RIVALS = (IN_NUMPY, "torch", "torch.topk", "flashinfer")
 
 
 def make_logits(kind: str, rows: int, vocab: int, generator: torch.Generator) -> Tensor:
@@ -96,6 +100,8 @@ def by_ds2ds(way: Way, rows: Tensor, backend: str) -> Sampler:
         "seed": rows,
         "position": rows,
     }
+    if backend == COMPILED:
+        return lambda logits: compiled.sample_rows(logits, **settings).tokens
     return lambda logits: sample_rows(logits, **settings, backend=backend).tokens
 
 
@@ -113,7 +119,7 @@ class Bench:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.device = clock, clock.device
-        self.backend = "triton" if self.device.type == "cuda" else "torch"
+        self.backend = "triton" if self.device.type == "cuda" else COMPILED if available() else "torch"
         self.bandwidth = clock.copy_bandwidth()
         self.flashinfer: FlashInfer | Missing
         try:
@@ -127,7 +133,7 @@ class Bench:
         wrong, checked = count_wrong(way, buffers[0], ours.tokens)
         taken = {OURS: self._figures(self.clock.seconds(ours), buffers[0].nbytes)}
         for name in RIVALS:
-            if name != "torch.topk" or way.top_k:
+            if (name != "torch.topk" or way.top_k) and (name != IN_NUMPY or self.backend == COMPILED):
                 taken[name] = self._rival(name, way, buffers)
         result = {"way": way.name, "batch": batch, "checked_rows": checked, "wrong": wrong}
         result |= {"floor_us": round(buffers[0].nbytes / self.bandwidth * 1e6, 5), "samplers": taken}
@@ -139,7 +145,9 @@ class Bench:
         """Its figures, or what the problem is: whatever a rival raises must not end the run."""
         batch = len(buffers[0])
         try:
-            if name != "flashinfer":
+            if name == IN_NUMPY:
+                sampler, graph = by_ds2ds(way, torch.arange(batch), "torch"), True
+            elif name != "flashinfer":
                 sampler, graph = by_torch(way, batch, self.device, with_topk=name == "torch.topk"), True
             elif isinstance(self.flashinfer, Missing):
                 raise self.flashinfer

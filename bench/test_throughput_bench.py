@@ -10,6 +10,7 @@ weights, float32 on a CPU, bfloat16 on a GPU. In bench/decode.py the contestants
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from ds2ds.bench.measuring import Round, figures, serve, warm_up
 from ds2ds.bench.suite import BATCHES, Settings, load_model, make_runtime, make_workloads
 from ds2ds.bench.workloads import Workload
 from ds2ds.corpus.document_corpus import DocumentCorpus
+from ds2ds.model.quantised import KINDS
 from ds2ds.runtime import Runtime
 
 SIZES = ("12x768", "24x1024", "36x1280")
@@ -56,6 +58,13 @@ def bench(size: str, device: str) -> tuple[Runtime, dict[str, Workload], float]:
 
 
 @lru_cache(maxsize=1)
+def rounded(size: str, device: str, weights: str) -> Runtime:
+    """The same, with weights of 8 bits."""
+    runtime, named, _ = bench(size, device)
+    return make_runtime(copy.deepcopy(runtime.model), list(named.values()), weights)
+
+
+@lru_cache(maxsize=1)
 def gpt2(size: str, device: str) -> Any:
     pytest.importorskip("transformers")
     runtime, _, _ = bench(size, device)
@@ -70,11 +79,17 @@ def test_ds2ds(benchmark: Any, size: str, device: str, case: str) -> None:
     runtime, workloads, read = bench(size, device)
     if case not in workloads:
         pytest.skip(f"no memory for {case}")
-    done: list[Round] = []
-    warm_up(runtime, workloads[case])
-    benchmark.pedantic(lambda: done.append(serve(runtime, workloads[case])), rounds=ROUNDS)
-    benchmark.extra_info.update(figures(runtime, workloads[case], done, read))
-    runtime.engine.check_integrity()
+    _serve(benchmark, runtime, workloads[case], read)
+
+
+@pytest.mark.parametrize("case", ["single", "batch-8"])
+@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", SIZES)
+def test_ds2ds_rounded(benchmark: Any, size: str, device: str, weights: str, case: str) -> None:
+    benchmark.group = f"{size}, {device}, {case}"
+    _, workloads, read = bench(size, device)
+    _serve(benchmark, rounded(size, device, weights), workloads[case], read)
 
 
 @pytest.mark.parametrize("name", [*NO_CACHE, "transformers_sdpa", "transformers_eager"])
@@ -117,6 +132,14 @@ def test_transformers_with_a_static_cache(benchmark: Any, size: str, device: str
         pytest.skip(f"no memory for {case}")
     prompts = workloads[case].prompts
     _measure(benchmark, lambda: static_cache(gpt2(size, device), prompts, TOKENS), ROUNDS, len(prompts), warm=True)
+
+
+def _serve(benchmark: Any, runtime: Runtime, workload: Workload, read: float) -> None:
+    done: list[Round] = []
+    warm_up(runtime, workload)
+    benchmark.pedantic(lambda: done.append(serve(runtime, workload)), rounds=ROUNDS)
+    benchmark.extra_info.update(figures(runtime, workload, done, read))
+    runtime.engine.check_integrity()
 
 
 def _decode(start: Callable[[], Iterator[Any]]) -> list[float]:

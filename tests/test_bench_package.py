@@ -290,6 +290,7 @@ def test_batches_there_is_no_memory_for_are_left_out_unless_asked_for(
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"context": 0}, "context must be at least 1, got 0"),
         ({"batch": (4, 0)}, r"batch must be at least 1, got \[4, 0\]"),
+        ({"weights": "int3"}, r"weights must be None or one of \('int8', 'int8_dynamic'\), got 'int3'"),
         ({"model": "2x100"}, "a width that 64 divides, got '2x100'"),
         ({"model": "0x64"}, "needs layers"),
     ],

@@ -51,6 +51,7 @@ def test_the_last_line_is_the_file_and_says_everything(run: tuple[Result, Path])
     assert measured["environment"]["threads"] == 1 and measured["environment"]["torch"] == torch.__version__
     settings = measured["settings"]
     assert (settings["model"], settings["dtype"], settings["batch"]) == ("2x64", "float32", [1, 3])
+    assert settings["weights"] is None
     assert platform.node() not in done.stdout
     results = measured["results"]
     assert [(one["workload"], one["requests"]) for one in results] == [
@@ -94,6 +95,24 @@ def test_the_same_documents_are_linked_each_time() -> None:
     runs = [bench(*TINY, "--workload", "links", "--requests", "4", "--seed", "5") for _ in range(2)]
     one, two = (json.loads(done.stdout.splitlines()[-1])["results"][0] for done in runs)
     assert one["cache"] == two["cache"] and one["requests"] == 4
+
+
+def test_int8_weights_are_measured_and_not_compared_with_others(run: tuple[Result, Path], tmp_path: Path) -> None:
+    file = tmp_path / "int8.json"
+    done = bench(*TINY, "--workload", "single", "--context", "24", "--weights", "int8", "--output", str(file))
+    assert done.exit_code == 0 and done.stdout.startswith("2x64 (3M, int8) on 1 thread of ")
+    measured, floats = (json.loads(path.read_text()) for path in (file, run[1]))
+    assert measured["settings"]["weights"] == "int8"
+    assert measured["settings"]["parameters"] == floats["settings"]["parameters"]
+    read = [one["results"][0]["floor"]["weight_bytes"] for one in (measured, floats)]
+    assert read[0] < read[1] / 3
+    refused = bench("compare", str(run[1]), str(file))
+    assert "weights was None and is 'int8'" in str(refused.exception)
+    for old in (floats, measured):  # a file from before there was such a setting
+        del old["settings"]["weights"]
+    run_before = tmp_path / "before.json"
+    run_before.write_text(json.dumps(floats))
+    assert bench("compare", str(run_before), str(run[1])).exit_code == 0
 
 
 def planted(file: Path, folder: Path, factor: float) -> Path:
@@ -141,6 +160,7 @@ def test_another_machine_is_refused_unless_forced(run: tuple[Result, Path], tmp_
         (["--model", "2x63"], ConfigError, "got '2x63'"),
         (["--model", "nowhere"], CheckpointError, "no config.json in nowhere"),
         (["--dtype", "int3", "--model", "1x64"], ConfigError, "dtype must be one of"),
+        (["--weights", "int3", "--model", "1x64"], ConfigError, "weights must be None or one of"),
         (["--device", "tpu"], ConfigError, "device must be 'cpu' or 'cuda'"),
         (["--context", "3000", "--device", "cpu"], ConfigError, "context 3000 and 32 tokens exceed"),
         (["--model", "1x64", "--context", "9999999"], ConfigError, "exceed the 1,048,576 positions"),

@@ -24,6 +24,8 @@ FIGURES = {"time_to_first_token_ms": "lower", "time_per_token_ms": "lower", "tok
 
 MACHINE = ("cpu", "cores", "gpu", "threads", "system")
 SETTINGS = ("model", "parameters", "device", "dtype", "tokens", "context", "seed")
+LATER = ("weights",)
+"""Settings that older files do not have, where it was None."""
 
 _KEY = ("workload", "requests")
 
@@ -87,7 +89,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Why two results cannot be compared: each setting, and each fact of the machine, that is not the same."""
-    pairs = [(name, old["settings"].get(name), new["settings"].get(name)) for name in SETTINGS]
+    pairs = [(name, old["settings"].get(name), new["settings"].get(name)) for name in (*SETTINGS, *LATER)]
     pairs += [(name, old["environment"][name], new["environment"][name]) for name in MACHINE]
     return [f"{name} was {before!r} and is {after!r}" for name, before, after in pairs if before != after]
 

@@ -21,6 +21,7 @@ from ds2ds.environment import environment
 from ds2ds.errors import ConfigError
 from ds2ds.generation.generation_config import parse_device
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.quantised import KINDS
 from ds2ds.runtime import Runtime
 from ds2ds.tokenizer import as_tokenizer
 
@@ -40,6 +41,7 @@ class Settings:
         workloads: names in WORKLOADS.
         model: "demo", a checkpoint folder, or "LAYERSxWIDTH": random weights.
         dtype: of the weights; None: float32 on a CPU, bfloat16 on a GPU.
+        weights: None, or how they are rounded to 8 bits, see `Runtime`.
         batch: requests at once in the workload "batch", one measurement for each; None: those of BATCHES whose keys
             and values fit into MEMORY_SHARE of the memory there is.
         tokens: that each request writes.
@@ -61,6 +63,7 @@ class Settings:
     requests: int = 16
     rounds: int = 3
     seed: int = 0
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.workloads if name not in WORKLOADS]
@@ -75,6 +78,8 @@ class Settings:
             raise ConfigError(f"context must be at least 1, got {self.context}")
         if self.batch is not None and min(self.batch, default=0) < 1:
             raise ConfigError(f"batch must be at least 1, got {list(self.batch)}")
+        if self.weights not in (None, *KINDS):
+            raise ConfigError(f"weights must be None or one of {KINDS}, got {self.weights!r}")
         parse_size(self.model)
 
 
@@ -95,7 +100,8 @@ def run(settings: Settings, progress: Callable[[int, int], None] = lambda done, 
     with contextlib.ExitStack() as opened:
         corpus = opened.enter_context(DocumentCorpus(DEMO)) if "links" in settings.workloads else None
         workloads = make_workloads(settings, model, corpus)
-        runtime = make_runtime(model, workloads)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        runtime = make_runtime(model, workloads, settings.weights)
         where = environment(device)  # before the load is of our making
         buffer = make_buffer(device)
         total, done, results = len(workloads) * settings.rounds, 0, []
@@ -108,7 +114,7 @@ def run(settings: Settings, progress: Callable[[int, int], None] = lambda done, 
         for workload in workloads:
             results.append(measure(runtime, workload, settings.rounds, buffer, one_more))
     sizes = [len(workload.prompts) for workload in workloads if workload.name == "batch"]
-    return {"environment": where, "settings": _recorded(settings, model, sizes), "results": results}
+    return {"environment": where, "settings": _recorded(settings, model, sizes, parameters), "results": results}
 
 
 def load_model(settings: Settings) -> DS2DSModel:
@@ -141,13 +147,14 @@ def make_workloads(settings: Settings, model: DS2DSModel, corpus: DocumentCorpus
     return made
 
 
-def make_runtime(model: DS2DSModel, workloads: list[Workload]) -> Runtime:
-    """A runtime in whose arena each of the workloads has room.
+def make_runtime(model: DS2DSModel, workloads: list[Workload], weights: str | None = None) -> Runtime:
+    """A runtime in whose arena each of the workloads has room; it rounds the model's weights if asked to.
 
     Raises:
-        ConfigError: there is no memory for it.
+        ConfigError: there is no memory for it, or no such way to round.
     """
-    return Runtime(model, arena_tokens=max(workload.slots(KV_BLOCK[model.device.type]) for workload in workloads))
+    slots = max(workload.slots(KV_BLOCK[model.device.type]) for workload in workloads)
+    return Runtime(model, weights=weights, arena_tokens=slots)
 
 
 def _fitting(batches: list[Workload], model: DS2DSModel) -> list[Workload]:
@@ -160,7 +167,7 @@ def _fitting(batches: list[Workload], model: DS2DSModel) -> list[Workload]:
     return [one for one in batches if one is batches[0] or one.slots(KV_BLOCK[model.device.type]) <= room]
 
 
-def _recorded(settings: Settings, model: DS2DSModel, batch: list[int]) -> dict[str, Any]:
+def _recorded(settings: Settings, model: DS2DSModel, batch: list[int], parameters: int) -> dict[str, Any]:
     """The settings as they came to be. Of a checkpoint folder the name: where it lies is its owner's affair."""
     return {
         **asdict(settings),
@@ -169,5 +176,5 @@ def _recorded(settings: Settings, model: DS2DSModel, batch: list[int]) -> dict[s
         "model": Path(settings.model).name,
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
     }

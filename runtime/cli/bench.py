@@ -52,6 +52,7 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="Of the weights; default float32 on a CPU, bfloat16 on a GPU.")
     ] = None,
+    weights: Annotated[str | None, typer.Option(help="int8 or int8_dynamic: rounded to 8 bits.")] = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(
@@ -85,7 +86,7 @@ def bench(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = WORKLOADS if ALL in workload else tuple(dict.fromkeys(workload))
     sizes = tuple(batch) if batch else None
-    settings = Settings(names, model, where, dtype, sizes, tokens, prompt_tokens, requests, rounds, seed)
+    settings = Settings(names, model, where, dtype, sizes, tokens, prompt_tokens, requests, rounds, seed, weights)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -131,7 +132,8 @@ def _refuse_options(context: typer.Context) -> None:
 def _show(measured: dict[str, Any]) -> None:
     on, settings = measured["environment"], measured["settings"]
     machine = on["gpu"] or f"{count(on['threads'], 'thread')} of {on['cpu']}"
-    title = f"{settings['model']} ({settings['parameters'] / 1e6:.0f}M, {settings['dtype']}) on {machine}"
+    kind = settings["weights"] or settings["dtype"]
+    title = f"{settings['model']} ({settings['parameters'] / 1e6:.0f}M, {kind}) on {machine}"
     _print_table(title, [_row(result) for result in measured["results"]])
 
 
