@@ -78,9 +78,13 @@ def measure_int8(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str
     int8, dynamic = ([Int8Weight(weight, dynamic=way) for weight in weights] for way in (False, True))
     gigabytes = count * outputs * inputs / 1e9
     zeros = torch.zeros(outputs, dtype=torch.int64)
+    plain = [w.values for w in int8]
 
     def packed() -> list[object]:
-        quantised = (torch._make_per_channel_quantized_tensor(w.values, w.scales.double(), zeros, 0) for w in int8)
+        quantised = (
+            torch._make_per_channel_quantized_tensor(values, w.scales.double(), zeros, 0)
+            for values, w in zip(plain, int8, strict=True)
+        )
         return [torch.ops.quantized.linear_prepack(one, None) for one in quantised]
 
     def fbgemm() -> Callable[[], object]:
@@ -91,10 +95,13 @@ def measure_int8(outputs: int, inputs: int, rows: int, repeats: int) -> dict[str
         "int8": lambda: lambda: [linear(x, w) for w in int8],
         "int8_dynamic": lambda: lambda: [linear(x, w) for w in dynamic],
         "int8pack_bfloat16": lambda: (
-            lambda: [torch._weight_int8pack_mm(low, w.values, w.scales.bfloat16()) for w in int8]
+            lambda: [
+                torch._weight_int8pack_mm(low, values, w.scales.bfloat16())
+                for values, w in zip(plain, int8, strict=True)
+            ]
         ),
         "fbgemm_dynamic": fbgemm,
-        "sum": lambda: lambda: [w.values.view(-1)[: outputs * inputs // 8 * 8].view(torch.int64).sum() for w in int8],
+        "sum": lambda: lambda: [w.view(-1)[: outputs * inputs // 8 * 8].view(torch.int64).sum() for w in plain],
     }
     speeds: dict[str, float | None] = {}
     for name, way in ways.items():

@@ -27,7 +27,7 @@ from ds2ds.model.quantised import KINDS, quantise_weights
 
 ROOT = Path(__file__).resolve().parent
 RESULT = ROOT / "results" / "quantised_cpu.json"
-sys.path.append(str(ROOT.parent / "examples" / "foldoc"))
+sys.path.insert(0, str(ROOT.parent / "examples" / "foldoc"))  # before a package that is named `evaluate` too
 
 from data import load_documents, make_pack, split  # noqa: E402
 from evaluate import WINDOW, document_losses  # noqa: E402

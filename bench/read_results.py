@@ -9,8 +9,10 @@ from typing import Any
 import typer
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = [RESULTS / f"throughput_{size}_cpu.json" for size in ("24x1024", "36x1280")]
-DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LOAD = (
+WORKLOADS, SIZES = (
+    [RESULTS / f"throughput_{size}{what}_cpu.json" for size in ("24x1024", "36x1280")] for what in ("", "_int8")
+)
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LOAD, SAMPLING = (
     RESULTS / f"{name}.json"
     for name in (
         "decode_cpu",
@@ -20,6 +22,7 @@ DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LO
         "cpu_step_cpu",
         "host_step_cpu",
         "serve_load",
+        "sampling_cpu",
     )
 )
 HEADINGS = {
@@ -115,20 +118,24 @@ def serve_load_table(path: str | Path) -> str:
 
 
 def sizes_table(*paths: str | Path) -> str:
-    """A markdown table of throughput_*_cpu.json: the time of a token of one request, for each size of model."""
-    lines = [_row(["model", "ds2ds", "of read bandwidth", "transformers", "CTranslate2", "CTranslate2, int8"])]
-    lines.append(_row(["---", *["---:"] * 5]))
+    """A markdown table of throughput_*_int8_cpu.json: one request, and ds2ds with eight, for each size of model."""
+    lines = [_row(["model", "", "to first token", "per token", "of read bandwidth", "8 requests, tokens/s"])]
+    lines.append(_row(["---", "---", *["---:"] * 4]))
     for path in paths:
         measured = json.loads(Path(path).read_text(encoding="utf-8"))
-        size, ours, others = _of_size(measured)
-        single = ours["single"]
-        ms, floor = single["time_per_token_ms"]["median"], single["floor"]["share"]
-        shown = [f"{ms:.1f}", f"{floor:.0%}", *(f"{other['time_per_token_ms']:.1f}" for other in others)]
-        lines.append(_row([size, *shown]))
+        ours, others = _of_size(measured)
+        for name, cases in ours.items():
+            one = cases["single"]
+            first, each = (one[time]["median"] for time in ("time_to_first_token_ms", "time_per_token_ms"))
+            many = f"{cases['batch-8']['tokens_per_second']['median']:.1f}"
+            times = [f"{first:,.0f} ms", f"{each:.1f} ms"]
+            lines.append(_row([_size(measured), f"ds2ds, {name}", *times, f"{one['floor']['share']:.0%}", many]))
+        for name, one in others.items():
+            times = [f"{one[time]:,.{digits}f} ms" for time, digits in _TIMES.items()]
+            lines.append(_row([_size(measured), name, *times, "", ""]))
     on = measured["environment"]
     where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
-    what = "Milliseconds a token, one request, greedy, float32 but for the last, medians"
-    return "\n".join([*lines, "", f"{what}; {where}."])
+    return "\n".join([*lines, "", f"A prompt of 64 tokens, greedy, medians; {where}."])
 
 
 def workloads_table(*paths: str | Path) -> str:
@@ -137,7 +144,7 @@ def workloads_table(*paths: str | Path) -> str:
     lines.append(_row(["---", "---", *["---:"] * 5]))
     for path in paths:
         measured = json.loads(Path(path).read_text(encoding="utf-8"))
-        size, ours, _ = _of_size(measured)
+        size, ours = _size(measured), _of_size(measured)[0]["float32"]
         for name, one in ours.items():
             if name == "batch-1":
                 continue  # the same as one request
@@ -151,17 +158,47 @@ def workloads_table(*paths: str | Path) -> str:
     return "\n".join([*lines, "", f"Greedy, float32, random weights, {ours['single']['tokens']} tokens each; {where}."])
 
 
-def _of_size(measured: dict[str, Any]) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """A throughput_*_cpu.json's size of model, ds2ds' results by workload, and those of others."""
-    ours, others = {}, []
+_TIMES = {"time_to_first_token_ms": 0, "time_per_token_ms": 1}
+
+
+def _size(measured: dict[str, Any]) -> str:
+    """The size of model of a throughput_*.json."""
+    size: str = measured["results"][0]["name"].partition("[")[2].partition("-cpu-")[0]
+    return size
+
+
+def _of_size(measured: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """A throughput_*.json's results of ds2ds, by weights and workload, and those of others, by name."""
+    ours: dict[str, dict[str, Any]] = {}
+    others = {}
     for one in measured["results"]:
-        size, _, case = one["name"].partition("[")[2].rstrip("]").partition("-cpu-")
-        if one["name"].startswith("test_ds2ds"):
-            ours[case] = one
-            model = size
+        test, _, case = one["name"].rstrip("]").partition("[")
+        if test == "test_ds2ds":
+            ours.setdefault("float32", {})[case.partition("-cpu-")[2]] = one
+        elif test == "test_ds2ds_rounded":
+            weights, _, workload = case.partition("-cpu-")[2].partition("-")
+            ours.setdefault(weights, {})[workload] = one
+        elif test == "test_ctranslate2":
+            others[f"CTranslate2, {case.rpartition('-')[2]}"] = one
         else:
-            others.append(one)
-    return model, ours, others
+            others["transformers"] = one
+    return ours, others
+
+
+def sampling_table(path: str | Path) -> str:
+    """A markdown table of sampling_cpu.json: microseconds of a call, for all rows."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = ("ds2ds", "NumPy", "torch", "torch.topk")
+    lines = [_row(["logits", "way", "rows", *names]), _row(["---", "---", *["---:"] * 5])]
+    for result in measured["results"]:
+        times = [result["samplers"].get(name, {}).get("microseconds") for name in names]
+        shown = ["" if time is None else f"{time:,.0f}" for time in times]
+        lines.append(_row([result["logits"], result["way"], str(result["batch"]), *shown]))
+    on = measured["environment"]
+    where = f"{on['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
+    vocab = measured["results"][0]["vocab"]
+    what = f"Microseconds for all rows, of {vocab:,} float32 logits each, medians"
+    return "\n".join([*lines, "", f'{what}; "NumPy" is the plain version, "torch" sorts; {where}.'])
 
 
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
@@ -201,7 +238,8 @@ def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
     rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
-    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*SIZES)]
+    rest.append(sampling_table(SAMPLING))
+    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*WORKLOADS)]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 
 

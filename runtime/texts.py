@@ -79,5 +79,5 @@ class RuntimeTexts:
         """
         try:
             return self.tokenizer.token_bytes(token)
-        except (KeyError, IndexError, OverflowError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"token id {token!r} is not in the vocabulary of {self.tokenizer.name}") from error

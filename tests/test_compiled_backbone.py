@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds import DS2DSModel, Runtime
+from ds2ds.model.backbone import GLU
 from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
 from ds2ds.model.linear import FEW_ROWS
 from ds2ds.model.quantised import quantise_weights
@@ -170,6 +171,26 @@ def test_hooks_are_called(calls: list[int], pre: bool) -> None:
     handle.remove()
     assert write(runtime) == plain
     assert len(seen) == 3 and calls == [1, 1]
+
+
+def test_modules_of_others_are_called(calls: list[int]) -> None:
+    class Twice(GLU):
+        def forward(self, normed: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(normed)
+
+    model = made()
+    runtime = Runtime(model, document_store=False)
+    plain = write(runtime, tokens=12)
+    model.backbone.layers[1].mlp.__class__ = Twice
+    calls.clear()
+    assert write(runtime, tokens=12) != plain and calls == []
+    model.backbone.layers[1].mlp.__class__ = GLU
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert compiled_backbone(model.backbone) is None
+    finally:
+        handle.remove()
+    assert compiled_backbone(model.backbone) is not None
 
 
 def test_weights_that_change_between_requests_are_seen() -> None:

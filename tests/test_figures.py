@@ -51,11 +51,16 @@ def test_the_page_on_performance_shows_the_host_s_part_as_it_was_measured() -> N
     assert tables.host_step_table(tables.HOST_STEP) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
+def test_the_page_on_sampling_shows_the_cpu_as_it_was_measured() -> None:
+    tables = load(ROOT / "bench" / "read_results.py")
+    assert tables.sampling_table(tables.SAMPLING) in (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+
+
 def test_the_page_on_performance_shows_larger_models_as_they_were_measured() -> None:
     tables = load(ROOT / "bench" / "read_results.py")
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert tables.sizes_table(*tables.SIZES) in page
-    assert tables.workloads_table(*tables.SIZES) in page
+    assert tables.workloads_table(*tables.WORKLOADS) in page
 
 
 def test_the_page_on_the_server_shows_the_load_as_it_was_measured() -> None:

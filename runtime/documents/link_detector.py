@@ -39,28 +39,11 @@ class DetectedLink:
     target: str = ""
 
 
-class _TokenBytes(dict[int, bytes]):
-    """The bytes of each token id met so far."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token_id: int) -> bytes:
-        try:
-            data = self._tokenizer.token_bytes(token_id)
-        except (KeyError, IndexError, OverflowError) as error:
-            name = self._tokenizer.name
-            raise ValueError(f"token id {token_id} is not in the vocabulary of {name}") from error
-        self[token_id] = data
-        return data
-
-
 class LinkStream:
     """A link scanner fed with token ids, each once, at a cost that does not grow with the text."""
 
-    def __init__(self, token_bytes: _TokenBytes, eos_token_id: int | None, scanner: Scanner) -> None:
-        self._token_bytes = token_bytes
-        self._eos_token_id = eos_token_id
+    def __init__(self, tokenizer: Tokenizer, scanner: Scanner) -> None:
+        self._token_bytes, self._eos_token_id = tokenizer.token_bytes, tokenizer.eos_token_id
         self._scanner = scanner
 
     def feed(self, token_id: int) -> list[ScannedLink]:
@@ -76,7 +59,7 @@ class LinkStream:
         if token_id == self._eos_token_id:
             self._scanner.reset()
             return []
-        return self._scanner.feed(self._token_bytes[token_id])
+        return self._scanner.feed(self._token_bytes(token_id))
 
 
 class LinkDetector:
@@ -101,7 +84,6 @@ class LinkDetector:
     def __init__(self, tokenizer: Any = None, link_format: str | LinkFormat = DEFAULT_FORMAT) -> None:
         self.tokenizer = as_tokenizer(tokenizer)
         self.format = link_formats.link_format(link_format)
-        self._token_bytes = _TokenBytes(self.tokenizer)
 
     def stream(self, document_title: str = "") -> LinkStream:
         """A new stream: for text that grows token by token, each token is looked at once.
@@ -109,7 +91,7 @@ class LinkDetector:
         Args:
             document_title: of the document that is read; relative links (Python's, say) are resolved against it.
         """
-        return LinkStream(self._token_bytes, self.tokenizer.eos_token_id, self.format.scanner(document_title))
+        return LinkStream(self.tokenizer, self.format.scanner(document_title))
 
     def detect_link_at_position(self, tokens: Any, end_pos: int) -> DetectedLink | None:
         """The link whose `)` lies in `tokens[end_pos]`, or None. Where several end there, the last of them.
@@ -134,7 +116,7 @@ class LinkDetector:
         ids = _as_ids(tokens)
         if not 0 <= end_pos < len(ids):
             raise ValueError(f"end_pos must be in [0, {len(ids)}), got {end_pos}")
-        if b")" not in self._token_bytes[ids[end_pos]]:
+        if b")" not in self.tokenizer.token_bytes(ids[end_pos]):
             return None
         stream = self.stream()
         for token in ids[:end_pos]:
@@ -144,7 +126,7 @@ class LinkDetector:
 
     def _locate(self, link: ScannedLink, ids: list[int]) -> DetectedLink:
         eos = self.tokenizer.eos_token_id
-        ends = list(accumulate(0 if token == eos else len(self._token_bytes[token]) for token in ids))
+        ends = list(accumulate(0 if token == eos else len(self.tokenizer.token_bytes(token)) for token in ids))
         bracket_open, bracket_close, paren_open, paren_close = (
             bisect_right(ends, offset) for offset in (link.start, link.middle, link.middle + 1, link.end - 1)
         )
@@ -160,7 +142,7 @@ class LinkDetector:
         )
 
     def _tokens_of(self, text: str, between: list[int]) -> list[int]:
-        if b"".join(self._token_bytes[token] for token in between) == text.encode():
+        if b"".join(self.tokenizer.token_bytes(token) for token in between) == text.encode():
             return between
         return self.tokenizer.encode(text)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ds2ds.attention.plain import PlainAttention
-from ds2ds.model.backbone import Attend, Backbone, Layer
+from ds2ds.model.backbone import GLU, Attend, Attention, Backbone, Layer
 from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import FEW_ROWS, Weight
 from ds2ds.native import operations as native
 from ds2ds.native.backbone import CWeight, backbone_rows
 from ds2ds.native.invariance import rows_apart
+
+_OURS = {Backbone, Layer, Attention, GLU, nn.ModuleList, nn.Linear, Int8Weight}
 
 
 class CompiledBackbone:
@@ -41,16 +43,23 @@ class CompiledBackbone:
 
 
 def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:
-    """None: compiled code cannot do with these weights, or somebody has hooked into the modules, to be called."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
-        return None
-    weights: list[Weight] = []
-    for layer in cast(list[Layer], backbone.layers):
-        weights += [layer.attn.Wqkv, layer.attn.Wout.weight, layer.mlp.Wup_gate.weight, layer.mlp.Wdown.weight]
+    """None: compiled code cannot do with these weights, or modules are not what it stands for."""
     with torch.no_grad():
+        if not native.takes(backbone.skip_weights) or not _is_plain(backbone):
+            return None
+        weights: list[Weight] = []
+        for layer in cast(list[Layer], backbone.layers):
+            weights += [layer.attn.Wqkv, layer.attn.Wout.weight, layer.mlp.Wup_gate.weight, layer.mlp.Wdown.weight]
         table = [one for one in map(_c_weight, weights) if one is not None]
-        fits = native.takes(backbone.skip_weights) and len(table) == len(weights) > 0
-    return CompiledBackbone(backbone, weights, table) if fits else None
+        return CompiledBackbone(backbone, weights, table) if len(table) == len(weights) > 0 else None
+
+
+def _is_plain(backbone: Backbone) -> bool:
+    """Whether the modules are ours alone: nobody has put others in their place, or hooks into them, to be called."""
+    for module in backbone.modules():
+        if type(module) not in _OURS or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return not nn.modules.module._has_any_global_hook()
 
 
 def _c_weight(weight: Weight) -> CWeight | None:

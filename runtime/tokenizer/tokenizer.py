@@ -20,8 +20,8 @@ class Tokenizer:
     Attributes:
         encode: text to ids; text that looks like a special token is encoded as ordinary text.
         decode: ids to text; bytes that are no valid UTF-8 become U+FFFD.
-        token_bytes: the bytes of one id. The link scanner reads these, so that a character split between
-            two tokens is read whole.
+        token_bytes: the bytes of one id; ValueError if there is none. The link scanner reads these, so that a
+            character split between two tokens is read whole.
         name: what a corpus records as its tokenizer ("gpt2").
         vocab_size: number of ids, None if unknown.
         eos_token_id: the id that ends a document, None if unknown.
@@ -34,6 +34,22 @@ class Tokenizer:
     vocab_size: int | None = None
     eos_token_id: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_bytes", _remembered(self.token_bytes, self.name))
+
+
+def _remembered(token_bytes: Callable[[int], bytes], name: str) -> Callable[[int], bytes]:
+    """Every token passes several times; a tokenizer is asked once, and what it raises is made one error."""
+
+    @functools.cache
+    def remembered(token: int) -> bytes:
+        try:
+            return token_bytes(token)
+        except (KeyError, IndexError, OverflowError) as error:
+            raise ValueError(f"token id {token} is not in the vocabulary of {name}") from error
+
+    return remembered
+
 
 def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     special = set(encoding._special_tokens.values())
@@ -44,7 +60,6 @@ def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return encoding.decode([token for token in ids if token < known], errors="replace")
 
-    @functools.cache
     def token_bytes(token: int) -> bytes:
         # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
         return b"" if token in special or token >= known else encoding.decode_single_token_bytes(token)
@@ -107,7 +122,7 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
     return Tokenizer(
         encode=encode_ids,
         decode=decode,
-        token_bytes=functools.cache(getattr(tokenizer, "token_bytes", one_token_bytes)),
+        token_bytes=getattr(tokenizer, "token_bytes", one_token_bytes),
         name=getattr(tokenizer, "name", "custom"),
         vocab_size=getattr(tokenizer, "vocab_size", getattr(tokenizer, "n_vocab", None)),
         eos_token_id=getattr(tokenizer, "eos_token_id", None),
