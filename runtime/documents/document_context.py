@@ -96,7 +96,7 @@ class DocumentContext:
         """
         if self.window:
             raise RuntimeError(f"the root is {self.root.title!r} already")
-        document = Document(title, [int(token) for token in tokens])
+        document = Document(title, list(map(int, tokens)))
         if len(document.tokens) > self.max_context_length:
             raise ValueError(
                 f"the prompt has {len(document.tokens)} tokens, more than max_context_length {self.max_context_length}"
@@ -109,7 +109,7 @@ class DocumentContext:
         Call `make_room` first.
         """
         parent = self.current
-        document = Document(title, [int(token) for token in tokens], depth=parent.depth + 1, parent=parent)
+        document = Document(title, list(map(int, tokens)), depth=parent.depth + 1, parent=parent)
         return self._open(document, self._most_tokens(document))
 
     def open_corpus_document(self, title: str, tokens: Iterable[int], source: str = "corpus") -> Document:
@@ -118,7 +118,7 @@ class DocumentContext:
         It is not complete yet: its own links are to be resolved first. Call `make_room` before.
         """
         parent = self.current
-        document = Document(title, [int(token) for token in tokens], source, parent.depth + 1, parent)
+        document = Document(title, list(map(int, tokens)), source, parent.depth + 1, parent)
         return self._open(document, len(document.tokens))
 
     def add_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:
@@ -221,7 +221,9 @@ class DocumentContext:
         leaving = [document for document in self.window if document is instead_of]
         window = [document for document in self.window if document is not instead_of]
         fits, reason = self._fits(window, num_tokens)
-        if not fits and not EVICTION_POLICIES[self.eviction_policy].admits:
+        if fits:
+            return True, "", leaving
+        if not EVICTION_POLICIES[self.eviction_policy].admits:
             return False, reason, []
         evictable = [document for document in self._evictable() if document in window]
         kept = [document for document in window if document not in evictable]
@@ -237,7 +239,7 @@ class DocumentContext:
     def _fits(self, window: list[Document], num_tokens: int) -> tuple[bool, str]:
         if len(window) > self.max_auxiliary_documents:
             return False, f"max_auxiliary_documents {self.max_auxiliary_documents} are in view"
-        total = sum(len(document.tokens) for document in window) + num_tokens
+        total = sum([len(document.tokens) for document in window]) + num_tokens
         if total > self.max_context_length:
             return False, f"{total} tokens would exceed max_context_length {self.max_context_length}"
         return True, ""

@@ -76,7 +76,7 @@ class Layout:
 
     def wrap(self, title: str, body: Sequence[int]) -> list[int]:
         """prefix + body + suffix: a whole document as the model reads it (S1)."""
-        return [*self.prefix(title), *(int(token) for token in body), *self.suffix()]
+        return [*self.prefix(title), *map(int, body), *self.suffix()]
 
 
 def heading_title(text: str) -> str | None:

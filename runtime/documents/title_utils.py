@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 _HASH_LENGTH = 6
 _NOT_KEPT = re.compile(r"[^a-z0-9_]")
@@ -42,6 +43,7 @@ def verify_title_hash(title: str, filename: str) -> bool:
     return found is not None and found[1] == generate_title_hash(title)
 
 
+@lru_cache(maxsize=2**14)  # of every document in view, for every link
 def title_key(title: str) -> str:
     """What two titles share that differ in case and spacing only.
 

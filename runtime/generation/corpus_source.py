@@ -121,7 +121,7 @@ class CorpusSource:
             raise CorpusError(f"the corpus has document {title!r}, but gave None for it")
         if hasattr(body, "tolist"):
             body = body.tolist()
-        body = [int(token) for token in body]
+        body = list(map(int, body))
         if not body:
             return []
         tokens = self.layout.wrap(title, body)

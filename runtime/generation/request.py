@@ -77,6 +77,7 @@ class Request:
     number: int = 0
     link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
     titles: dict[Document, str] = field(default_factory=dict)
+    _texts: dict[Document, tuple[tuple[int, int | None], str]] = field(default_factory=dict)
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""
@@ -95,9 +96,14 @@ class Request:
 
     def text(self, document: Document) -> str:
         """The document's text: no end marks, nothing from the stop string on."""
+        state = len(document.tokens), document.text_end
+        known = self._texts.get(document)
+        if known is not None and known[0] == state:  # told when it is opened, when it is closed, and in the result
+            return known[1]
         marks = {self.config.eos_token_id, self.layout.eos_token_id}
-        text = self.tokenizer.decode([token for token in document.tokens if token not in marks])
-        return text[: document.text_end]
+        text = self.tokenizer.decode([token for token in document.tokens if token not in marks])[: document.text_end]
+        self._texts[document] = state, text
+        return text
 
     def opening(self, title: str, tokens: Sequence[int]) -> str:
         """How a document starts below its heading: the text of the first OPENING_TOKENS."""
