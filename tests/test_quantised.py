@@ -103,6 +103,28 @@ def test_what_is_packed_stays_whole_when_it_is_copied_or_moved() -> None:
     assert away.packed is None and away.stored.shape == (20, 30)
 
 
+def test_what_was_saved_is_loaded_and_nothing_else() -> None:
+    one, other, x = Int8Weight(weights(20, 30, 0)), Int8Weight(weights(20, 30, 1)), weights(3, 30, 1)
+    with torch.inference_mode():
+        product = linear(x, one)
+    state = one.state_dict()
+    assert list(state) == ["values", "scales"] and state["values"].shape == (20, 30)
+    other.load_state_dict(state)
+    state["values"].zero_()
+    with torch.inference_mode():
+        assert torch.equal(linear(x, other), product)
+    with pytest.raises(
+        RuntimeError, match=r"values must be int8 \[20, 30\] with a scale for each output, got .*\[5, 30\]"
+    ):
+        other.load_state_dict(Int8Weight(weights(5, 30, 1)).state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({"values": state["values"]})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({**state, "sums": state["scales"]})
+    with torch.inference_mode():
+        assert torch.equal(linear(x, other), product)
+
+
 # Products with them
 
 

@@ -26,7 +26,7 @@ class Int8Weight(nn.Module):
         dynamic: rows that are multiplied with it are rounded to 8 bits too, each by its own scale.
 
     Attributes:
-        stored: int8 [outputs, inputs], or the blocks of `packed`.
+        stored: int8 [outputs, inputs], or the blocks of `packed`; not to be changed in place.
         scales: float32 [outputs], whatever dtype the model is moved to.
         packed: as compiled code multiplies with it; None where it does not.
         shape: (outputs, inputs).
@@ -76,3 +76,27 @@ class Int8Weight(nn.Module):
         # The same numbers wherever they lie: a digest of the weights is the same on every machine.
         destination[f"{prefix}values"] = self.values
         destination[f"{prefix}scales"] = self.scales
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [f"{prefix}values", f"{prefix}scales"]
+        missing = [name for name in names if name not in state_dict]
+        missing_keys += missing
+        unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name not in names]
+        if missing:
+            return
+        values, scales = (state_dict[name] for name in names)
+        if (values.shape, values.dtype, scales.shape) != (self.shape, torch.int8, self.scales.shape):
+            got = f"{values.dtype} {list(values.shape)} and scales {list(scales.shape)}"
+            error_msgs.append(f"{prefix}values must be int8 {list(self.shape)} with a scale for each output, got {got}")
+            return
+        device = self.scales.device
+        self._store(values.to(device, copy=True), scales.to(device, torch.float32, copy=True))
