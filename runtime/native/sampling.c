@@ -302,8 +302,9 @@ INLINE vec weights_of(const struct candidate *candidates, int64_t left, float to
 static int32_t draw_ranked(const float *x, int64_t vocab, float top, const struct settings *s, int64_t row) {
     const float temperature = s->temperature[row], top_p = s->top_p[row], min_p = s->min_p[row];
     const int64_t k = s->top_k[row];
-    struct candidate *candidates = malloc(2 * vocab * sizeof(struct candidate)), *spare = candidates + vocab;
+    struct candidate *candidates = malloc(2 * vocab * sizeof(struct candidate));
     if (!candidates) return -1;
+    struct candidate *spare = candidates + vocab;
     int64_t count, target;
     if (0 < k && k < vocab) {
         const float bound = reached_by(x, vocab, k, candidates, spare);
