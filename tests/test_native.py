@@ -69,6 +69,15 @@ def test_what_the_compiler_says_is_told(folder: Path, monkeypatch: pytest.Monkey
     assert list(folder.iterdir()) == []
 
 
+def test_a_compiler_that_fails_without_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str]) -> str:
+        raise subprocess.CalledProcessError(1, command[0], "", "")
+
+    monkeypatch.setattr(module, "_run", fail)
+    with pytest.warns(RuntimeWarning, match="returned non-zero exit status 1"):
+        assert library() is None
+
+
 def test_a_folder_that_others_write_to_is_not_used(folder: Path) -> None:
     folder.mkdir(parents=True)
     folder.chmod(0o777)

@@ -71,7 +71,8 @@ def library() -> ctypes.CDLL | None:
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, ctypes.c_int if name in _COUNT else None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        reason = said or str(error)
         warnings.warn(
             f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
             f"compiled ({reason}). A C compiler with OpenMP mends it; {SWITCH}=0 silences this.",
