@@ -77,7 +77,7 @@ class Request:
     number: int = 0
     link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
     titles: dict[Document, str] = field(default_factory=dict)
-    _texts: dict[Document, tuple[tuple[int, int | None], str]] = field(default_factory=dict)
+    _texts: dict[Document, tuple[tuple[int, int | None], str]] = field(default_factory=dict, init=False, repr=False)
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""

@@ -6,8 +6,8 @@ AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.na
 a short prompt has. Where it cannot be compiled, batched products of the same weights do, which read 33 to 40 GB/s.
 ``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
 
-int8 weights are multiplied in integers there, few rows or many (``native/int8.c``). On a GPU torch multiplies floats,
-and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows, whose products are bound by
+On a CPU int8 weights are multiplied in integers, few rows or many (``native/int8.c``). On a GPU torch multiplies
+floats, and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows, whose products are bound by
 arithmetic, int8 weights are expanded in each call.
 """
 
