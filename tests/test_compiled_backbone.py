@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from ds2ds import DS2DSModel, Runtime
 from ds2ds.model.backbone import GLU
 from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
-from ds2ds.model.linear import FEW_ROWS
 from ds2ds.model.quantised import quantise_weights
 from ds2ds.native import operations as native
 from ds2ds.native.backbone import backbone_rows
@@ -33,24 +32,24 @@ def made(layers: int = 3, heads: int = 2, head_dim: int = 16, weights: str | Non
     return quantise_weights(model, weights) if weights else model
 
 
-def some_reads(model: DS2DSModel, rows: int, slots: int, generator: torch.Generator) -> RowReads:
-    """Rows that write one slot each, the last ones, and read it and some of those before."""
-    tables: list[list[int]] = [[], [0], [], []]
-    positions: list[int] = []
-    for row in range(rows):
-        slot = slots - rows + row
-        tables[0].append(slot)
-        stretches = torch.randint(0, 3, (1,), generator=generator).item()
-        tables[2].append(slot)
-        tables[3].append(slot + 1)
-        for _ in range(int(stretches)):
-            start, stop = sorted(torch.randint(0, slots - rows + 1, (2,), generator=generator).tolist())
-            tables[2].append(start)
-            tables[3].append(stop + (start == stop and stop < slots - rows))
-        tables[1].append(len(tables[2]))
-        positions += torch.randint(0, 64, (len(tables[2]) - len(positions),), generator=generator).tolist()
-    cos, sin = model.rotary.at(torch.tensor(positions))
-    return RowReads(*(torch.tensor(table) for table in tables), cos.flatten(1), sin.flatten(1))
+def some_reads(model: DS2DSModel, sizes: list[int], slots: int, generator: torch.Generator) -> RowReads:
+    """Chunks of so many rows, which write the last slots and read of them what is before, and some of those before."""
+    chunks, reads = [], []
+    row = 0
+
+    def some(most: int) -> int:
+        return int(torch.randint(0, most, (1,), generator=generator))
+
+    for rows in sizes:
+        first, slot = len(reads), slots - sum(sizes) + row
+        reads.append([0, rows, slot, slot + 1, 1, some(64 - rows)])
+        for _ in range(some(3)):
+            start = some(slots - sum(sizes))
+            stop, at = start + 1 + some(slots - sum(sizes) - start), some(rows)
+            reads.append([at, 1 + some(rows - at), start, stop, 0, some(64 - rows)])
+        chunks.append([row, rows, slot, first, len(reads)])
+        row += rows
+    return RowReads(torch.tensor(chunks), torch.tensor(reads), model.rotary.cos, model.rotary.sin)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -58,19 +57,19 @@ def some_reads(model: DS2DSModel, rows: int, slots: int, generator: torch.Genera
     st.integers(1, 6),
     st.integers(1, 3),
     st.sampled_from([4, 16, 20, 64]),
-    st.integers(1, 9),
+    st.lists(st.sampled_from([1, 1, 1, 2, 5, 20]), min_size=1, max_size=5),
     st.integers(0, 2**31),
     st.integers(1, 3),
 )
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_it_computes_what_the_modules_do(
-    weights: str | None, layers: int, heads: int, head_dim: int, rows: int, seed: int, threads: int
+    weights: str | None, layers: int, heads: int, head_dim: int, sizes: list[int], seed: int, threads: int
 ) -> None:
     model, generator = made(layers, heads, head_dim, weights), torch.Generator().manual_seed(seed)
-    slots, before = 40, torch.get_num_threads()
+    slots, before, rows = 140, torch.get_num_threads(), sum(sizes)
     arena = torch.randn(layers, 2, heads, slots, head_dim, generator=generator)
     arenas = arena, arena.clone()
-    reads = some_reads(model, rows, slots, generator)
+    reads = some_reads(model, sizes, slots, generator)
     x, scale = torch.randn(rows, heads * head_dim, generator=generator), head_dim**-0.5
 
     def attend(layer: int, qk: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -97,16 +96,14 @@ def test_a_rows_bits_do_not_depend_on_the_others(weights: str | None) -> None:
     compiled = compiled_backbone(model.backbone)
     assert compiled is not None
     arena = torch.randn(3, 2, 2, 40, 16, generator=generator)
-    reads = some_reads(model, 9, 40, generator)
+    reads = some_reads(model, [1] * 9, 40, generator)
     x = torch.randn(9, 32, generator=generator)
     with torch.inference_mode():
         together = backbone_rows(x.clone(), compiled.table, compiled.skips, reads, arena.clone(), 0.25)
         for row in range(9):
-            first, last = int(reads.first[row]), int(reads.first[row + 1])
-            tables = (reads.starts, reads.stops, reads.cos, reads.sin)
-            one = RowReads(
-                reads.slots[row : row + 1], torch.tensor([0, last - first]), *(table[first:last] for table in tables)
-            )
+            _, _, slot, first, last = reads.chunks[row].tolist()
+            chunk = torch.tensor([[0, 1, slot, 0, last - first]])
+            one = RowReads(chunk, reads.reads[first:last].contiguous(), reads.cos, reads.sin)
             alone = backbone_rows(x[row : row + 1].clone(), compiled.table, compiled.skips, one, arena.clone(), 0.25)
             assert torch.equal(alone[0], together[row])
 
@@ -136,25 +133,11 @@ def write(runtime: Runtime, requests: int = 1, tokens: int = 3) -> list[list[int
     return [result.root_document.tokens[3:] for result in results]
 
 
-def test_steps_that_decode_take_it(calls: list[int]) -> None:
-    write(Runtime(made(), document_store=False), 4)
-    assert calls == [4, 4]
-
-
-def test_a_chunk_of_several_tokens_does_not_unless_rows_are_apart(calls: list[int]) -> None:
-    write(Runtime(made(), document_store=False), tokens=1)
-    assert calls == []
-    write(Runtime(made(), document_store=False, batch_invariant=True), tokens=1)
-    assert calls == [3]
-
-
-@pytest.mark.parametrize("weights", [None, "int8"])
-def test_many_rows_of_floats_go_through_torchs_products(calls: list[int], weights: str | None) -> None:
-    runtime = Runtime(
-        made(weights=weights), document_store=False, max_running=200, step_tokens=1024, arena_tokens=2**15
-    )
-    write(runtime, FEW_ROWS + 1, tokens=2)
-    assert calls == ([] if weights is None else [FEW_ROWS + 1])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_all_steps_take_it(calls: list[int], weights: str | None) -> None:
+    runtime = Runtime(made(weights=weights), document_store=False, max_running=200, arena_tokens=2**15)
+    write(runtime, 150)
+    assert calls[0] == 256 and sum(calls) == 150 * (3 + 2)
 
 
 @pytest.mark.parametrize("pre", [False, True])
@@ -170,7 +153,7 @@ def test_hooks_are_called(calls: list[int], pre: bool) -> None:
     assert len(seen) == 3 and calls == []
     handle.remove()
     assert write(runtime) == plain
-    assert len(seen) == 3 and calls == [1, 1]
+    assert len(seen) == 3 and calls == [3, 1, 1]
 
 
 def test_modules_of_others_are_called(calls: list[int]) -> None:

@@ -46,7 +46,7 @@ def test_it_is_compiled_once_and_then_found(folder: Path, monkeypatch: pytest.Mo
 def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    with pytest.warns(RuntimeWarning, match=r"slower: rows\.c, .* could not be compiled \(there is no C compiler\)"):
+    with pytest.warns(RuntimeWarning, match=r"slower: pool\.c, .* could not be compiled \(there is no C compiler\)"):
         assert not native.available()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -60,7 +60,7 @@ def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypa
 def test_what_the_compiler_says_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     shutil.copytree(module.FOLDER, sources)
-    (sources / "rows.c").write_text("int main(void) { return nothing; }\n")
+    (sources / "linear.c").write_text("int main(void) { return nothing; }\n")
     monkeypatch.setattr(module, "FOLDER", sources)
     if module.shutil.which("cc") is None:
         pytest.skip("there is no C compiler")

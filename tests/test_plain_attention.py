@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ds2ds.attention import plain
+from ds2ds.attention.compiled import CompiledAttention, cpu_attention
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
@@ -118,7 +119,7 @@ def store_for(made: World, dtype: torch.dtype = torch.float64) -> DocumentStore:
 
 def run(store: DocumentStore, made: World, chunks: Sequence[Chunk], dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """One flat batch: for each chunk what its rows read, [layers, rows, heads, head_dim]."""
-    attend = PlainAttention(store, Rotary(HEAD_DIM, 256), chunks)
+    attend = cpu_attention(store, Rotary(HEAD_DIM, 256), chunks)
     layers = []
     for layer in range(LAYERS):
 
@@ -367,7 +368,7 @@ def read_alone(qk: Tensor, v: Tensor, own: int) -> Tensor:
     for document, rows in ((target, slice(0, -own)), (reader, slice(-own, -1))):
         store.reserve(document, set)
         store.arena.write(0, store.start(document), qk[rows, 1], v[rows])
-    return PlainAttention(store, Rotary(qk.shape[3], 8192), [Chunk(reader, own - 1, own)])(0, qk[-1:], v[-1:])[0]
+    return cpu_attention(store, Rotary(qk.shape[3], 8192), [Chunk(reader, own - 1, own)])(0, qk[-1:], v[-1:])[0]
 
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -1,4 +1,4 @@
-"""Which attention reads the arena: FlexAttention on a GPU, plain PyTorch on a CPU."""
+"""Which attention reads the arena: FlexAttention on a GPU, compiled code or plain PyTorch on a CPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from ds2ds.attention.compiled import cpu_attention
 from ds2ds.attention.flex import FlexPath
-from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
@@ -46,7 +46,7 @@ def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> 
     if name == "auto":
         name = "flex" if data.is_cuda and data.dtype != torch.float64 and data.shape[-1] >= 16 else "plain"
     if name == "plain":
-        return partial(PlainAttention, store, rotary)
+        return partial(cpu_attention, store, rotary)
     try:
         if name == "triton":
             # Imported here, as it brings in Triton, which is slow to import and not to be had on every system.

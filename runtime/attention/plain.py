@@ -1,4 +1,5 @@
-"""Attention over the KV arena in plain PyTorch: the CPU path.
+"""Attention over the KV arena in plain PyTorch: what the other paths are held to, and what a CPU runs on without compiled
+code or in other dtypes than float32.
 
 Each document is one contiguous slice of the arena, so what a chunk's tokens read of a document is two matrix products
 on views of the arena, without copies.
@@ -6,9 +7,6 @@ on views of the arena, without copies.
 No row's largest score is looked for before the exponential: queries and keys have unit mean square (the model norms
 them per head), so a scaled score lies within +-sqrt(head_dim), and its exponential far within float32. Exponentials
 and weighted values of all documents simply add up, in any order and in parts.
-
-Chunks of one token, of which decoding is made, all go in one call to compiled code (``ds2ds.native``) where there is
-such: in torch each would be a dozen small operations per document and layer.
 """
 
 from __future__ import annotations
@@ -20,12 +18,8 @@ import torch
 from torch import Tensor
 
 from ds2ds.attention.rotary import Rotary, rotate
-from ds2ds.attention.single_rows import row_reads
 from ds2ds.attention.view import Chunk, Read, reads
 from ds2ds.cache.document_store import DocumentStore
-from ds2ds.native import operations as native
-from ds2ds.native.invariance import rows_apart
-from ds2ds.native.operations import RowReads
 
 KEY_BLOCK = 2048
 """Most keys scored at once: bounds the memory that scores take."""
@@ -76,67 +70,34 @@ class PlainAttention:
     """
 
     def __init__(self, store: DocumentStore, rotary: Rotary, chunks: Sequence[Chunk]) -> None:
-        self.store, self.rotary, self.chunks = store, rotary, chunks
         self.arena = store.arena
         device = self.arena.data.device
         # The softmax scale goes into the queries' rotation, which costs nothing.
         scale = self.arena.data.shape[-1] ** -0.5
         self.writes: list[tuple[slice, int]] = []
         self.views: list[_View] = []
-        single: list[tuple[int, Chunk]] = []
-        self.compiled = native.takes(self.arena.data) and self.arena.data.shape[-1] <= native.MOST_HEAD_DIM
         at = 0
         for chunk in chunks:
             base = store.start(chunk.document)
             rows = slice(at, at + len(chunk))
-            if self.compiled and len(chunk) == 1:
-                single.append((at, chunk))
-                at += 1
-                continue
             self.writes.append((rows, base + chunk.start))
             others = _slabs(store, rotary, scale, chunk)
             self.views.append(_View(rows, tuple(_own_pieces(base, chunk, device)), others))
             at += len(chunk)
-        self.scale = scale
-        self.single = [row for row, _ in single]
-        self.all_reads: RowReads | None = None
-        self.reads = row_reads(store, rotary, [chunk for _, chunk in single]) if single else None
-        if self.views:
-            positions = torch.cat([torch.arange(chunk.start, chunk.stop, device=device) for chunk in chunks])
-            self.cos, self.sin = (torch.stack([t * scale, t], dim=1) for t in rotary.at(positions))
+        positions = torch.cat([torch.arange(chunk.start, chunk.stop, device=device) for chunk in chunks])
+        self.cos, self.sin = (torch.stack([t * scale, t], dim=1) for t in rotary.at(positions))
 
     def __call__(self, layer: int, qk: Tensor, v: Tensor) -> Tensor:
         """qk [rows, 2, heads, head_dim], unrotated, v [rows, heads, head_dim]; returns what each row reads, like v."""
-        reads = self.row_reads()
-        if reads is not None:
-            return native.attend_rows(qk, v, reads, self.arena.data[layer], self.scale)
         q, k = rotate(qk, self.cos, self.sin).unbind(1)
         for rows, slot in self.writes:
             self.arena.write(layer, slot, k[rows], v[rows])
-        if self.reads is None and len(self.views) == 1:
+        if len(self.views) == 1:
             return self._attend(layer, q, qk[:, 0], self.views[0])
         out = torch.empty_like(v)
-        # Single rows first: chunks may read what they store, and all that chunks store is stored.
-        if self.reads is not None:
-            out[self.single] = native.attend_rows(
-                qk[self.single], v[self.single], self.reads, self.arena.data[layer], self.scale
-            )
         for view in self.views:
             out[view.rows] = self._attend(layer, q[view.rows], qk[view.rows, 0], view)
         return out
-
-    def row_reads(self) -> RowReads | None:
-        """What the rows read, if each attends by itself, in compiled code."""
-        if self.compiled and rows_apart():
-            return self._each_row()
-        return None if self.views else self.reads
-
-    def _each_row(self) -> RowReads:
-        """All rows as if each were a chunk: the order of a row's sums then depends on nothing else."""
-        if self.all_reads is None:
-            rows = [Chunk(c.document, at, at + 1) for c in self.chunks for at in range(c.start, c.stop)]
-            self.all_reads = row_reads(self.store, self.rotary, rows)
-        return self.all_reads
 
     def _attend(self, layer: int, own: Tensor, unrotated: Tensor, view: _View) -> Tensor:
         """What a chunk's rows read; `own` are their queries as their own document sees them, scaled."""

@@ -1,4 +1,4 @@
-"""The backbone in one call to compiled code, for rows that each attend by themselves: steps that decode, on a CPU."""
+"""The backbone in one call to compiled code: float32 on a CPU, weights of floats or of int8."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ds2ds.attention.plain import PlainAttention
+from ds2ds.attention.compiled import CompiledAttention
 from ds2ds.model.backbone import GLU, Attend, Attention, Backbone, Layer
 from ds2ds.model.int8_weight import Int8Weight
-from ds2ds.model.linear import FEW_ROWS, Weight
+from ds2ds.model.linear import Weight
 from ds2ds.native import operations as native
 from ds2ds.native.backbone import CWeight, backbone_rows
-from ds2ds.native.invariance import rows_apart
 
 _OURS = {Backbone, Layer, Attention, GLU, nn.ModuleList, nn.Linear, Int8Weight}
 
@@ -27,19 +26,15 @@ class CompiledBackbone:
     def __init__(self, backbone: Backbone, weights: list[Weight], table: list[CWeight]) -> None:
         self.skips, self.weights = backbone.skip_weights, weights  # kept, as the table has but their addresses
         self.table = (CWeight * len(table))(*table)
-        self.few = None if all(isinstance(weight, Int8Weight) for weight in weights) else FEW_ROWS
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor | None:
         """Token embeddings [rows, model_dim], overwritten, to final-normed hidden states.
 
-        None, and nothing is done: a row does not attend by itself, or torch's products would be faster for so many.
+        None, and nothing is done: what attends is something else.
         """
-        if not isinstance(attend, PlainAttention) or not (self.few is None or len(x) <= self.few or rows_apart()):
+        if not isinstance(attend, CompiledAttention):
             return None
-        reads = attend.row_reads()
-        if reads is None:
-            return None
-        return backbone_rows(x, self.table, self.skips, reads, attend.arena.data, attend.scale)
+        return backbone_rows(x, self.table, self.skips, attend.reads, attend.arena.data, attend.scale)
 
 
 def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:

@@ -1,10 +1,11 @@
-"""x W^T for few rows, at the speed of memory, for weights of floats and of int8.
+"""x W^T at the speed of memory for few rows, and of arithmetic for many, for weights of floats and of int8.
 
 Decoding reads every weight once per token, so the floor is bytes over bandwidth. For few rows of float32 on a CPU,
 torch's own linear (a gemv or a thin gemm of MKL) stays far above it on some machines: measured on 2 cores of an
-AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, up to as many rows as
-a short prompt has. Where it cannot be compiled, batched products of the same weights do, which read 33 to 40 GB/s.
-``bench/linear.py`` measures all of them (``bench/results/linear_cpu.json``).
+AMD EPYC, 14 to 20 GB/s for one row where a plain sum reads 39 to 46. ``ds2ds.native`` stands in, and for many rows too,
+so that one pool of threads does it all: threads of two would take the cores from each other. Where it cannot be
+compiled, batched products of the same weights do for few rows, which read 33 to 40 GB/s. ``bench/linear.py`` measures
+all of them (``bench/results/linear_cpu.json``).
 
 On a CPU int8 weights are multiplied in integers, few rows or many (``native/int8.c``). On a GPU torch multiplies
 floats, and ``ds2ds.kernels.few_rows`` few rows by int8 weights as they are. For many rows, whose products are bound by
@@ -25,7 +26,7 @@ from ds2ds.native import operations as native
 from ds2ds.native.invariance import rows_apart
 
 FEW_ROWS = 128
-"""For more rows MKL's products are as fast, and then faster."""
+"""Of torch's products: for more rows MKL's plain ones are as fast, and then faster."""
 
 Weight: TypeAlias = Tensor | Int8Weight
 
@@ -41,9 +42,9 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
     weight = weight.flatten(0, -2)
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight)
-    if x.shape[0] <= FEW_ROWS or rows_apart():
-        return native.linear_float(x, weight) if native.takes(x, weight) else _batched(x, weight)
-    return F.linear(x, weight)
+    if native.takes(x, weight):
+        return native.linear_float(x, weight)
+    return _batched(x, weight) if x.shape[0] <= FEW_ROWS or rows_apart() else F.linear(x, weight)
 
 
 def gated_unit(x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ds2ds.native.operations import EPSILON, FLOAT_BYTES, RowReads, compiled, int8_room
+from ds2ds.native.invariance import rows_apart
+from ds2ds.native.operations import EPSILON, FLOAT_BYTES, RowReads, compiled, float_room, int8_room
 
 
 class CWeight(ctypes.Structure):
@@ -22,7 +23,7 @@ class CWeight(ctypes.Structure):
 def backbone_rows(
     x: Tensor, weights: ctypes.Array[CWeight], skips: Tensor, reads: RowReads, arena: Tensor, scale: float
 ) -> Tensor:
-    """All layers for rows that each attend by themselves; stores their keys and values in the arena.
+    """All layers for rows of any documents; stores their keys and values in the arena.
 
     Args:
         x: token embeddings [rows, width], overwritten.
@@ -38,13 +39,15 @@ def backbone_rows(
     layers, _, heads, slots, dim = arena.shape
     wide = weights[3].inputs
     floats = 7 * width + 3 * wide + max(0, layers // 2 - 1) * width
-    room = torch.empty(rows * (FLOAT_BYTES * floats + int8_room(max(width, wide), 3)), dtype=torch.uint8)
+    most = max(width, wide)
+    products = max(float_room(rows, most), int8_room(rows, most, 3))
+    room = torch.empty(rows * FLOAT_BYTES * floats + products, dtype=torch.uint8)
     out = torch.empty_like(x)
     compiled().backbone_rows(
-        rows,
         layers,
         heads,
         dim,
+        rows_apart(),
         weights,
         skips.data_ptr(),
         EPSILON,

@@ -46,14 +46,6 @@ INLINE ints add_four(ints total, uint32_t four, ints weights) {
 #endif
 }
 
-/* Up to 16 floats, the rest zeros. */
-INLINE vec some_of(const float *x, int64_t left) {
-    if (left >= LANES) return of_float(x);
-    vec some = {0};
-    if (left > 0) memcpy(&some, x, sizeof(float) * left);
-    return some;
-}
-
 /* The largest whole number to each side (a few less than fit: the scale and its inverse are rounded), and what is added
  * so that bytes have no sign. */
 INLINE float largest(int digits) { return digits == 1 ? 127 : 8388600; }
@@ -87,9 +79,10 @@ INLINE float quantise(int digits, int64_t inputs, int64_t padded, const float *x
 
 /* What stays the same from tile to tile. */
 struct product {
-    int64_t padded, outputs;                    /* inputs, filled up to groups */
-    const uint8_t *x;                           /* [rows, digits, padded] */
-    const float *by;                            /* [rows], the scales of x */
+    int64_t rows, inputs, padded, outputs, digits; /* padded: inputs, filled up to groups */
+    const float *given;                         /* [rows, inputs] */
+    uint8_t *x;                                 /* the same in bytes, [rows, digits, padded] */
+    float *by;                                  /* [rows], the scales of x */
     const int8_t *w;                            /* as above */
     const int32_t *sums;                        /* [outputs, filled up], of each output's weights */
     const float *scale;                         /* [outputs] */
@@ -168,6 +161,26 @@ INLINE void multiply(const struct product *p, int64_t rows, int digits, int64_t 
         for (int b = 0; b < blocks; b++) rows_by_blocks(p, count, digits, 1, block + b);
 }
 
+static void quantise_rows(const void *with, int64_t from, int64_t to) {
+    const struct product *p = with;
+    const int64_t inputs = p->inputs, padded = p->padded;
+    for (int64_t r = from; r < to; r++) {
+        const float *one = p->given + r * inputs;
+        if (p->digits == 1) p->by[r] = quantise(1, inputs, padded, one, p->x + r * padded);
+        else p->by[r] = quantise(DIGITS, inputs, padded, one, p->x + r * DIGITS * padded);
+    }
+}
+
+static void multiply_blocks(const void *with, int64_t from, int64_t to) {
+    const struct product *p = with;
+    const int64_t all = (p->outputs + LANES - 1) / LANES;
+    for (int64_t block = from * BLOCKS; block < to * BLOCKS && block < all; block += BLOCKS) {
+        const int blocks = all - block < BLOCKS ? (int)(all - block) : BLOCKS;
+        if (p->digits == 1) multiply(p, p->rows, 1, block, blocks);
+        else multiply(p, p->rows, DIGITS, block, blocks);
+    }
+}
+
 /* x [rows, inputs] times the weights, each output times its scale, to out [rows, outputs].
  *
  *   digits: 1, x is rounded to 127 steps either way of zero; 3, to 8,388,600.
@@ -177,17 +190,7 @@ void linear_int8(int64_t rows, int64_t inputs, int64_t outputs, int64_t digits, 
     const int64_t padded = (inputs + GROUP - 1) / GROUP * GROUP, all = (outputs + LANES - 1) / LANES;
     float *by = room;
     uint8_t *to = (uint8_t *)(by + rows);
-    const struct product p = {padded, outputs, to, by, w, sums, scale, out};
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * inputs > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-        const float *one = x + r * inputs;
-        if (digits == 1) by[r] = quantise(1, inputs, padded, one, to + r * padded);
-        else by[r] = quantise(DIGITS, inputs, padded, one, to + r * DIGITS * padded);
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < all; block += BLOCKS) {
-        const int blocks = all - block < BLOCKS ? (int)(all - block) : BLOCKS;
-        if (digits == 1) multiply(&p, rows, 1, block, blocks);
-        else multiply(&p, rows, DIGITS, block, blocks);
-    }
+    const struct product p = {rows, inputs, padded, outputs, digits, x, to, by, w, sums, scale, out};
+    in_parts(rows * inputs > 16384 ? threads : 1, rows, quantise_rows, &p);
+    in_parts(threads, (all + BLOCKS - 1) / BLOCKS, multiply_blocks, &p);
 }

@@ -19,24 +19,22 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 FOLDER = Path(__file__).parent
-SOURCES = ("rows.c", "int8.c", "backbone.c", "sampling.c")
-HEADERS = ("native.h", "vectors.h")
+SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "sampling.c")
+HEADERS = ("native.h", "vectors.h", "panels.h")
 SWITCH = "DS2DS_NATIVE"
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-shared", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
 SECONDS = 120
 
 _POINTER, _INTEGER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, tuple[type, ...]] = {
-    "linear_float": (*[_INTEGER] * 3, *[_POINTER] * 3, _THREADS),
+    "linear_float": (*[_INTEGER] * 3, ctypes.c_int, *[_POINTER] * 4, _THREADS),
     "linear_int8": (*[_INTEGER] * 4, *[_POINTER] * 6, _THREADS),
     "gated_unit": (*[_INTEGER] * 2, *[_POINTER] * 2, _THREADS),
     "rms_norm": (*[_INTEGER] * 3, _POINTER, _INTEGER, ctypes.c_float, _POINTER, _THREADS),
     "attend_rows": (
-        *[_INTEGER] * 3,
+        *[_INTEGER] * 2,
         *[_POINTER, _INTEGER] * 2,
         *[_POINTER] * 3,
         _INTEGER,
@@ -45,7 +43,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         _THREADS,
     ),
     "backbone_rows": (
-        *[_INTEGER] * 4,
+        *[_INTEGER] * 3,
+        ctypes.c_int,
         *[_POINTER] * 2,
         ctypes.c_float,
         *[_POINTER] * 4,
@@ -75,7 +74,7 @@ def library() -> ctypes.CDLL | None:
         reason = said or str(error)
         warnings.warn(
             f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
-            f"compiled ({reason}). A C compiler with OpenMP mends it; {SWITCH}=0 silences this.",
+            f"compiled ({reason}). A C compiler mends it; {SWITCH}=0 silences this.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -84,15 +83,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled() -> Path:
-    """The shared library, compiled unless one for the same source, compiler, processor and OpenMP is there."""
+    """The shared library, compiled unless one for the same source, compiler and processor is there."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("there is no C compiler")
     version = _run([compiler, "--version"])
-    # torch's own OpenMP: a second pool of threads would take the cores from the first.
-    libraries = Path(torch.__file__).parent / "lib"
     texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
-    facts = (texts, FLAGS, WIDE, version, _processor(), torch.__version__, str(libraries))
+    facts = (texts, FLAGS, WIDE, version, _processor())
     folder = _cache_folder()
     target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
     if target.is_file():
@@ -101,7 +98,7 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         sources = [str(FOLDER / name) for name in SOURCES]
-        _run([compiler, *FLAGS, *wide, *sources, "-o", str(made), f"-L{libraries}", "-lm"])
+        _run([compiler, *FLAGS, *wide, *sources, "-o", str(made), "-lm"])
         made.replace(target)
     return target
 

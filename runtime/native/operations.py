@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds2ds.native.invariance import rows_apart
 from ds2ds.native.library import library
 
 MOST_HEAD_DIM = 512
-"""MOST_DIM of rows.c."""
+"""MOST_DIM of attention.c."""
 
 _BLOCK, _GROUP = 16, 4
 """LANES and GROUP of int8.c."""
+
+_PANEL = 64
+"""PANEL of panels.h at most."""
 
 FLOAT_BYTES = 4
 
@@ -45,7 +49,16 @@ def takes(*tensors: Tensor) -> bool:
 def linear_float(x: Tensor, weight: Tensor) -> Tensor:
     """x [rows, inputs] times weight [outputs, inputs], transposed."""
     x, weight, out = x.contiguous(), weight.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
-    compiled().linear_float(*_sizes(x, out), x.data_ptr(), weight.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    room = torch.empty(float_room(*x.shape), dtype=torch.uint8)
+    compiled().linear_float(
+        *_sizes(x, out),
+        rows_apart(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        room.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -91,7 +104,7 @@ def linear_int8(x: Tensor, weight: PackedInt8, dynamic: bool = False) -> Tensor:
     x, out = x.contiguous(), x.new_empty(len(x), len(scales))
     digits = weight_digits(dynamic)
     rows, inputs, outputs = _sizes(x, out)
-    room = torch.empty(rows * int8_room(inputs, digits), dtype=torch.uint8)
+    room = torch.empty(int8_room(rows, inputs, digits), dtype=torch.uint8)
     compiled().linear_int8(
         rows,
         inputs,
@@ -131,27 +144,28 @@ def rms_norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowReads:
-    """Rows of any documents, and the stretches of slots that each reads.
+    """Rows of any documents, and the stretches of slots that each reads; see native.h.
 
     Attributes:
-        slots: int64 [rows], where each row's own key and value go.
-        first: int64 [rows + 1]; row r's reads are first[r] to first[r + 1], that of its own document first.
-        starts, stops: int64 [reads], slots.
-        cos, sin: float32 [reads, head_dim], the query's rotation for each read, as `Rotary` has them.
+        chunks: int64 [chunks, 5]: row, rows, slot, first and last read.
+        reads: int64 [reads, 6]: row within the chunk, rows, start, stop, grows, position.
+        cos, sin: float32 [positions, head_dim], as `Rotary` has them.
     """
 
-    slots: Tensor
-    first: Tensor
-    starts: Tensor
-    stops: Tensor
+    chunks: Tensor
+    reads: Tensor
     cos: Tensor
     sin: Tensor
 
     @cached_property
-    def pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+    def rows(self) -> int:
+        return int(self.chunks[:, 1].sum())
+
+    @cached_property
+    def pointers(self) -> ctypes.Array[ctypes.c_int64]:
         """`struct reads` of native.h: valid as long as this is."""
-        tables = (self.slots, self.first, self.starts, self.stops, self.cos, self.sin)
-        return (ctypes.c_void_p * 6)(*(table.data_ptr() for table in tables))
+        tables = (self.chunks, self.reads, self.cos, self.sin)
+        return (ctypes.c_int64 * 6)(self.rows, len(self.chunks), *(table.data_ptr() for table in tables))
 
 
 def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: float) -> Tensor:
@@ -165,15 +179,14 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
     Returns:
         What each row reads, [rows, heads, head_dim].
     """
-    rows, _, heads, dim = qk.shape
+    heads, dim = qk.shape[2:]
     if qk.stride()[1:] != (heads * dim, dim, 1):
         qk = qk.contiguous()
     if v.stride()[1:] != (dim, 1):
         v = v.contiguous()
     keys, values = layer[0], layer[1]
-    out = v.new_empty(rows, heads, dim)
+    out = v.new_empty(len(v), heads, dim)
     compiled().attend_rows(
-        rows,
         heads,
         dim,
         qk.data_ptr(),
@@ -191,9 +204,14 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
     return out
 
 
-def int8_room(inputs: int, digits: int) -> int:
-    """Bytes of room that linear_int8 needs for each row."""
-    return FLOAT_BYTES + digits * -(-inputs // _GROUP) * _GROUP
+def float_room(rows: int, inputs: int) -> int:
+    """Bytes of room that linear_float needs at most."""
+    return FLOAT_BYTES * inputs * -(-rows // _PANEL) * _PANEL
+
+
+def int8_room(rows: int, inputs: int, digits: int) -> int:
+    """Bytes of room that linear_int8 needs."""
+    return rows * (FLOAT_BYTES + digits * -(-inputs // _GROUP) * _GROUP)
 
 
 def _sizes(x: Tensor, out: Tensor) -> tuple[int, int, int]:

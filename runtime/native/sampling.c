@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "native.h"
 #include "vectors.h"
 
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -357,6 +358,51 @@ static void penalise(const float *given, int64_t vocab, float by, const int64_t 
     }
 }
 
+/* What is drawn for each row, see sample_rows. */
+struct draws {
+    int64_t vocab, stride, most;
+    const float *given, *penalty;
+    const struct settings *settings;
+    const int64_t *listed;
+    int64_t *tokens;
+    float *logprobs;
+    int32_t *status;
+    int *failed; /* atomic */
+};
+
+static int draw(const struct draws *d, int64_t row) {
+    const int64_t vocab = d->vocab, k = d->settings->top_k[row];
+    const struct settings *s = d->settings;
+    const float *raw = d->given + row * d->stride, temperature = s->temperature[row];
+    float *penalised = d->penalty ? malloc(sizeof(float) * vocab) : NULL;
+    const float *x = d->penalty ? penalised : raw;
+    int64_t token = -1;
+    d->tokens[row] = -1;
+    d->logprobs[row] = NAN;
+    d->status[row] = OK;
+    if (!x) return 1;
+    if (penalised) penalise(raw, vocab, d->penalty[row], d->listed + row * d->most, d->most, penalised);
+    const float top = largest_of(x, vocab);
+    if (!(top < INFINITY)) d->status[row] = NOT_FINITE;
+    else if (top == -INFINITY) d->status[row] = EMPTY;
+    else if (temperature == 0) token = first_of(x, vocab, top);
+    else if ((0 < k && k < vocab) || s->top_p[row] < 1 || s->min_p[row] > 0) token = draw_ranked(x, vocab, top, s, row);
+    else token = draw_any(x, vocab, top, temperature, (uint64_t)s->seed[row], (uint64_t)s->position[row]);
+    free(penalised);
+    if (token < 0) return d->status[row] == OK;
+    const float largest = d->penalty ? largest_of(raw, vocab) : top;
+    const double total = (double)total_mass(raw, vocab, largest, 1) / 0x1p44;
+    d->tokens[row] = token;
+    d->logprobs[row] = (float)((double)raw[token] - (double)largest - log(total));
+    return 0;
+}
+
+static void draw_rows(const void *with, int64_t from, int64_t to) {
+    const struct draws *d = with;
+    for (int64_t row = from; row < to; row++)
+        if (draw(d, row)) __atomic_fetch_add(d->failed, 1, __ATOMIC_RELAXED);
+}
+
 /* Tokens int64 [rows], -1 where there is none, log-probabilities float [rows] and statuses int32 [rows].
  *
  *   given [rows, vocab]: logits, their rows `stride` floats apart.
@@ -366,37 +412,8 @@ int sample_rows(int64_t rows, int64_t vocab, const float *given, int64_t stride,
                 const float *penalty, const int64_t *listed, int64_t most, int64_t *tokens, float *logprobs,
                 int32_t *status, int threads) {
     int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : failed) if (rows > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *raw = given + row * stride, temperature = settings->temperature[row];
-        const int64_t k = settings->top_k[row];
-        float *penalised = penalty ? malloc(sizeof(float) * vocab) : NULL;
-        const float *x = penalty ? penalised : raw;
-        tokens[row] = -1;
-        logprobs[row] = NAN;
-        status[row] = OK;
-        if (!x) {
-            failed++;
-            continue;
-        }
-        if (penalised) penalise(raw, vocab, penalty[row], listed + row * most, most, penalised);
-        const float top = largest_of(x, vocab);
-        if (!(top < INFINITY)) status[row] = NOT_FINITE;
-        else if (top == -INFINITY) status[row] = EMPTY;
-        else if (temperature == 0) tokens[row] = first_of(x, vocab, top);
-        else if ((0 < k && k < vocab) || settings->top_p[row] < 1 || settings->min_p[row] > 0)
-            tokens[row] = draw_ranked(x, vocab, top, settings, row);
-        else
-            tokens[row] = draw_any(x, vocab, top, temperature, (uint64_t)settings->seed[row],
-                                   (uint64_t)settings->position[row]);
-        free(penalised);
-        if (tokens[row] < 0) {
-            failed += status[row] == OK;
-            continue;
-        }
-        const float largest = penalty ? largest_of(raw, vocab) : top;
-        const double total = (double)total_mass(raw, vocab, largest, 1) / 0x1p44;
-        logprobs[row] = (float)((double)raw[tokens[row]] - (double)largest - log(total));
-    }
+    const struct draws all = {vocab,  stride, most,   given,    penalty, settings,
+                              listed, tokens, logprobs, status, &failed};
+    in_parts(threads, rows, draw_rows, &all);
     return failed;
 }

@@ -1,0 +1,85 @@
+"""The threads of compiled code: the same results whoever takes which part, from several callers, after a fork."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from ds2ds.native import operations as native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def products(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = 1 + seed % 80
+    return torch.randn(rows, 96, generator=generator), torch.randn(50 + seed, 96, generator=generator)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """More of them than there are cores, then fewer again."""
+    with torch.inference_mode():
+        for seed in (0, 39, 79):
+            x, weight = products(seed)
+            results = []
+            for threads in (1, 2, 17, 3, 1, 300):
+                torch.set_num_threads(threads)
+                results.append(native.linear_float(x, weight))
+            assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_callers_on_several_threads_do_not_disturb_each_other() -> None:
+    torch.set_num_threads(3)
+
+    def work(seed: int) -> bool:
+        x, weight = products(seed)
+        with torch.inference_mode():
+            first = native.linear_float(x, weight)
+            torch.testing.assert_close(first, x @ weight.T, atol=1e-4, rtol=1e-4)
+            return all(torch.equal(native.linear_float(x, weight), first) for _ in range(40))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(64)))
+
+
+def in_a_process(text: str) -> subprocess.CompletedProcess[str]:
+    """Of its own, so that what hangs there hangs nothing here."""
+    start = "import os, signal, torch\nfrom ds2ds.native import operations as native\ntorch.set_num_threads(3)\n"
+    start += "x, w = torch.randn(40, 96), torch.randn(200, 96)\ntorch.set_grad_enabled(False)\n"
+    return subprocess.run([sys.executable, "-c", start + text], capture_output=True, text=True, timeout=120)
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = in_a_process(
+        "before = native.linear_float(x, w)\n"
+        "child = os.fork()\n"
+        "same = all(torch.equal(native.linear_float(x, w), before) for _ in range(100))\n"
+        "if child == 0: os._exit(0 if same else 1)\n"
+        "print(same, os.waitpid(child, 0)[1])\n"
+    )
+    assert done.stdout == "True 0\n", done.stderr
+
+
+def test_signals_are_pythons() -> None:
+    done = in_a_process(
+        "native.linear_float(x, w)\n"
+        "for _ in range(50):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt: pass\n"
+        "print('interrupted')\n"
+    )
+    assert done.stdout == "interrupted\n", done.stderr
