@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processors import PROCESSORS, compiled_for
 from torch import Tensor
 
 from ds2ds.attention.compiled import CompiledAttention, cpu_attention
@@ -112,7 +113,9 @@ def in_chunks(made: World, data: st.DataObject) -> dict[Document, Tensor]:
         for document in unfinished:
             start, length = computed.store.computed(document), len(document.tokens)
             if all(computed.store.computed(g.target) == len(g.target.tokens) for g in document.grants):
-                batch.append(Chunk(document, start, data.draw(st.sampled_from([start + 1, length, (start + length + 1) // 2]))))
+                batch.append(
+                    Chunk(document, start, data.draw(st.sampled_from([start + 1, length, (start + length + 1) // 2])))
+                )
         parts = computed.batch(batch).split([len(chunk) for chunk in batch])
         for chunk, part in zip(batch, parts, strict=True):
             done[chunk.document].append(part)
@@ -125,6 +128,19 @@ def test_it_reads_what_plain_attention_does(made: World, threads: int, data: st.
     torch.set_num_threads(threads)
     expected = whole(made, torch.float64)
     for ours in (whole(made, torch.float32), in_chunks(made, data)):
+        for document in made.documents:
+            torch.testing.assert_close(ours[document].double(), expected[document], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_it_does_on_other_processors(processor: str) -> None:
+    for head_dim, lengths in ((20, (17, 150)), (64, (100, 131)), (128, (1, 70))):
+        a, b = (Document(str(n), [0] * n) for n in lengths)
+        b.grants = [DocumentGrant(60, a)]
+        made = world([a, b], 2, head_dim, 0)
+        expected = whole(made, torch.float64)
+        with compiled_for(processor):
+            ours = whole(made, torch.float32)
         for document in made.documents:
             torch.testing.assert_close(ours[document].double(), expected[document], atol=2e-5, rtol=2e-5)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from processors import PROCESSORS, compiled_for
 
 from ds2ds import DS2DSModel, Runtime
 from ds2ds.native import library as module
@@ -110,16 +112,8 @@ def test_rms_norm_is_torchs(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(native.rms_norm(view), torch.nn.functional.rms_norm(view, view.shape[-1:]))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for other processors of this kind")
-@pytest.mark.parametrize("processor", ["x86-64-v4", "x86-64-v3", "x86-64"])
-def test_int8_products_have_the_same_bits_whatever_instructions_there_are(
-    processor: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With AVX512-VNNI or without it, with AVX2, and with none of these."""
-    if not native.available():
-        pytest.skip("there is no C compiler")
-    if processor == "x86-64-v4" and "avx512f" not in module._processor():
-        pytest.skip("this processor has no AVX512")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_int8_products_have_the_same_bits_whatever_instructions_there_are(processor: str) -> None:
     generator = torch.Generator().manual_seed(0)
     cases = []
     for rows, outputs, inputs in [(1, 5, 3), (2, 16, 64), (3, 33, 70), (5, 129, 50), (7, 64, 4), (23, 100, 130)]:
@@ -131,9 +125,19 @@ def test_int8_products_have_the_same_bits_whatever_instructions_there_are(
         return [native.linear_int8(x, weight, dynamic) for x, weight in cases for dynamic in (False, True)]
 
     here = products()
-    library.cache_clear()
-    monkeypatch.setattr(module, "FLAGS", tuple(f"-march={processor}" if "march" in f else f for f in module.FLAGS))
-    there = products()
-    assert len(list(folder.iterdir())) == 2
+    with compiled_for(processor):
+        there = products()
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("processor", [None, *PROCESSORS])
+def test_products_of_floats_on_other_processors(processor: str | None) -> None:
+    """Few rows and many, of which some fill no vector, no panel or no strip."""
+    generator = torch.Generator().manual_seed(0)
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    with compiled_for(processor) if processor else nullcontext(), torch.inference_mode():
+        for rows, outputs, inputs in product((1, 4, 15, 33, 48, 64, 65, 130), (5, 48, 50, 101), (3, 128, 130, 300)):
+            x, weight = (torch.randn(n, inputs, generator=generator) for n in (rows, outputs))
+            torch.testing.assert_close(native.linear_float(x, weight), x @ weight.T, atol=1e-4, rtol=1e-5)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ds2ds.attention import plain
-from ds2ds.attention.compiled import CompiledAttention, cpu_attention
+from ds2ds.attention.compiled import cpu_attention
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk

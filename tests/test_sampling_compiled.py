@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from typing import Any
@@ -13,14 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processors import PROCESSORS, compiled_for
 from test_sampling_kernel import columns
 
 from ds2ds.kernels import SampleOutput, sample_rows
 from ds2ds.kernels.sampling.philox import gumbel_noise
-from ds2ds.native import library as module
 from ds2ds.native import operations as native
 from ds2ds.native import sampling as compiled
-from ds2ds.native.library import library
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
 
@@ -113,21 +111,14 @@ def test_the_token_is_that_of_the_largest_score() -> None:
     assert compiled.sample_rows(level, **rows).tokens.tolist() == scores.argmax(axis=1).tolist()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for other processors of this kind")
-@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64"])
-def test_the_same_without_avx512_and_avx2(processor: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_same_on_other_processors(processor: str) -> None:
     generator = np.random.default_rng(0)
     logits = torch.from_numpy(np.stack([a_row(kind, 1003, generator) for kind in KINDS * 30]))
     changes = ({}, {"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 300, "top_p": 0.9}, {"temperature": 0.0})
     rows = columns([{"position": at, **changes[at % 6]} for at in range(len(logits))])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "FLAGS", tuple(f"-march={processor}" if "march" in f else f for f in module.FLAGS))
-    library.cache_clear()
-    try:
-        assert native.available() and len(list((tmp_path / "ds2ds").iterdir())) == 1
+    with compiled_for(processor):
         ours = compiled.sample_rows(logits, **rows)
-    finally:
-        library.cache_clear()
     assert_same(ours, sample_rows(logits, **rows))
 
 

@@ -18,7 +18,7 @@ from ds2ds.native.operations import RowReads
 
 
 class CompiledAttention:
-    """As `PlainAttention`, in one call for all chunks of a step; `ds2ds.model.compiled_backbone` makes that call itself.
+    """As `PlainAttention`, all chunks of a step in one call; `ds2ds.model.compiled_backbone` makes that call itself.
 
     Attributes:
         scale: what scores are multiplied by.

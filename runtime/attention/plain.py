@@ -1,5 +1,6 @@
-"""Attention over the KV arena in plain PyTorch: what the other paths are held to, and what a CPU runs on without compiled
-code or in other dtypes than float32.
+"""Attention over the KV arena in plain PyTorch: what other paths are held to.
+
+A CPU runs on it without compiled code, and in other dtypes than float32.
 
 Each document is one contiguous slice of the arena, so what a chunk's tokens read of a document is two matrix products
 on views of the arena, without copies.

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ FOLDER = Path(__file__).parent
 SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "sampling.c")
 HEADERS = ("native.h", "vectors.h", "panels.h")
 SWITCH = "DS2DS_NATIVE"
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
 SECONDS = 120
 
@@ -97,8 +98,11 @@ def _compiled() -> Path:
     wide = (WIDE,) if "x86" in platform.machine() else ()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
-        sources = [str(FOLDER / name) for name in SOURCES]
-        _run([compiler, *FLAGS, *wide, *sources, "-o", str(made), "-lm"])
+        objects = {str(Path(scratch) / f"{name}.o"): str(FOLDER / name) for name in SOURCES}
+        with ThreadPoolExecutor() as pool:
+            commands = [[compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
+            list(pool.map(_run, commands))
+        _run([compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"])
         made.replace(target)
     return target
 
