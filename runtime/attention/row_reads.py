@@ -14,7 +14,7 @@ from ds2ds.native.operations import RowReads
 TOGETHER = 64
 """Most rows that read together: what their queries, sums and scores take stays in the processor's caches."""
 
-FEW = 4
+FEW = 8
 """Rows that are faster one by one: together they go in vectors of sixteen."""
 
 

@@ -38,14 +38,14 @@ INLINE void rotate(int dim, const float *x, const float *cos, const float *sin, 
     }
 }
 
-/* The number of a chunk and of a head, for each item. */
+/* Of each head all chunks, one after the other: documents that several read are still in the cache then. */
 static void store(const void *with, int64_t from, int64_t to) {
     const struct attention *a = with;
     const struct reads *table = a->table;
     const int64_t dim = a->dim;
     for (int64_t at = from; at < to; at++) {
-        const struct chunk *chunk = table->chunks + at / a->heads;
-        const struct head head = head_of(a, chunk, at % a->heads);
+        const struct chunk *chunk = table->chunks + at % table->count;
+        const struct head head = head_of(a, chunk, at / table->count);
         for (int64_t r = 0; r < chunk->rows; r++) {
             const int64_t position = (table->reads[chunk->first].position + r) * dim, slot = (chunk->slot + r) * dim;
             rotate((int)dim, head.key + r * a->qk_stride, table->cos + position, table->sin + position,
@@ -158,8 +158,8 @@ static void attend_panel(const struct attention *a, const struct chunk *chunk, s
 static void attend(const void *with, int64_t from, int64_t to) {
     const struct attention *a = with;
     for (int64_t at = from; at < to; at++) {
-        const struct chunk *chunk = a->table->chunks + at / a->heads;
-        const struct head head = head_of(a, chunk, at % a->heads);
+        const struct chunk *chunk = a->table->chunks + at % a->table->count;
+        const struct head head = head_of(a, chunk, at / a->table->count);
         if (chunk->rows == 1 && a->dim == 64) attend_row(64, a, chunk, head);
         else if (chunk->rows == 1) attend_row((int)a->dim, a, chunk, head);
         else

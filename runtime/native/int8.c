@@ -3,7 +3,7 @@
  * x is rounded to whole numbers, row by row, and these are cut into bytes: one, or three, which is all that a float of
  * the row's largest magnitude has. Each byte's products with the weights add up in 32 bits, exactly; only then the
  * bytes' sums become one number, and that a float. Three sums of bytes take fewer instructions than making the weights
- * floats, as one instruction multiplies 64 bytes and adds them up where there is AVX512-VNNI.
+ * floats, as one instruction multiplies 64 bytes, or 32, and adds them up where there is AVX512-VNNI or AVX-VNNI.
  *
  * Weights lie in blocks of 16 outputs, each in groups of 4 inputs, [outputs / 16, inputs / 4, 16, 4], filled up with
  * zeros: what is loaded at once belongs to 16 outputs, whose sums are then in one register, and a block is read from
@@ -12,6 +12,8 @@
 #include "native.h"
 #include "vectors.h"
 
+#define BLOCK 16
+#define VECS (BLOCK / LANES) /* vectors of a block */
 #define GROUP 4
 #define DIGITS 3
 #if defined(__AVX512VNNI__)
@@ -27,19 +29,17 @@ typedef double doubles __attribute__((vector_size(8 * LANES)));
 
 /* Adds to each lane four products: `four` bytes without sign, the same for all lanes, by four weights of its own. */
 INLINE ints add_four(ints total, uint32_t four, ints weights) {
-#if defined(__AVX512VNNI__)
+#if LANES == 16 && defined(__AVX512VNNI__)
     return (ints)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32((int)four), (__m512i)weights);
-#elif defined(__AVX2__)
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (ints)_mm256_dpbusd_avx_epi32((__m256i)total, _mm256_set1_epi32((int)four), (__m256i)weights);
+#elif LANES == 8
     /* 16 bits hold a byte, or a weight, and pairs of their products add up in 32. */
-    __m256i even = _mm256_set1_epi32(four & 0xFF00FF), odd = _mm256_set1_epi32(four >> 8 & 0xFF00FF), w[2], t[2];
-    memcpy(w, &weights, sizeof w);
-    memcpy(t, &total, sizeof t);
-    for (int i = 0; i < 2; i++) {
-        t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(w[i], 8), 8)));
-        t[i] = _mm256_add_epi32(t[i], _mm256_madd_epi16(odd, _mm256_srai_epi16(w[i], 8)));
-    }
-    memcpy(&total, t, sizeof t);
-    return total;
+    const __m256i even = _mm256_set1_epi32(four & 0xFF00FF), odd = _mm256_set1_epi32(four >> 8 & 0xFF00FF),
+                  w = (__m256i)weights, w_even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8),
+                  w_odd = _mm256_srai_epi16(w, 8);
+    const __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
+    return (ints)_mm256_add_epi32((__m256i)total, pairs);
 #else
     for (int i = 0; i < GROUP; i++) total += (weights << (24 - 8 * i) >> 24) * (int32_t)(four >> 8 * i & 0xFF);
     return total;
@@ -95,38 +95,40 @@ INLINE void tile(const struct product *p, int count, int digits, int blocks, int
                  const char *ahead, int lines) {
     const int64_t padded = p->padded;
     const uint8_t *x = p->x + from * padded;
-    const int8_t *w = p->w + block * LANES * padded;
-    ints total[BYTE_ROWS * BLOCKS];
-    for (int i = 0; i < count * blocks; i++) total[i] = (ints){0};
+    const int8_t *w = p->w + block * BLOCK * padded;
+    const int vecs = blocks * VECS;
+    ints total[BYTE_ROWS * BLOCKS * VECS];
+    for (int i = 0; i < count * vecs; i++) total[i] = (ints){0};
     for (int64_t k = 0; k < padded; k += GROUP) {
-        ints weights[BLOCKS];
+        ints weights[BLOCKS * VECS];
         ahead = fetch(ahead, lines);
-        for (int b = 0; b < blocks; b++) weights[b] = *(const ints *)(w + (b * padded + k) * LANES);
+        for (int v = 0; v < vecs; v++)
+            weights[v] = *(const ints *)(w + (v / VECS * padded + k) * BLOCK + v % VECS * LANES * GROUP);
         for (int r = 0; r < count; r++) {
             uint32_t four;
             memcpy(&four, x + r * padded + k, GROUP);
-            for (int b = 0; b < blocks; b++) total[r * blocks + b] = add_four(total[r * blocks + b], four, weights[b]);
+            for (int v = 0; v < vecs; v++) total[r * vecs + v] = add_four(total[r * vecs + v], four, weights[v]);
         }
     }
-    for (int b = 0; b < blocks; b++) {
-        const int64_t output = (block + b) * LANES, left = p->outputs - output;
+    for (int v = 0; v < vecs; v++) {
+        const int64_t output = block * BLOCK + v * LANES, left = p->outputs - output;
+        if (left <= 0) break;
         const ints sums = *(const ints *)(p->sums + output);
         const vec scale = some_of(p->scale + output, left);
         for (int r = 0; r < count; r += digits) {
             /* 128 in the highest byte is the middle: that times the sum of the weights is too much. */
-            ints high = total[(r + digits - 1) * blocks + b] - 128 * sums;
+            ints high = total[(r + digits - 1) * vecs + v] - 128 * sums;
             vec some;
             if (digits == 1) some = __builtin_convertvector(high, vec);
             else {
                 doubles number = __builtin_convertvector(high, doubles); /* whole, and below 2^53 */
                 for (int digit = digits - 2; digit >= 0; digit--)
-                    number = number * 256 + __builtin_convertvector(total[(r + digit) * blocks + b], doubles);
+                    number = number * 256 + __builtin_convertvector(total[(r + digit) * vecs + v], doubles);
                 some = __builtin_convertvector(number, vec);
             }
             const int64_t row = (from + r) / digits;
             some *= scale * p->by[row];
-            if (left >= LANES) memcpy(p->out + row * p->outputs + output, &some, sizeof some);
-            else memcpy(p->out + row * p->outputs + output, &some, sizeof(float) * left);
+            to_some(p->out + row * p->outputs + output, some, left);
         }
     }
 }
@@ -136,7 +138,7 @@ INLINE void tile(const struct product *p, int count, int digits, int blocks, int
 INLINE void rows_by_blocks(const struct product *p, int64_t count, int digits, int blocks, int64_t block) {
     const int64_t tiles = (count + BYTE_ROWS - 1) / BYTE_ROWS;
     const int few = tiles < blocks ? (int)tiles : blocks, lines = tiles > 1 ? (blocks + few - 1) / few : 0;
-    const char *ahead = (const char *)(p->w + (block + blocks) * LANES * p->padded);
+    const char *ahead = (const char *)(p->w + (block + blocks) * BLOCK * p->padded);
     for (int64_t from = 0; from < count; from += BYTE_ROWS) {
         const int64_t left = count - from;
         const int some = from / BYTE_ROWS < few ? lines : 0;
@@ -149,7 +151,7 @@ INLINE void rows_by_blocks(const struct product *p, int64_t count, int digits, i
         else if (left == 4) tile(p, 4, digits, blocks, from, block, ahead, some);
         else tile(p, 5, digits, blocks, from, block, ahead, some);
 #endif
-        ahead += some * (p->padded / GROUP) * 64;
+        ahead += some * (p->padded / GROUP) * LINE;
     }
 }
 
@@ -173,7 +175,7 @@ static void quantise_rows(const void *with, int64_t from, int64_t to) {
 
 static void multiply_blocks(const void *with, int64_t from, int64_t to) {
     const struct product *p = with;
-    const int64_t all = (p->outputs + LANES - 1) / LANES;
+    const int64_t all = (p->outputs + BLOCK - 1) / BLOCK;
     for (int64_t block = from * BLOCKS; block < to * BLOCKS && block < all; block += BLOCKS) {
         const int blocks = all - block < BLOCKS ? (int)(all - block) : BLOCKS;
         if (p->digits == 1) multiply(p, p->rows, 1, block, blocks);
@@ -187,7 +189,7 @@ static void multiply_blocks(const void *with, int64_t from, int64_t to) {
  *   w, sums, scale: as `struct product` has them. room [rows, 4 + digits * padded] is to work in. */
 void linear_int8(int64_t rows, int64_t inputs, int64_t outputs, int64_t digits, const float *x, const int8_t *w,
                  const int32_t *sums, const float *scale, float *out, void *room, int threads) {
-    const int64_t padded = (inputs + GROUP - 1) / GROUP * GROUP, all = (outputs + LANES - 1) / LANES;
+    const int64_t padded = (inputs + GROUP - 1) / GROUP * GROUP, all = (outputs + BLOCK - 1) / BLOCK;
     float *by = room;
     uint8_t *to = (uint8_t *)(by + rows);
     const struct product p = {rows, inputs, padded, outputs, digits, x, to, by, w, sums, scale, out};

@@ -21,7 +21,7 @@ MOST_HEAD_DIM = 512
 """MOST_DIM of attention.c."""
 
 _BLOCK, _GROUP = 16, 4
-"""LANES and GROUP of int8.c."""
+"""BLOCK and GROUP of int8.c."""
 
 _PANEL = 64
 """PANEL of panels.h at most."""

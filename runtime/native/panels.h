@@ -3,12 +3,12 @@
 
 #include "vectors.h"
 
-#if defined(__AVX512F__)
-#define ACROSS 4 /* vectors of a panel */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define ACROSS 4 /* vectors of a panel: with DOWN, what 32 registers hold, or 16 */
 #else
-#define ACROSS 1
+#define ACROSS 2
 #endif
-#define PANEL (ACROSS * LANES) /* rows */
+#define PANEL (ACROSS * LANES) /* rows, at most 64 */
 #define DOWN 6                 /* sums of each row that are held in registers at once */
 
 /* sums [downs, PANEL] += a b, for a [downs, count], whose numbers lie `down` and `step` floats apart, and b [count, PANEL].
@@ -45,13 +45,13 @@ INLINE void add_blocks(int vecs, int64_t downs, int64_t count, const float *a, i
 /* The same for as many vectors of the panel as `rows` fill. */
 static void add_products(int64_t rows, int64_t downs, int64_t count, const float *a, int64_t down, int64_t step,
                          const float *b, float *sums) {
-#if ACROSS > 1
+#if ACROSS > 2
     if (rows > 3 * LANES) add_blocks(4, downs, count, a, down, step, b, sums);
     else if (rows > 2 * LANES) add_blocks(3, downs, count, a, down, step, b, sums);
-    else if (rows > LANES) add_blocks(2, downs, count, a, down, step, b, sums);
     else
 #endif
-        add_blocks(1, downs, count, a, down, step, b, sums);
+        if (rows > LANES) add_blocks(2, downs, count, a, down, step, b, sums);
+    else add_blocks(1, downs, count, a, down, step, b, sums);
 }
 
 /* x [rows, width], its rows `stride` floats apart, to a panel [width, PANEL], up to PANEL of them; zeros in what is left of

@@ -1,14 +1,25 @@
-/* Vectors of 16 lanes, whatever the processor's own width, and what is done with them. */
+/* Vectors as wide as the processor's own, and what is done with them. Wider ones of the compiler's making would be kept in
+ * memory by some. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+
+#if defined(LANES) /* a file needs so many */
+#elif defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -30,16 +41,30 @@ INLINE void to_some(float *x, vec some, int64_t left) {
 
 INLINE vec choose(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
 
-/* Of each 2, 4, 8 or 16 lanes the first half, or the second, of a and then of b: the four steps in which vectors are
- * transposed, or what they hold added up. */
-#define LOW_1(a, b) __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
-#define HIGH_1(a, b) __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)
-#define LOW_2(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define HIGH_2(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-#define LOW_4(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
-#define HIGH_4(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31)
-#define LOW_8(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
-#define HIGH_8(a, b) __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+/* __builtin_shufflevector with an index for each lane. */
+#if LANES == 16
+#define EACH(at, by)                                                                                                   \
+    at(by, 0), at(by, 1), at(by, 2), at(by, 3), at(by, 4), at(by, 5), at(by, 6), at(by, 7), at(by, 8), at(by, 9),      \
+        at(by, 10), at(by, 11), at(by, 12), at(by, 13), at(by, 14), at(by, 15)
+#elif LANES == 8
+#define EACH(at, by) at(by, 0), at(by, 1), at(by, 2), at(by, 3), at(by, 4), at(by, 5), at(by, 6), at(by, 7)
+#else
+#define EACH(at, by) at(by, 0), at(by, 1), at(by, 2), at(by, 3)
+#endif
+
+/* Of each 2 `by` lanes the first half, or the second, of a and then of b: the steps in which vectors are transposed, or
+ * what they hold added up. */
+#define LOW_AT(by, lane) ((lane) & (by) ? LANES + (lane) - (by) : (lane))
+#define HIGH_AT(by, lane) ((lane) & (by) ? LANES + (lane) : (lane) + (by))
+#define LOW(by, a, b) __builtin_shufflevector(a, b, EACH(LOW_AT, by))
+#define HIGH(by, a, b) __builtin_shufflevector(a, b, EACH(HIGH_AT, by))
+#if LANES == 16
+#define STEPS STEP(1) STEP(2) STEP(4) STEP(8)
+#elif LANES == 8
+#define STEPS STEP(1) STEP(2) STEP(4)
+#else
+#define STEPS STEP(1) STEP(2)
+#endif
 
 /* Lane i of v[j] and lane j of v[i] change places, for all of them. */
 INLINE void transpose(vec v[LANES]) {
@@ -47,45 +72,49 @@ INLINE void transpose(vec v[LANES]) {
     for (int i = 0; i < LANES; i++) {                                                                                  \
         if (i & by) continue;                                                                                          \
         const vec a = v[i], b = v[i + by];                                                                             \
-        v[i] = LOW_##by(a, b);                                                                                         \
-        v[i + by] = HIGH_##by(a, b);                                                                                   \
+        v[i] = LOW(by, a, b);                                                                                          \
+        v[i + by] = HIGH(by, a, b);                                                                                    \
     }
-    STEP(1)
-    STEP(2)
-    STEP(4)
-    STEP(8)
+    STEPS
 #undef STEP
 }
 
 /* Lane i of the result is the sum over v[i]'s lanes, added up in the same order for every i: pairs, then pairs of those. */
 INLINE vec sums(vec v[LANES]) {
-    for (int i = 0; i < 16; i += 2) v[i] = LOW_1(v[i], v[i + 1]) + HIGH_1(v[i], v[i + 1]);
-    for (int i = 0; i < 16; i += 4) v[i] = LOW_2(v[i], v[i + 2]) + HIGH_2(v[i], v[i + 2]);
-    for (int i = 0; i < 16; i += 8) v[i] = LOW_4(v[i], v[i + 4]) + HIGH_4(v[i], v[i + 4]);
-    return LOW_8(v[0], v[8]) + HIGH_8(v[0], v[8]);
+#define STEP(by)                                                                                                       \
+    for (int i = 0; i < LANES; i += 2 * by) v[i] = LOW(by, v[i], v[i + by]) + HIGH(by, v[i], v[i + by]);
+    STEPS
+#undef STEP
+    return v[0];
 }
 
 /* As `sums` does it, for one: bit for bit the same. */
 INLINE float sum(vec v) {
-    v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+#define OTHER_AT(by, lane) ((lane) ^ (by))
+#define STEP(by) v += __builtin_shufflevector(v, v, EACH(OTHER_AT, by));
+    STEPS
+#undef STEP
     return v[0];
 }
 
 /* Ask for some lines of weights, and say where the next ones are. Where several outputs' weights are read side by side,
  * which processors foresee badly, those of the outputs to come are asked for as these are multiplied: up to twice as
  * fast. It is done little by little, some lines in each step, or the processor would wait for them. */
+#define LINE 64
 INLINE const char *fetch(const char *weights, int lines) {
-    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + 64 * line);
-    return weights + 64 * lines;
+    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + LINE * line);
+    return weights + LINE * lines;
 }
 
-/* Multiplied and added in two roundings or in one: the same in every tile, whatever the compiler would prefer. */
+/* total + a b, in one rounding where the processor does that at once, in two elsewhere: the same in every tile, whatever
+ * the compiler would prefer. */
 INLINE vec add_product(vec total, vec a, vec b) {
-#if defined(__AVX512F__)
+#if LANES == 16 && defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)total);
+#elif LANES == 8 && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)total);
+#elif LANES == 4 && defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)total, (float32x4_t)a, (float32x4_t)b);
 #else
     return total + a * b;
 #endif
