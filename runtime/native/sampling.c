@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 
-#define LANES 16 /* the noise of four times as many comes at once */
 #include "native.h"
 #include "vectors.h"
 
@@ -14,7 +13,8 @@ typedef int64_t masses __attribute__((vector_size(8 * LANES)));
 enum status { OK, NOT_FINITE, EMPTY };
 
 #define MASS_ONE 0x1p44f
-#define SOME 64 /* tokens whose noise is made at once */
+#define SOME (4 * LANES) /* tokens whose noise is made at once */
+#define RUN 64           /* tokens of which the largest is looked for */
 #define MOST_NOISE 23.0f
 
 INLINE vec all(float x) { return (vec){0} + x; }
@@ -22,6 +22,8 @@ INLINE vec all(float x) { return (vec){0} + x; }
 INLINE int any(ints where) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)where, (__m512i)where) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)where, (__m256i)where);
 #else
     int some = 0;
     for (int i = 0; i < LANES; i++) some |= where[i];
@@ -83,6 +85,11 @@ INLINE words product(words a, uint32_t by, words *low) {
     const __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
     *low = (words)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
     return (words)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+#elif defined(__AVX2__)
+    const __m256i x = (__m256i)a, y = _mm256_set1_epi32((int)by);
+    const __m256i even = _mm256_mul_epu32(x, y), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    *low = (words)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    return (words)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
 #else
     const longs wide = __builtin_convertvector(a, longs) * by;
     *low = __builtin_convertvector(wide, words);
@@ -108,21 +115,26 @@ INLINE void philox(words block, uint64_t seed, uint64_t position, words c[4]) {
     }
 }
 
+/* The number of each lane. */
+#define LANE_AT(by, lane) lane
+static const ints lanes = {EACH(LANE_AT, 0)};
+
+/* One lane of a and one of b, by turns, or two and two: from the first on, or from the half. */
+#define ONES_AT(from, lane) ((lane) % 2 * LANES + (from) + (lane) / 2)
+#define TWOS_AT(from, lane) ((lane) / 2 % 2 * LANES + (from) + (lane) / 4 * 2 + (lane) % 2)
+#define MIX(at, from, a, b) __builtin_shufflevector(a, b, EACH(at, from))
+
 /* The noise of the tokens from `first`, a multiple of four, in order. */
 INLINE void noise_of_some(int32_t first, uint64_t seed, uint64_t position, vec noise[SOME / LANES]) {
-    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     words c[4];
-    philox(lane + (uint32_t)first / 4, seed, position, c);
+    philox((words)lanes + (uint32_t)first / 4, seed, position, c);
     const vec a = gumbel(c[0]), b = gumbel(c[1]), d = gumbel(c[2]), e = gumbel(c[3]);
     /* Block by block: the four words of the first lane, of the second, and so on. */
-    const vec ab[2] = {__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
-                       __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
-    const vec de[2] = {__builtin_shufflevector(d, e, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
-                       __builtin_shufflevector(d, e, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
     for (int i = 0; i < 2; i++) {
-        noise[2 * i] = __builtin_shufflevector(ab[i], de[i], 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-        noise[2 * i + 1] =
-            __builtin_shufflevector(ab[i], de[i], 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+        const vec ab = i ? MIX(ONES_AT, LANES / 2, a, b) : MIX(ONES_AT, 0, a, b);
+        const vec de = i ? MIX(ONES_AT, LANES / 2, d, e) : MIX(ONES_AT, 0, d, e);
+        noise[2 * i] = MIX(TWOS_AT, 0, ab, de);
+        noise[2 * i + 1] = MIX(TWOS_AT, LANES / 2, ab, de);
     }
 }
 
@@ -194,7 +206,6 @@ static int64_t total_mass(const float *x, int64_t vocab, float top, float temper
 }
 
 static int32_t draw_any(const float *x, int64_t vocab, float top, float temperature, uint64_t seed, uint64_t position) {
-    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     struct best best = {-INFINITY, 0};
     for (int64_t first = 0; first < vocab; first += SOME) {
         vec y[SOME / LANES], most = all(-INFINITY);
@@ -206,7 +217,7 @@ static int32_t draw_any(const float *x, int64_t vocab, float top, float temperat
         vec noise[SOME / LANES];
         noise_of_some((int32_t)first, seed, position, noise);
         for (int i = 0; i < SOME / LANES; i++)
-            take_better(&best, y[i] + noise[i], lane + (int32_t)(first + LANES * i));
+            take_better(&best, y[i] + noise[i], lanes + (int32_t)(first + LANES * i));
     }
     return best.token;
 }
@@ -266,14 +277,13 @@ static int64_t collect(const float *x, int64_t vocab, float top, float temperatu
     return count;
 }
 
-/* A logit that at least k tokens reach, and few more do: the k-th largest of the largest of each 64; -inf where there
+/* A logit that at least k tokens reach, and few more do: the k-th largest of the largest of each run; -inf where there
  * are not so many. */
 static float reached_by(const float *x, int64_t vocab, int64_t k, struct candidate *room, struct candidate *spare) {
-    const int64_t blocks = vocab / SOME;
-    if (blocks < k) return -INFINITY;
-    for (int64_t block = 0; block < blocks; block++)
-        room[block] = (struct candidate){key_of(largest_of(x + block * SOME, SOME)), 0};
-    sort(room, spare, blocks);
+    const int64_t runs = vocab / RUN;
+    if (runs < k) return -INFINITY;
+    for (int64_t run = 0; run < runs; run++) room[run] = (struct candidate){key_of(largest_of(x + run * RUN, RUN)), 0};
+    sort(room, spare, runs);
     return logit_of(room[k - 1].key);
 }
 
