@@ -28,7 +28,8 @@ static void add(int64_t count, float by, const float *x, float *to) {
     for (int64_t i = 0; i < count; i++) to[i] += by * x[i];
 }
 
-/* x [rows, width], as many rows as `reads` has: token embeddings, and what the residual stream becomes; out [rows, width]: its final norm.
+/* x [rows, width], as many rows as `reads` has: token embeddings, and what the residual stream becomes; out [rows, width]:
+ * its final norm.
  *
  *   skips [layers / 2]: what joins before layer half + i is skips[i] times what left layer half - 1 - i.
  *   arena [layers, 2, heads, slots, dim], contiguous.
@@ -37,7 +38,8 @@ static void add(int64_t count, float by, const float *x, float *to) {
 void backbone_rows(int64_t layers, int64_t heads, int64_t dim, int apart, const struct layer *weights,
                    const float *skips, float epsilon, float *x, float *out, const struct reads *reads, float *arena,
                    int64_t slots, float scale, float *room, int threads) {
-    const int64_t rows = reads->rows, width = heads * dim, half = layers / 2, wide = weights[0].down.inputs, count = rows * width;
+    const int64_t rows = reads->rows, width = heads * dim, half = layers / 2, wide = weights[0].down.inputs,
+                  count = rows * width;
     float *qkv = room, *qk = qkv + 3 * count, *read = qk + 2 * count, *y = read + count, *up_gate = y + count,
           *hidden = up_gate + 2 * rows * wide, *left = hidden + rows * wide;
     void *bytes = left + (half > 1 ? half - 1 : 0) * count;
@@ -47,8 +49,8 @@ void backbone_rows(int64_t layers, int64_t heads, int64_t dim, int apart, const 
         float *keys = arena + 2 * i * slots * width, *values = keys + slots * width;
         multiply(&layer->qkv, rows, apart, out, qkv, bytes, threads);
         rms_norm(rows, 2 * heads, dim, qkv, 3 * width, epsilon, qk, threads);
-        attend_rows(heads, dim, qk, 2 * width, qkv + 2 * width, 3 * width, reads, keys, values,
-                    slots * dim, scale, read, threads);
+        attend_rows(heads, dim, qk, 2 * width, qkv + 2 * width, 3 * width, reads, keys, values, slots * dim, scale, read,
+                    threads);
         multiply(&layer->out, rows, apart, read, y, bytes, threads);
         add(count, 1, y, x);
         rms_norm(rows, 1, width, x, width, epsilon, out, threads);

@@ -22,7 +22,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "sampling.c")
-HEADERS = ("native.h", "vectors.h", "panels.h")
+HEADERS = ("native.h", "vectors.h", "panels.h", "noise.h")
 SWITCH = "DS2DS_NATIVE"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
