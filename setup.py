@@ -69,6 +69,8 @@ setup(
             "ipykernel>=6.29",
             "playwright>=1.49",
         ],
+        # For systems without a C compiler:
+        "compiler": ["ziglang>=0.13"],
         "pictures": ["matplotlib>=3.9"],
         "embeddings": ["sentence-transformers>=3"],
         "eval": ["lm_eval>=0.4.9"],

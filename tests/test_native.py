@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ def test_it_is_compiled_once_and_then_found(folder: Path, monkeypatch: pytest.Mo
 def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match=r"slower: pool\.c, .* could not be compiled \(there is no C compiler\)"):
         assert not native.available()
     with warnings.catch_warnings():
@@ -57,6 +59,20 @@ def test_without_a_compiler_that_is_said_once_and_everything_still_runs(monkeypa
         Runtime(model, weights="int8").generate(prompt_tokens=[1, 2], max_new_tokens=3, eos_token_id=30)
     with pytest.raises(RuntimeError, match="not available"):
         native.gated_unit(torch.ones(1, 4))
+
+
+def test_the_compiler_is_the_users_then_the_systems_then_ziglangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_path = {"cc": "/bin/cc", "gcc": "/bin/gcc"}
+    monkeypatch.setattr(module.shutil, "which", on_path.get)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    monkeypatch.setenv("CC", "ccache 'my gcc'")
+    assert module._compiler() == ["ccache", "my gcc"]
+    monkeypatch.setenv("CC", "")
+    assert module._compiler() == ["/bin/cc"]
+    del on_path["cc"]
+    assert module._compiler() == ["/bin/gcc"]
+    on_path.clear()
+    assert module._compiler() == [sys.executable, "-m", "ziglang", "cc"]
 
 
 def test_what_the_compiler_says_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 torch has no kernel that reads int8 weights for a few float32 rows at the speed of memory, and a step of many small
 operations spends its time between them (docs/performance.md has the figures). The compiled library lies in the user's
-cache folder under a hash of all it depends on. Where there is no compiler, or DS2DS_NATIVE=0 asks for it, everything
-runs on torch's own operations, slower; that is announced once.
+cache folder under a hash of all it depends on. Without a compiler of the system's the one of the `ziglang` package
+does; without any, or where DS2DS_NATIVE=0 asks for it, everything runs on torch's own operations, slower, and that is
+announced once.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +79,7 @@ def library() -> ctypes.CDLL | None:
         reason = said or str(error)
         warnings.warn(
             f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
-            f"compiled ({reason}). A C compiler mends it; {SWITCH}=0 silences this.",
+            f"compiled ({reason}). A C compiler mends it, or pip install 'ds2ds[compiler]'; {SWITCH}=0 silences this.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -85,10 +89,8 @@ def library() -> ctypes.CDLL | None:
 
 def _compiled() -> Path:
     """The shared library, compiled unless one for the same source, compiler and processor is there."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise OSError("there is no C compiler")
-    version = _run([compiler, "--version"])
+    compiler = _compiler()
+    version = _run([*compiler, "--version"])
     texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
     facts = (texts, FLAGS, WIDE, version, _processor())
     folder = _cache_folder()
@@ -100,11 +102,23 @@ def _compiled() -> Path:
         made = Path(scratch) / target.name
         objects = {str(Path(scratch) / f"{name}.o"): str(FOLDER / name) for name in SOURCES}
         with ThreadPoolExecutor() as pool:
-            commands = [[compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
+            commands = [[*compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
             list(pool.map(_run, commands))
-        _run([compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"])
+        _run([*compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"])
         made.replace(target)
     return target
+
+
+def _compiler() -> list[str]:
+    """The command that CC names, else the system's own, else what `pip install "ds2ds[compiler]"` brings."""
+    if named := shlex.split(os.environ.get("CC", "")):
+        return named
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return [found]
+    if importlib.util.find_spec("ziglang") is None:
+        raise OSError("there is no C compiler")
+    return [sys.executable, "-m", "ziglang", "cc"]
 
 
 def _run(command: list[str]) -> str:
