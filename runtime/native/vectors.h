@@ -125,16 +125,16 @@ INLINE vec exponential(vec x) {
     vec bound = (vec){0} + 87.0f, zero = {0};
     x = choose(x > bound, bound, x);
     x = choose(x < -bound, -bound, x);
-    vec whole = x * 1.44269504088896341f + 12582912.0f; /* rounds to a whole number, kept in the last bits */
+    /* Rounded to a whole number, which is in the last bits. */
+    vec whole = add_product(zero + 12582912.0f, x, zero + 1.44269504088896341f);
     ints power = ((ints)whole - 0x4B400000) << 23;
     whole -= 12582912.0f;
-    vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vec p = zero + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    vec r = add_product(add_product(x, whole, zero - 0.693359375f), whole, zero + 2.12194440e-4f);
+    vec p = add_product(zero + 1.3981999507e-3f, zero + 1.9875691500e-4f, r);
+    p = add_product(zero + 8.3334519073e-3f, p, r);
+    p = add_product(zero + 4.1665795894e-2f, p, r);
+    p = add_product(zero + 1.6666665459e-1f, p, r);
+    p = add_product(zero + 5.0000001201e-1f, p, r);
+    p = add_product(r, p * r, r) + 1.0f;
     return (vec)((ints)p + power);
 }
