@@ -29,11 +29,11 @@ from options import the_device, the_dtype
 from report import keep, report
 from rich.table import Table
 
+from ds2ds.cache.arena import move_slots
 from ds2ds.cache.extents import ExtentAllocator, Move
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.environment import environment
-from ds2ds.kernels import compact_arena
 
 SIZE = "12x768"
 SLOTS = {"cpu": (8192, 32768), "cuda": (8192, 32768, 131072)}
@@ -77,7 +77,7 @@ class Bench:
         self.target = torch.ones_like(self.source)
 
     def compact(self) -> None:
-        compact_arena(self.arena, self.moves)
+        move_slots(self.arena, self.moves)
 
     def copy(self) -> None:
         self.target.copy_(self.source)

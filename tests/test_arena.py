@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_compaction_kernel import DTYPES, SHAPES, Moves, filled, moves_within, out_of_place, same_bytes
 
-from ds2ds.cache.arena import KVArena
+from ds2ds.cache.arena import KVArena, move_slots
 from ds2ds.cache.extents import Extent
+from ds2ds.native import operations as native
 
 LAYERS, HEADS, HEAD_DIM = 2, 3, 4
 
@@ -131,3 +133,45 @@ def test_compaction_keeps_every_extent(layout: list[tuple[int, bool]]) -> None:
             keys, values = made.read(layer, extent.start, extent.start + length)
             assert torch.equal(keys, rows(length, 100 * seed + layer).transpose(0, 1))
             assert torch.equal(values, rows(length, 100 * seed + 50 + layer).transpose(0, 1))
+
+
+COMPILED = [pytest.param(True, marks=pytest.mark.skipif(not native.available(), reason="no C compiler")), False]
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(moves_within(), st.sampled_from(SHAPES), st.sampled_from(DTYPES))
+def test_slots_move_in_compiled_code_and_without(
+    compiled: bool, moves: Moves, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    data = filled(shape, dtype)
+    expected = out_of_place(data, moves)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(native, "available", lambda: False)
+        move_slots(data, moves)
+    assert same_bytes(data, expected)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_moves_that_would_lose_something_are_refused(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda: False)
+    data = torch.randn(2, 32, 4)
+    before = data.clone()
+    for moves in ([(30, 3, 4)], [(3, 3, 4)], [(2, 5, 4)], [(8, 2, 4), (10, 5, 4)]):
+        with pytest.raises(ValueError, match="move"):
+            move_slots(data, moves)
+    assert torch.equal(data, before)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_what_slots_hold_is_copied(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda: False)
+    made = arena(dtype=torch.bfloat16)
+    made.data.copy_(torch.randn(made.data.shape))
+    expected = made.data.clone()
+    expected[..., 40:47, :] = expected[..., 3:10, :]
+    made.copy(3, 40, 7)
+    assert torch.equal(made.data, expected)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ds2ds.cache.extents import ExtentAllocator
 from ds2ds.kernels import compact_arena
+from ds2ds.kernels.compaction import check_moves
+from ds2ds.native import operations as native
 
 
 class KVArena:
@@ -50,5 +54,28 @@ class KVArena:
     def compact(self) -> int:
         """Slide all extents down, in place; returns the number of slots moved."""
         moves = self.allocator.compact()
-        compact_arena(self.data, moves)
+        move_slots(self.data, moves)
         return sum(move.length for move in moves)
+
+    def copy(self, source: int, destination: int, length: int) -> None:
+        """What `length` slots hold to others, which do not overlap these."""
+        if _compiled(self.data):
+            native.move_slots(self.data, [(source, destination, length)])
+        else:
+            self.data[..., destination : destination + length, :] = self.data[..., source : source + length, :]
+
+
+def move_slots(data: Tensor, moves: Sequence[tuple[int, int, int]]) -> None:
+    """As `ds2ds.kernels.compact_arena`, in compiled code where there is such for the device.
+
+    torch's copies would do, but what its threads spin after each is taken from the step that follows.
+    """
+    if _compiled(data):
+        check_moves(moves, data.shape[-2])
+        native.move_slots(data, moves)
+    else:
+        compact_arena(data, moves)
+
+
+def _compiled(data: Tensor) -> bool:
+    return data.is_cpu and data.is_contiguous() and native.available()

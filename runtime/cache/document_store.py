@@ -138,7 +138,7 @@ class DocumentStore:
         if start is not None:
             self._count_use(start.entry)
             entry.computed, entry.stale = start.tokens, start.entry.stale
-            self.slots(entry).copy_(self.slots(start.entry)[..., : start.tokens, :])
+            self.arena.copy(start.entry.extent.start, extent.start, start.tokens)
             document.settled = max(document.settled, start.tokens)
         document.origin = None
         if not document.in_progress:

@@ -33,7 +33,7 @@ static void gate_rows(const void *with, int64_t from, int64_t to) {
 /* x [rows, 2 width] holds (up, gate): up * silu(gate) to out [rows, width]. */
 void gated_unit(int64_t rows, int64_t width, const float *x, float *out, int threads) {
     const struct rows all = {1, width, 2 * width, 0, x, out};
-    in_parts(rows * width > WORTH_SHARING ? threads : 1, rows, gate_rows, &all);
+    in_parts(rows * width > WORTH_SHARING ? threads : 1, rows, 1, gate_rows, &all);
 }
 
 static void norm_groups(const void *with, int64_t from, int64_t to) {
@@ -56,5 +56,5 @@ static void norm_groups(const void *with, int64_t from, int64_t to) {
 void rms_norm(int64_t rows, int64_t groups, int64_t width, const float *x, int64_t stride, float epsilon, float *out,
               int threads) {
     const struct rows all = {groups, width, stride, epsilon, x, out};
-    in_parts(rows * groups * width > WORTH_SHARING ? threads : 1, rows * groups, norm_groups, &all);
+    in_parts(rows * groups * width > WORTH_SHARING ? threads : 1, rows * groups, 1, norm_groups, &all);
 }

@@ -193,6 +193,6 @@ void linear_int8(int64_t rows, int64_t inputs, int64_t outputs, int64_t digits, 
     float *by = room;
     uint8_t *to = (uint8_t *)(by + rows);
     const struct product p = {rows, inputs, padded, outputs, digits, x, to, by, w, sums, scale, out};
-    in_parts(rows * inputs > 16384 ? threads : 1, rows, quantise_rows, &p);
-    in_parts(threads, (all + BLOCKS - 1) / BLOCKS, multiply_blocks, &p);
+    in_parts(rows * inputs > 16384 ? threads : 1, rows, 1, quantise_rows, &p);
+    in_parts(threads, (all + BLOCKS - 1) / BLOCKS, worth_a_part(BLOCKS * BLOCK * padded), multiply_blocks, &p);
 }

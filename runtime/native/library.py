@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "sampling.c")
+SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "arena.c", "sampling.c")
 HEADERS = ("native.h", "vectors.h", "panels.h", "noise.h")
 SWITCH = "DS2DS_NATIVE"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-fPIC")
@@ -58,6 +58,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
         _POINTER,
         _THREADS,
     ),
+    "move_slots": (*[_INTEGER] * 2, *[_POINTER] * 2, _INTEGER, _THREADS),
     "sample_rows": (*[_INTEGER] * 2, _POINTER, _INTEGER, *[_POINTER] * 3, _INTEGER, *[_POINTER] * 3, _THREADS),
 }
 _COUNT = ("sample_rows",)

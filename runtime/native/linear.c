@@ -110,9 +110,9 @@ void linear_float(int64_t rows, int64_t inputs, int64_t outputs, int apart, cons
                   float *room, int threads) {
     const struct product p = {rows, inputs, outputs, x, w, out, room};
     if (rows < MANY || apart) {
-        in_parts(threads, (outputs + OUTS - 1) / OUTS, few_rows, &p);
+        in_parts(threads, (outputs + OUTS - 1) / OUTS, worth_a_part(OUTS * inputs * 4), few_rows, &p);
         return;
     }
-    in_parts(threads, (rows + PANEL - 1) / PANEL, fill_panels, &p);
-    in_parts(threads, (outputs + STRIP - 1) / STRIP, many_rows, &p);
+    in_parts(threads, (rows + PANEL - 1) / PANEL, 1, fill_panels, &p);
+    in_parts(threads, (outputs + STRIP - 1) / STRIP, 1, many_rows, &p);
 }

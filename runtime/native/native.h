@@ -5,8 +5,11 @@
 /* Items [from, to) of a loop. */
 typedef void part(const void *with, int64_t from, int64_t to);
 
-/* Do all items, in parts, by up to `threads` threads. */
-void in_parts(int threads, int64_t items, part *some, const void *with);
+/* Do all items, in parts of about so many at least, by up to `threads` threads. */
+void in_parts(int threads, int64_t items, int64_t least, part *some, const void *with);
+
+/* How many items of so many bytes are worth taking a part: it takes a tenth of a microsecond. */
+static inline int64_t worth_a_part(int64_t bytes) { return 65536 / bytes + 1; }
 
 void linear_float(int64_t rows, int64_t inputs, int64_t outputs, int apart, const float *x, const float *w, float *out,
                   float *room, int threads);

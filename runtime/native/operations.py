@@ -6,6 +6,7 @@ Each needs the library, so ask `available()` first. A row's result depends on th
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -207,6 +208,20 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
 def float_room(rows: int, inputs: int) -> int:
     """Bytes of room that linear_float needs at most."""
     return FLOAT_BYTES * inputs * -(-rows // _PANEL) * _PANEL
+
+
+def move_slots(arena: Tensor, moves: Sequence[tuple[int, int, int]]) -> None:
+    """Copy runs of slots to other places, one after the other, in place.
+
+    Args:
+        arena: [..., slots, head_dim], contiguous, on the CPU, of any dtype.
+        moves: (source, destination, length) in slots, within the arena; a run may overlap where it goes.
+    """
+    slots, dim = arena.shape[-2:]
+    row = dim * arena.itemsize
+    table = torch.tensor(moves, dtype=torch.int64).view(-1, 3) * row
+    planes = arena.shape[:-2].numel()
+    compiled().move_slots(planes, slots * row, arena.data_ptr(), table.data_ptr(), len(table), torch.get_num_threads())
 
 
 def int8_room(rows: int, inputs: int, digits: int) -> int:

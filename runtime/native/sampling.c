@@ -303,6 +303,6 @@ int sample_rows(int64_t rows, int64_t vocab, const float *given, int64_t stride,
     int failed = 0;
     const struct draws all = {vocab,  stride, most,   given,    penalty, settings,
                               listed, tokens, logprobs, status, &failed};
-    in_parts(threads, rows, draw_rows, &all);
+    in_parts(threads, rows, 1, draw_rows, &all);
     return failed;
 }
