@@ -3,7 +3,7 @@
 #include "native.h"
 #include "vectors.h"
 
-#define WORTH_SHARING 262144 /* floats, where little is done to each */
+#define WORTH_SHARING 16384 /* floats, where little is done to each */
 
 /* Rows, or groups of rows, from x to out. */
 struct rows {

@@ -35,7 +35,7 @@ INLINE void tile(int rows, int outs, const float *x, const float *w, float *out,
     int64_t k = 0;
     for (; k + LANES <= inputs; k += LANES) {
         vec some[ROWS];
-        if (k % (LINE / 4) == 0) ahead = fetch(ahead, lines);
+        if (LANES * 4 == LINE || k % (LINE / 4) == 0) ahead = fetch(ahead, lines);
         for (int r = 0; r < rows; r++) some[r] = of_float(x + r * inputs + k);
         for (int o = 0; o < outs; o++) {
             vec weights = of_float(w + o * inputs + k);

@@ -18,6 +18,7 @@
 #define PARTS 8           /* at most that a thread's share has, so that who comes late, or leaves, is not waited for long */
 #define PATIENCE 1000000  /* nanoseconds that a thread spins before it sleeps: longer than from step to step; */
 #define CROWDED 30000     /* or, where others want the cores, than from loop to loop */
+#define LATE 200000       /* that a part of a loop may take, and more */
 #define PUT_OFF 50000     /* nanoseconds between two looks at the clock, if others had the core */
 #define FOR_NOW 300000000 /* nanoseconds that they are believed to want it then */
 
@@ -57,7 +58,8 @@ static int64_t now(void) {
 
 /* Spin until it is so, or for long enough. */
 #define SPIN(so, most)                                                                                                 \
-    for (int64_t since = now(), before = since, at = since; !(so) && at - since < (most); before = at, at = now()) {   \
+    for (int64_t since = now(), before = since, at = since;                                                            \
+         !(so) && at - since < (at < crowded ? CROWDED : (most)); before = at, at = now()) {                           \
         if (at - before > PUT_OFF) crowded = at + FOR_NOW;                                                             \
         for (int i = 0; i < 16 && !(so); i++) relax();                                                                 \
     }
@@ -95,7 +97,7 @@ static void *help(void *which) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
     for (;;) {
-        SPIN(loop != last, at < crowded ? CROWDED : PATIENCE)
+        SPIN(loop != last, PATIENCE)
         if (loop == last) {
             pthread_mutex_lock(&lock);
             asleep++;
@@ -156,14 +158,15 @@ void in_parts(int threads, int64_t items, int64_t least, part *some, const void 
         pthread_mutex_unlock(&lock);
     }
     work(0);
-    SPIN(done == parts, CROWDED)
+    const int64_t since = now();
+    SPIN(done == parts, LATE)
     if (done < parts) {
-        crowded = now() + FOR_NOW;
         pthread_mutex_lock(&lock);
         awaited = 1;
         while (done < parts) pthread_cond_wait(&ended, &lock);
         awaited = 0;
         pthread_mutex_unlock(&lock);
+        if (now() - since > LATE) crowded = now() + FOR_NOW;
     }
     pthread_mutex_unlock(&caller);
 }
