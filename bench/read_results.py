@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 WORKLOADS, SIZES = (
     [RESULTS / f"throughput_{size}{what}_cpu.json" for size in ("24x1024", "36x1280")] for what in ("", "_int8")
 )
-DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LOAD, SAMPLING = (
+DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LOAD, SAMPLING, BUSY, PROCESSORS = (
     RESULTS / f"{name}.json"
     for name in (
         "decode_cpu",
@@ -23,6 +23,8 @@ DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LO
         "host_step_cpu",
         "serve_load",
         "sampling_cpu",
+        "busy_cpu",
+        "processors_cpu",
     )
 )
 HEADINGS = {
@@ -87,6 +89,37 @@ def cpu_step_table(path: str | Path) -> str:
             f"torch {on['torch']}, {on['date'][:10]}.",
         ]
     )
+
+
+def busy_table(path: str | Path) -> str:
+    """A markdown table of busy_cpu.json: tokens per second of every contestant beside other programs."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    speeds: dict[str, dict[str, float]] = {}
+    for result in measured["results"]:
+        speeds.setdefault(result["contestant"], {})[result["condition"]] = result["tokens_per_second"]
+    conditions = list(next(iter(speeds.values())))
+    lines = [_row(["", *conditions]), _row(["---", *["---:"] * len(conditions)])]
+    for name, of in speeds.items():
+        shares = {one: "" if one == "alone" else f" ({of[one] / of['alone']:.0%})" for one in conditions}
+        shown = [f"{of[one]:.1f}{share}" for one, share in shares.items()]
+        lines.append(_row([name.replace("-", ", "), *shown]))
+    settings = measured["settings"]
+    what = f"Tokens/s, {settings['size']}, context {settings['context']}, medians of {settings['rounds']} rounds"
+    return "\n".join([*lines, "", f"{what}; {_threads(measured)}."])
+
+
+def processors_table(path: str | Path) -> str:
+    """A markdown table of processors_cpu.json: tokens per second decoded, and of a prompt, by instructions."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    kinds = [name for name in measured["results"][0] if name != "vectors"]
+    lines = [_row(["", *kinds]), _row(["---", *["---:"] * len(kinds)])]
+    for result in measured["results"]:
+        of = [result[kind] for kind in kinds]
+        shown = [f"{one['tokens_per_second']:.1f}, {one['prompt_tokens_per_second']:,.0f}" for one in of]
+        lines.append(_row([result["vectors"], *shown]))
+    settings = measured["settings"]
+    what = f"Tokens/s that one sequence decodes, and of its prompt of {settings['context']}, {settings['size']}"
+    return "\n".join([*lines, "", f"{what}, medians of {settings['rounds']} rounds; {_threads(measured)}."])
 
 
 def host_step_table(path: str | Path) -> str:
@@ -230,6 +263,11 @@ def _measured_on(measured: dict[str, Any]) -> str:
     )
 
 
+def _threads(measured: dict[str, Any]) -> str:
+    on = measured["environment"]
+    return f"{measured['settings']['threads']} threads of {on['cpu']}, torch {on['torch']}, {on['date'][:10]}"
+
+
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -238,7 +276,7 @@ def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
     rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
-    rest.append(sampling_table(SAMPLING))
+    rest += [sampling_table(SAMPLING), busy_table(BUSY), processors_table(PROCESSORS)]
     served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*WORKLOADS)]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 

@@ -51,6 +51,13 @@ def test_the_page_on_performance_shows_the_host_s_part_as_it_was_measured() -> N
     assert tables.host_step_table(tables.HOST_STEP) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
+def test_the_page_on_performance_shows_busy_cores_and_other_instructions_as_they_were_measured() -> None:
+    tables = load(ROOT / "bench" / "read_results.py")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tables.busy_table(tables.BUSY) in page
+    assert tables.processors_table(tables.PROCESSORS) in page
+
+
 def test_the_page_on_sampling_shows_the_cpu_as_it_was_measured() -> None:
     tables = load(ROOT / "bench" / "read_results.py")
     assert tables.sampling_table(tables.SAMPLING) in (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")

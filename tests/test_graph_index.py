@@ -77,6 +77,20 @@ def test_of_two_documents_with_one_title_the_first_counts(tmp_path: Path) -> Non
     assert [node and node.number for node in found] == [0, 0]
 
 
+def test_what_titles_mean_is_remembered_of_some(graph: GraphIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ds2ds.corpus.graph_index._REMEMBERED", 3)
+    asked: list[str] = []
+    query = graph._database.query
+    monkeypatch.setattr(graph._database, "query", lambda sql, *names: asked.append(sql) or query(sql, *names))
+    first = [graph.find(title) for title in ("C", "Trees", "tree")]
+    count = len(asked)
+    assert [graph.find(title) for title in ("C", "Trees", "tree")] == first and len(asked) == count
+    assert first[0] is not None and first[1] is None and first[2] == graph.find("Tree")  # one too many: forgotten
+    count = len(asked)
+    assert [graph.find(title) for title in ("C", "Trees", "tree")] == first and len(asked) > count
+    assert len(graph._found) <= 3
+
+
 def test_after_close_look_ups_are_errors(graph: GraphIndex) -> None:
     graph.close()
     graph.close()

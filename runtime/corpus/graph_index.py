@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from ds2ds.errors import CorpusError
 
 _COLUMNS = "id, title, identifier, shard, offset, length, line_start, line_length"
 _PAGE = 4096
+_REMEMBERED = 4096
+"""Most titles of which is kept what they mean: the same few are linked again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class GraphIndex:
         self.metadata = read_metadata(self.folder)
         self._graph = self.folder / GRAPH_NAME
         self._database = open_index(self.folder, progress)
+        self._found: dict[str, Node | None] = {}
         self._count: int = self._database.query("SELECT max(id) + 1 FROM nodes")[0][0]
 
     def __len__(self) -> int:
@@ -88,8 +92,14 @@ class GraphIndex:
 
     def find(self, title: str) -> Node | None:
         """The document that `title` means, by the rule of ``names.title_variants``, or None."""
+        with contextlib.suppress(KeyError):
+            return self._found[title]
         number = find_node(self, title)
-        return None if number is None else self.node(number)
+        node = None if number is None else self.node(number)
+        if len(self._found) >= _REMEMBERED:
+            self._found.clear()
+        self._found[title] = node
+        return node
 
     def node(self, number: int) -> Node:
         """The node with this number.
@@ -151,3 +161,4 @@ class GraphIndex:
     def close(self) -> None:
         """Close the index. Closing twice is fine."""
         self._database.close()
+        self._found = {}
