@@ -9,7 +9,7 @@
 
 #define MOST_DIM 512
 #define KEYS 48             /* whose scores a panel has at once; a multiple of DOWN */
-#define WORTH_SHARING 65536 /* floats to be stored */
+#define WORTH_SHARING 8192  /* floats to be stored */
 
 struct attention {
     int64_t heads, dim, qk_stride, v_stride, head_stride;

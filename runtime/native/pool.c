@@ -15,7 +15,7 @@
 #include "native.h"
 
 #define MOST 256          /* threads */
-#define PARTS 8           /* at most that a thread's share has, so that who comes late, or leaves, is not waited for long */
+#define PARTS 128         /* a share has at most: many, so that who comes late, or leaves, is not waited for long */
 #define PATIENCE 1000000  /* nanoseconds that a thread spins before it sleeps: longer than from step to step; */
 #define CROWDED 30000     /* or, where others want the cores, than from loop to loop */
 #define LATE 200000       /* that a part of a loop may take, and more */
