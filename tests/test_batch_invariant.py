@@ -25,7 +25,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture(autouse=True)
 def compiled() -> None:
     if not native.available():
-        pytest.skip("rows.c could not be compiled, without which a Runtime refuses batch_invariant")
+        pytest.skip("the C files could not be compiled, without which a Runtime refuses batch_invariant")
 
 
 def made(weights: str = "float32") -> DS2DSModel:

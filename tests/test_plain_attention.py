@@ -424,7 +424,7 @@ def test_the_largest_scores_there_are_neither_overflow_nor_vanish(dtype: torch.d
 def compiled() -> Iterator[None]:
     """Where chunks of one token take the compiled way, if it is there: float32, without gradients."""
     if not native.available():
-        pytest.skip("rows.c could not be compiled")
+        pytest.skip("the C files could not be compiled")
     with torch.inference_mode():
         yield
 

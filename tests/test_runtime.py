@@ -431,7 +431,7 @@ def test_batch_invariance_needs_the_compiled_functions(monkeypatch: pytest.Monke
         Runtime.from_pretrained("demo", "cpu", batch_invariant=True)
 
 
-@pytest.mark.skipif(not native.available(), reason="rows.c could not be compiled")
+@pytest.mark.skipif(not native.available(), reason="the C files could not be compiled")
 def test_batch_invariant_requests_give_the_same_bits_alone_and_together() -> None:
     runtime = Runtime.from_pretrained("demo", "cpu", batch_invariant=True, document_store=False)
     prompts = ["# Stack\n\n", "A [linker](linker) joins", "# Queue\n\nIn a", "The [kernel](kernel) of", "# Heap\n\n"]

@@ -1,7 +1,7 @@
 /* Threads that share out the parts of a loop, and take what others have not begun when they are done with their own.
  *
  * With OpenMP each thread has its share, and waits, spinning, for all the others, some sixty times in a step: where any
- * other program wanted a core, shares lay with threads that did not run, and decoding fell to a fifth. Here the caller
+ * other program wanted a core, shares lay with threads that did not run, and decoding fell to a quarter. Here the caller
  * works too, to the last part that nobody has begun, and waits only for those that others are at. Who waits spins at
  * first, as waking takes long; where others want the cores he soon sleeps, so that what he waits for may run on his.
  *
