@@ -48,8 +48,8 @@ class Runtime(RuntimeTexts):
             Results are the same without; every request then computes all it reads.
         retention: which of the documents that no request reads goes first when room is needed: "gdsf" weighs how
             often it was used, what its prefill took and how large it is, "lru" looks at the last use alone.
-        attention: what reads the arena: "flex" (FlexAttention), "plain" (PyTorch), "triton" (our own kernels to decode,
-            flex for the rest), or "auto": flex on a GPU.
+        attention: what reads the arena: "flex" (FlexAttention), "plain" (compiled code on a CPU, else PyTorch),
+            "triton" (our own kernels to decode, flex for the rest), or "auto": flex on a GPU, else plain.
         cuda_graphs: decode in CUDA graphs, each launched before the tokens of the one before are read. It needs a GPU
             and attention "triton"; "auto": where there are both.
         weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;

@@ -34,8 +34,9 @@ def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> 
     """One for an engine.
 
     Args:
-        name: "flex", "plain", "triton" (our own kernels where a step only decodes, flex for the rest), or "auto": flex
-            on a GPU for what its kernels take (no float64, no heads below 16), else plain.
+        name: "flex", "plain" (compiled code where it can be, else PyTorch), "triton" (our own kernels where a step only
+            decodes, flex for the rest), or "auto": flex on a GPU for what its kernels take (no float64, no heads below
+            16), else plain.
 
     Raises:
         ConfigError: there is no such path, or it cannot do with this arena.

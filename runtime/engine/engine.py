@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ds2ds.attention.flex_kernel import DECODE, FAN
 from ds2ds.attention.paths import WarmsUp, attention_path
-from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
+from ds2ds.engine.accounting import account
+from ds2ds.engine.admission import may_start
 from ds2ds.engine.arena_size import make_arena
+from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.making import make_decoder
 from ds2ds.engine.holding import release, release_abandoned, share_completed
 from ds2ds.engine.job import Job, turn
@@ -22,7 +24,7 @@ from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, che
 from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.results import results
 from ds2ds.engine.step import Stopwatch, forward
-from ds2ds.engine.work import AnyWork, Ask, Compute, Prefill, Rank
+from ds2ds.engine.work import AnyWork, Ask, Prefill, Rank
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -30,7 +32,6 @@ from ds2ds.model.weights_identity import fingerprint
 
 if TYPE_CHECKING:
     from ds2ds.engine.decode_graph.decoder import Decoder
-    from ds2ds.engine.decode_graph.row import Row
 
 
 class Engine:
@@ -183,7 +184,7 @@ class Engine:
             return
         with Stopwatch() as watch:
             hidden = forward(self.model, self.attention, [one.chunk for one in batch], self.compiled)
-        self._account(batch, watch.seconds)
+        account(self.store, batch, watch.seconds)
         for result in results(self.model, batch, hidden):
             self._hand_over(*result)
 
@@ -207,9 +208,7 @@ class Engine:
         """Start queued jobs in their turn, while there is room for them."""
         while self.queue:
             job = self.queue.first
-            if sum(job.width for job in (*self.running, job)) > self.limits.max_running:
-                break
-            if self.running and not self._fits(job):
+            if not may_start(job, self.running, self.store, self.limits.max_running, full=self._full):
                 break
             # Between requests weights may change, hooks come and go.
             self.store.use_weights(fingerprint(self.model))
@@ -222,27 +221,6 @@ class Engine:
                 self._send(job, answer)
             elif job.waiting is None:  # it is not one that was suspended
                 self._send(job, None)
-
-    def _fits(self, job: Job) -> bool:
-        """Whether a job may start beside those that run.
-
-        It may where all of them can have all that they may need. That is seldom what they come to: so it may, too,
-        where there is room for what it starts with and, then still, for all that one of them may need. A job that was
-        suspended knows better.
-        """
-        jobs, slots = (*self.running, job), self.store.arena.slots
-        needs = [one.need for one in jobs]
-        if sum(needs) <= slots:
-            return True
-        if job.suspended or self._full:
-            return False
-        coming = sum(self._starts_with(one) for one in jobs if not one.touched)
-        return self.store.in_use + coming + max(needs) <= slots
-
-    def _starts_with(self, job: Job) -> int:
-        """Slots that the documents take which a job begins with."""
-        rounded = self.store.arena.allocator.rounded
-        return sum(rounded(document.capacity or len(document.tokens)) for document in job.window)
 
     def _pass_prefilled(self) -> None:
         """Let coroutines go on whose document is computed."""
@@ -281,42 +259,14 @@ class Engine:
 
     def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
         """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
-        decoding: dict[Document, Planned] = {}
-        rows: dict[Document, Row] = {}
-        rest: list[Planned] = []
-        for one in batch:
-            work, document = one.job.waiting, one.chunk.document
-            row = None
-            if one.decodes and isinstance(work, Compute) and not work.sampling.top:
-                row = decoder.row(document, work.sampling)
-            if row is None:
-                rest.append(one)
-                continue
-            decoding[document], rows[document] = one, row
-            if not row.others.last(document, one.chunk.stop):
-                # What the token after it reads besides: it is about to be launched.
-                for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
-                    attach(self.store, one.job, target)
-        if rows:
+        decoding, rest = decodable(decoder, self.store, batch)
+        if decoding:
             with Stopwatch() as watch:
-                drawn = decoder.decode(rows)
-            self._account([decoding[document] for document in drawn], watch.seconds)
+                drawn = decoder.decode({document: row for document, (_, row) in decoding.items()})
+            account(self.store, [decoding[document][0] for document in drawn], watch.seconds)
             for document, result in drawn.items():
-                self._hand_over(decoding[document].job, document, result)
+                self._hand_over(decoding[document][0].job, document, result)
         return rest
-
-    def _account(self, batch: Sequence[Planned], seconds: float) -> None:
-        """Note what was computed, for whom, and that the batch took so long."""
-        rows = sum(len(one.chunk) for one in batch)
-        counts: dict[Job, list[int]] = {}  # tokens prefilled and decoded
-        for one in batch:
-            chunk, tokens = one.chunk, len(one.chunk)
-            counts.setdefault(one.job, [0, 0])[one.decodes] += tokens
-            for job in one.sharing:
-                job.trace.tokens_reused += tokens
-            self.store.advance(chunk.document, chunk.stop, None if one.decodes else seconds * tokens / rows)
-        for job, (prefilled, decoded) in counts.items():
-            job.trace.count_forward(prefilled, decoded, seconds)
 
     def _hand_over(self, job: Job, document: Document, result: Any) -> None:
         """Note what a document came to; once there is something for all that a job waits for, it goes on."""
