@@ -24,6 +24,7 @@ import baselines
 import cpu_step
 import torch
 import typer
+from options import as_arguments
 from report import report
 from rich.console import Console
 from rich.table import Table
@@ -119,11 +120,10 @@ def main(
         raise typer.BadParameter(f"--contestant must be among {CONTESTANTS}, got {unknown}")
     results: list[dict[str, Any]] = []
     options = {"size": size, "context": context, "tokens": tokens, "rounds": rounds, "threads": threads}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     for name in contestant:
         for condition in CONDITIONS:
             Console(stderr=True).print(f"{name}, {condition} ...")
-            speeds = measure([sys.executable, __file__, *arguments, "--only", name], condition, threads)
+            speeds = measure([sys.executable, __file__, *as_arguments(options), "--only", name], condition, threads)
             results.append(
                 {
                     "contestant": name,

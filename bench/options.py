@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import typer
 
@@ -24,3 +26,8 @@ def the_dtype(name: str, device: torch.device) -> torch.dtype:
         return models.parse_dtype(name, device)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """The same options for a worker: another process of the same benchmark."""
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]

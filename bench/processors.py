@@ -24,6 +24,7 @@ import cpu_step
 import torch
 import typer
 from decode import runtime_tokens
+from options import as_arguments
 from report import report
 from rich.console import Console
 from rich.table import Table
@@ -93,13 +94,12 @@ def main(
         return
     others = () if platform.machine() == "x86_64" else ("x86-64-v3", "x86-64")
     options = {"size": size, "context": context, "tokens": tokens, "rounds": rounds, "threads": threads}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for processor, vectors in {**PROCESSORS, WITHOUT: WITHOUT}.items():
             if processor not in others:
                 Console(stderr=True).print(f"{vectors} ...")
-                results.append({"vectors": vectors, **measure(processor, arguments, scratch)})
+                results.append({"vectors": vectors, **measure(processor, as_arguments(options), scratch)})
     measured = {"environment": environment(), "settings": options, "results": results}
     report(table(results), measured, output)
 

@@ -9,10 +9,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from asyncio_runs import run
 from scripted import EOS, Texts, encode, follow, is_clean, same_documents, small_runtime
 
 from ds2ds import (
@@ -31,31 +31,13 @@ from ds2ds import (
 )
 from ds2ds.engine.engine import Engine
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
 OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "seed": 3, "logprobs": True, "max_link_depth": 2}
 ENDLESS = GenerationConfig(
     max_new_tokens=500, max_context_length=512, max_tokens_per_document=500, eos_token_id=EOS, seed=1, min_p=0.0
 )
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = threading.enumerate()
-    yield
-    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
-
-
-def run(main: Callable[[AsyncRuntime], Coroutine[Any, Any, Any]], **options: Any) -> None:
-    """Run a test in an event loop with a new runtime; afterwards nothing may be in use, and no task left."""
-    runtime = small_runtime(arena_tokens=options.pop("arena_tokens", 40_000), **options)
-
-    async def closed_after() -> None:
-        async with AsyncRuntime(runtime) as made:
-            await asyncio.wait_for(main(made), 60)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(closed_after())
-    assert is_clean(runtime)
 
 
 async def clean(runtime: AsyncRuntime) -> bool:

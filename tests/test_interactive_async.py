@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from asyncio_runs import run
 from scripted import EOS, Texts, follow, is_clean, same_documents, small_runtime
 
 from ds2ds import (
@@ -33,6 +33,8 @@ from ds2ds import (
 from ds2ds.engine.engine import Engine
 from ds2ds.generation.choices import Answer
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
 OPTIONS: dict[str, Any] = {"max_new_tokens": 40, "seed": 3, "logprobs": True, "max_link_depth": 2, "eos_token_id": EOS}
 PROMPT = "see [a](A)"
@@ -41,26 +43,6 @@ PROMPT = "see [a](A)"
 @pytest.fixture(autouse=True)
 def script(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": " then [l](Long) and [q](Q).", "Q": "on [b](B)"})
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = threading.enumerate()
-    yield
-    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
-
-
-def run(main: Callable[[AsyncRuntime], Coroutine[Any, Any, Any]], **options: Any) -> None:
-    """Run a test in an event loop with a new runtime; afterwards nothing may be in use, and no task left."""
-    runtime = small_runtime(arena_tokens=options.pop("arena_tokens", 40_000), **options)
-
-    async def closed_after() -> None:
-        async with AsyncRuntime(runtime) as made:
-            await asyncio.wait_for(main(made), 60)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(closed_after())
-    assert is_clean(runtime)
 
 
 def stream(runtime: AsyncRuntime, prompt: str = PROMPT, **options: Any) -> EventStream:

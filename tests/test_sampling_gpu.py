@@ -14,6 +14,7 @@ from test_sampling_kernel import (
     DRAWS,
     INF,
     NAN,
+    OF_PROBABILITIES_KEPT,
     PROBABILITIES,
     QUICK,
     batches,
@@ -392,18 +393,7 @@ def test_a_graph_replays_whatever_settings_and_logits_it_finds(penalised: bool) 
 
 
 @pytest.mark.parametrize("by", ["position", "seed"])
-@pytest.mark.parametrize(
-    ("row", "kept"),
-    [
-        ({}, 12),
-        ({"top_k": 9}, 9),
-        ({"top_p": 0.99}, 5),
-        ({"min_p": 1e-3}, 8),
-        ({"top_k": 11, "top_p": 0.9999, "min_p": 1e-6}, 10),
-        ({"temperature": 0.5}, 12),
-        ({"temperature": 3.0, "top_k": 11}, 11),
-    ],
-)
+@pytest.mark.parametrize(("row", "kept"), OF_PROBABILITIES_KEPT)
 def test_draws_follow_the_distribution(row: dict, kept: int, by: str) -> None:
     logits = torch.from_numpy(np.log(PROBABILITIES) + 3.0).float()
     counts = count_draws(logits, row, by, 5000)

@@ -377,6 +377,16 @@ def test_no_rows() -> None:
 # Probabilities from 0.6 down to 1e-5, out of order so that no path sees them sorted.
 PROBABILITIES = np.array([1e-5, 0.3, 3e-5, 1e-4, 0.05, 1e-3, 0.6, 3e-4, 0.02, 5e-3, 0.02, 2e-3])
 PROBABILITIES /= PROBABILITIES.sum()
+OF_PROBABILITIES_KEPT: list[tuple[dict, int]] = [
+    ({}, 12),
+    ({"top_k": 9}, 9),
+    ({"top_p": 0.99}, 5),
+    ({"min_p": 1e-3}, 8),
+    ({"top_k": 11, "top_p": 0.9999, "min_p": 1e-6}, 10),
+    ({"temperature": 0.5}, 12),
+    ({"temperature": 3.0, "top_k": 11}, 11),
+]
+"""Settings of a row, and how many of these tokens they keep."""
 DRAWS = 200_000
 
 
@@ -400,18 +410,7 @@ def test_goodness_of_fit_can_tell() -> None:
 
 
 @pytest.mark.parametrize("by", ["position", "seed"])
-@pytest.mark.parametrize(
-    ("row", "kept"),
-    [
-        ({}, 12),
-        ({"top_k": 9}, 9),
-        ({"top_p": 0.99}, 5),
-        ({"min_p": 1e-3}, 8),
-        ({"top_k": 11, "top_p": 0.9999, "min_p": 1e-6}, 10),
-        ({"temperature": 0.5}, 12),
-        ({"temperature": 3.0, "top_k": 11}, 11),
-    ],
-)
+@pytest.mark.parametrize(("row", "kept"), OF_PROBABILITIES_KEPT)
 def test_draws_follow_the_distribution(row: dict, kept: int, by: str) -> None:
     one = columns([row])
     rows = {name: column.expand(DRAWS).contiguous() for name, column in one.items()} | {by: torch.arange(DRAWS)}

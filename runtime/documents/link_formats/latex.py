@@ -32,6 +32,7 @@ from ds2ds.documents.link_formats.latex_commands import (
     VERBATIM_ENVIRONMENTS,
     file_titles,
 )
+from ds2ds.documents.link_formats.state_scanner import State, StateScanner
 from ds2ds.documents.link_scanner import ScannedLink
 
 _LONGEST_ARGUMENT = 4096
@@ -62,19 +63,17 @@ class _Command:
     starred: bool = False
 
 
-class _LatexScanner:
+class _LatexScanner(StateScanner):
     def __init__(self, document_title: str, references: bool, several_keys: bool) -> None:
         self._title = document_title
         self._several_keys = several_keys
         self._known = CITATIONS | INPUTS | (REFERENCES if references else frozenset())
-        self.position = 0
-        """Bytes fed so far."""
-        self.reset()
+        super().__init__()
 
     def reset(self) -> None:
         """The document ends: what is open is none."""
         self._read = self._read_text
-        self._after_comment = self._read_text
+        self._after_comment: State = self._read_text
         self._line_empty = True
         self._name = bytearray()  # of the command being read, or of the environment
         self._name_at = 0
@@ -86,16 +85,7 @@ class _LatexScanner:
         self._closing = b""
         self._tail = b""
 
-    def feed(self, data: bytes) -> list[ScannedLink]:
-        """The links whose `}` lies in `data`, in order."""
-        offset, at = self.position, 0
-        self.position += len(data)
-        links: list[ScannedLink] = []
-        while at < len(data):
-            at = self._read(data, at, offset, links)
-        return links
-
-    # Each of these reads from `at` on while the state stays, and returns where it stopped.
+    # The states.
 
     def _read_text(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
         """Text, also that of the optional argument of the last open command."""

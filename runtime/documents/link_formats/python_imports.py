@@ -35,6 +35,7 @@ import re
 from dataclasses import dataclass
 
 from ds2ds.documents.link_formats.python_statement import parse_statement, titles_of
+from ds2ds.documents.link_formats.state_scanner import StateScanner
 from ds2ds.documents.link_scanner import ScannedLink
 
 _LONGEST_STATEMENT = 1 << 16
@@ -53,12 +54,10 @@ _IN_STRING = {
 }
 
 
-class _ImportScanner:
+class _ImportScanner(StateScanner):
     def __init__(self, document_title: str) -> None:
         self._title = document_title
-        self.position = 0
-        """Bytes fed so far."""
-        self.reset()
+        super().__init__()
 
     def reset(self) -> None:
         """The document ends: a statement without its newline is none."""
@@ -73,16 +72,7 @@ class _ImportScanner:
         self._quotes = 0  # how many came in a row, at the start or the end of a string
         self._triple = False
 
-    def feed(self, data: bytes) -> list[ScannedLink]:
-        """The links that are complete in `data`, in order."""
-        offset, at = self.position, 0
-        self.position += len(data)
-        links: list[ScannedLink] = []
-        while at < len(data):
-            at = self._read(data, at, offset, links)
-        return links
-
-    # Each of these reads from `at` on while the state stays, and returns where it stopped.
+    # The states.
 
     def _read_code(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
         if self._escaped:

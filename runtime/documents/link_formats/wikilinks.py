@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from ds2ds.documents.link_destination import resolve_entity
+from ds2ds.documents.link_formats.state_scanner import StateScanner
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 
 _LONGEST_LINK = 4096
@@ -62,12 +63,10 @@ def _target(source: str, without_links: frozenset[str]) -> str | None:
     return title.removeprefix(":").strip() or None
 
 
-class _WikilinkScanner:
+class _WikilinkScanner(StateScanner):
     def __init__(self, without_links: frozenset[str]) -> None:
         self._without_links = without_links
-        self.position = 0
-        """Bytes fed so far."""
-        self.reset()
+        super().__init__()
 
     def reset(self) -> None:
         """The document ends: what is open is none."""
@@ -84,16 +83,7 @@ class _WikilinkScanner:
         self._body = bytearray()  # what came after its `[[`
         self._bar: int | None = None  # where its `|` is
 
-    def feed(self, data: bytes) -> list[ScannedLink]:
-        """The links whose `]]` lies in `data`, in order."""
-        offset, at = self.position, 0
-        self.position += len(data)
-        links: list[ScannedLink] = []
-        while at < len(data):
-            at = self._read(data, at, offset, links)
-        return links
-
-    # Each of these reads from `at` on while the state stays, and returns where it stopped.
+    # The states.
 
     def _read_text(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
         special = (_IN_TEXT if self._start is None else _IN_LINK).search(data, at)
