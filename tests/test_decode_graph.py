@@ -766,6 +766,17 @@ def test_graphs_are_captured_on_one_stream_and_anew_for_other_weights(
     scores_agree(a, b)
 
 
+def test_what_was_captured_to_warm_up_is_kept(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    bench = Bench(capture=True)
+    bench.decoder.warm_up(2, parts=9)
+    captured = bench.decoder.graphs.captured
+    assert captured == 2 * 3
+    bench.store.use_weights(b"as they were")
+    bench.step(bench.document("abc"), bench.document("by"))
+    assert bench.decoder.graphs.captured == captured
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_warming_up_meets_every_bucket_of_flex_attention() -> None:
     runtime = small_runtime(attention="flex", arena_tokens=160, max_running=1)

@@ -161,6 +161,8 @@ class Decoder:
             rows: None: as many as there may be.
             parts: None: as many as a document of the model's max_seq_len has, or two of half that length, and so on.
         """
+        # Else the first step would take these weights for others, and forget all that was captured of them.
+        self.graphs.use_weights()
         if parts is None:
             parts = 2 * -(-self.model.config.max_seq_len // self.part)
         for number in _powers(1, min(rows or self.tables.rows, self.tables.rows)):
