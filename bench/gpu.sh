@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command, in about 8 minutes and at most 9.5: the tests marked gpu, then sampling, compaction,
 # attention, products, the decode step, decoding, reuse and link events in bfloat16. What fails or runs out of time does not keep the rest from
-# running, and leaves what it has measured. Results and a log go to $OUT, else to bench/results.
+# running, and leaves what it has measured. Results and a log go to bench/results; or to $OUT, where the results are in one
+# archive, as of the last step that has ended: of a machine that is lent, few files may come back.
 #
 #     bench/gpu.sh            all of it
 #     bench/gpu.sh tests reuse    some steps
@@ -9,9 +10,12 @@
 # For a machine without a network that has Python >= 3.11, torch, triton, pytest, hypothesis, and what setup.py says ds2ds itself needs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT=$(realpath -m "${OUT:-bench/results}")
+results=$PWD/bench/results
+if [[ -n ${OUT:-} ]]; then results=$(mktemp -d); fi
+OUT=$(realpath -m "${OUT:-$results}")
 mkdir -p "$OUT"
 exec > >(tee "$OUT/gpu.log") 2>&1
+log=$!
 steps=${*:-tests sampling compaction attention linear gpu_step decode reuse link_event}
 most=570
 failed=0
@@ -58,7 +62,8 @@ measure() {
     shift 2
     wanted "$name" || return 0
     echo "== $name, after $SECONDS s"
-    within "$limit" python3 "bench/$name.py" --device cuda --dtype bfloat16 --output "$OUT" "$@" || failed=1
+    within "$limit" python3 "bench/$name.py" --device cuda --dtype bfloat16 --output "$results" "$@" || failed=1
+    [[ $results == "$OUT" ]] || tar -czf "$OUT/results.tgz" -C "$results" .
 }
 
 if wanted tests; then run_tests || failed=1; fi
@@ -72,4 +77,10 @@ measure 110 decode --tokens 32 --against no_cache_sdpa --against transformers
 measure 110 reuse --model 12x768 --link 4 --link 16 --link 64
 measure 50 link_event --model 12x768
 echo "== done after $SECONDS s, $( ((failed)) && echo 'something failed' || echo 'nothing failed')"
+# The log is whole only when tee has ended. A process that was killed may have left another one that holds on to it.
+exec >&- 2>&-
+for _ in {1..50}; do
+    kill -0 "$log" || break
+    sleep 0.1
+done
 exit "$failed"

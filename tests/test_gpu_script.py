@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ import json, os, sys
 with open({calls!r}, "a") as file:
     print(json.dumps([sys.argv[1:], os.environ["PYTHONPATH"]]), file=file)
 print("ran", *sys.argv[1:])
+if "--output" in sys.argv:
+    folder = sys.argv[sys.argv.index("--output") + 1]
+    with open(os.path.join(folder, os.path.basename(sys.argv[1]) + ".json"), "w") as file:
+        print("measured", file=file)
 sys.exit({code})
 """
 
@@ -40,6 +45,10 @@ def run(folder: Path, *steps: str, code: int = 0) -> tuple[int, list[list[str]],
     assert all((Path(where) / "ds2ds" / "kernels" / "fused.py").is_file() for _, where in started)
     assert all((Path(where) / "ds2ds" / "runtime.py").is_file() for _, where in started)
     assert (folder / "out" / "gpu.log").read_text() == done.stdout
+    assert {file.name for file in (folder / "out").iterdir()} == {"gpu.log", "results.tgz"}
+    with tarfile.open(folder / "out" / "results.tgz") as results:
+        measured = {Path(name).name for name in results.getnames() if name.endswith(".json")}
+    assert measured == {f"{Path(arguments[0]).name}.json" for arguments, _ in started if "--output" in arguments}
     return done.returncode, [arguments for arguments, _ in started], done.stdout
 
 
@@ -67,7 +76,6 @@ def test_every_benchmark_takes_its_arguments(started: list[list[str]], monkeypat
         app.command()(importlib.import_module(Path(file).stem).main)
         values = typer.main.get_command(app).make_context(file, arguments).params
         assert values["device"] == "cuda" and "bfloat16" in values["dtype"]
-        assert Path(values["output"]).name == "out"
 
 
 def test_what_fails_keeps_nothing_from_running(started: list[list[str]], tmp_path: Path) -> None:
