@@ -250,7 +250,7 @@ def main(
         raise typer.BadParameter(f"--against must be among {OTHERS}, got {unknown}")
     torch.set_num_threads(threads)
     progress = Console(stderr=True)
-    buffer = torch.ones(BUFFER_BYTES // 4)
+    buffer = torch.ones(BUFFER_BYTES["cpu"] // 4)
     results, prefills = [], []
     most = 64 + tokens * rounds  # all decode to the end, and those that were prefilled first are some tokens ahead
     for shape in size:
