@@ -221,7 +221,8 @@ def test_a_gpu_computes_the_same(kind: str, dtype: torch.dtype) -> None:
     tokens = torch.arange(12)[None]
     on_cpu = made.forward_inference(tokens)
     ours = made.to(device="cuda", dtype=dtype).forward_inference(tokens).cpu().float()
-    tolerance = 2e-2 if dtype == torch.float32 else 0.15
+    # Inputs that are rounded to a step, from bfloat16, often go to the next one.
+    tolerance = 2e-2 if dtype == torch.float32 else {"int8": 0.15, "int8_dynamic": 0.25}[kind]
     torch.testing.assert_close(ours, on_cpu, atol=tolerance, rtol=tolerance)
 
 
