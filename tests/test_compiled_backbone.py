@@ -189,7 +189,39 @@ def test_weights_that_change_between_requests_are_seen() -> None:
     assert after != before and after == write(Runtime(model, document_store=False), tokens=12)
 
 
-@pytest.mark.parametrize("change", ["double", "strided", "without"])
+def test_a_forward_of_a_module_of_its_own_is_called(calls: list[int]) -> None:
+    """As libraries that offload or quantise put one there."""
+    model = made()
+    runtime, seen = Runtime(model, document_store=False), []
+    plain = write(runtime)
+    mlp = model.backbone.layers[1].mlp
+    mlp.forward = lambda normed: seen.append(1) or GLU.forward(mlp, normed)
+    calls.clear()
+    assert write(runtime) == plain and len(seen) == 3 and calls == []
+    del mlp.forward
+    assert compiled_backbone(model.backbone) is not None
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_weights_that_change_within_a_request_stay_in_memory(weights: str | None) -> None:
+    model = made(weights=weights)
+    compiled = compiled_backbone(model.backbone)
+    assert compiled is not None
+    x, reads = torch.randn(3, 32), some_reads(model, [1, 2], 40, torch.Generator().manual_seed(0))
+
+    def run() -> torch.Tensor:
+        arena = torch.ones(3, 2, 2, 40, 16)
+        return backbone_rows(x.clone(), compiled.table, compiled.skips, reads, arena, 0.25)
+
+    with torch.inference_mode():
+        before = run()
+    model.double()
+    new = [torch.full((n,), 3, dtype=torch.int8) for n in range(64, 2**15, 64)]  # takes what memory was given back
+    with torch.inference_mode():
+        assert torch.equal(run(), before) and len(new) > 0
+
+
+@pytest.mark.parametrize("change", ["double", "strided", "strided skips", "wider", "without"])
 def test_what_it_cannot_do_with_is_left_to_the_modules(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made()
     if change == "double":
@@ -197,6 +229,12 @@ def test_what_it_cannot_do_with_is_left_to_the_modules(change: str, monkeypatch:
     elif change == "strided":
         weight = model.backbone.layers[0].mlp.Wdown.weight
         weight.data = weight.data.t().contiguous().t()
+    elif change == "strided skips":
+        model = made(layers=4)
+        model.backbone.skip_weights = torch.nn.Parameter(torch.ones(2, 2)[:, 0])
+    elif change == "wider":
+        mlp = model.backbone.layers[1].mlp
+        mlp.Wup_gate, mlp.Wdown = (torch.nn.Linear(*shape, bias=False) for shape in ((32, 512), (256, 32)))
     else:
         monkeypatch.setattr(native, "available", lambda: False)
     assert compiled_backbone(model.backbone) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,29 @@ def test_a_folder_that_others_write_to_is_not_used(folder: Path) -> None:
         assert library() is None
 
 
+def test_what_a_compiler_is_told_is_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setenv("CC", shlex.join([*module._compiler(), "-DOTHER"]))
+    library.cache_clear()
+    assert library() is not None and len(list(folder.iterdir())) == 2
+
+
+def test_without_a_home_or_with_half_a_command_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(module, "_run", lambda command: "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", nowhere)
+    with pytest.warns(RuntimeWarning, match="home directory"):
+        assert library() is None
+    library.cache_clear()
+    monkeypatch.setenv("CC", "gcc 'x")
+    with pytest.warns(RuntimeWarning, match="No closing quotation"):
+        assert library() is None
+
+
 def test_it_can_be_switched_off_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(module.SWITCH, "0")
     with warnings.catch_warnings():
@@ -119,6 +143,31 @@ def test_a_compiler_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.Mon
         assert library() is None
 
 
+def test_a_default_device_of_the_users_changes_nothing() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    x, weight = torch.randn(50, 20), torch.randn(30, 20)
+    packed = native.pack_int8(torch.ones(30, 20, dtype=torch.int8), torch.ones(30))
+
+    def results() -> list[torch.Tensor]:
+        return [native.linear_float(x, weight), native.linear_int8(x, packed), native.rms_norm(x), native.gated_unit(x)]
+
+    expected = results()
+    arena, moved = (torch.arange(40.0).view(1, 20, 2) for _ in range(2))
+    native.move_slots(moved, [(8, 2, 5)])
+    with torch.device("meta"):
+        ours = results()
+        native.move_slots(arena, [(8, 2, 5)])
+    assert all(map(torch.equal, (*ours, arena), (*expected, moved)))
+
+
+def test_products_without_inputs_are_zeros() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    for rows in (0, 1, 50):
+        assert torch.equal(native.linear_float(torch.ones(rows, 0), torch.ones(9, 0)), torch.zeros(rows, 9))
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (4, 2, 3, 20), (40, 70)])
 def test_rms_norm_is_torchs(shape: tuple[int, ...]) -> None:
     if not native.available():
@@ -126,6 +175,55 @@ def test_rms_norm_is_torchs(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     for view in (x, x[:, : max(1, shape[1] // 2)], x.transpose(0, 1)):
         torch.testing.assert_close(native.rms_norm(view), torch.nn.functional.rms_norm(view, view.shape[-1:]))
+
+
+def test_rms_norm_of_rows_near_zero() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    for size in (0, 1e-30, 1e-4, 3e-4):
+        x = torch.randn(3, 20, generator=torch.Generator().manual_seed(0)) * size
+        torch.testing.assert_close(native.rms_norm(x), torch.nn.functional.rms_norm(x, (20,)))
+
+
+def test_nothing_is_written_beyond_the_results() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+
+    def check(function: str, count: int, *given: object, room: tuple[int, ...] = ()) -> None:
+        out = torch.full((count + 1024,), torch.nan)
+        pointers = (one.data_ptr() if isinstance(one, torch.Tensor) else one for one in given)
+        getattr(native.compiled(), function)(*pointers, out.data_ptr(), *room, 2)
+        assert out[:count].isfinite().all() and out[count:].isnan().all()
+
+    for rows, outputs, inputs in product((1, 3, 5, 33, 41, 65), (5, 50), (3, 70)):
+        x, both, weight = torch.ones(rows, inputs), torch.ones(rows, 2 * inputs), torch.ones(outputs, inputs)
+        packed = native.pack_int8(weight.to(torch.int8), torch.ones(outputs))
+        room = torch.empty(native.float_room(rows, inputs) + native.int8_room(rows, inputs, 3), dtype=torch.uint8)
+        for apart in (False, True):
+            given = (rows, inputs, outputs, apart, x, weight)
+            check("linear_float", rows * outputs, *given, room=(room.data_ptr(),))
+        for digits in (1, 3):
+            given = (rows, inputs, outputs, digits, x, *packed)
+            check("linear_int8", rows * outputs, *given, room=(room.data_ptr(),))
+        check("rms_norm", rows * inputs, rows, 1, inputs, x, inputs, 1e-7)
+        check("gated_unit", rows * inputs, rows, inputs, both)
+
+
+def test_int8_rows_of_any_size_keep_their_largest_number() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-29, 38, (20_000, 1), generator=generator)
+    x = (torch.rand(20_000, 1, generator=generator) + 0.2) * 10.0**exponents
+    one = native.pack_int8(torch.ones(1, 1, dtype=torch.int8), torch.ones(1))
+    for dynamic in (False, True):
+        for rows in (x, -x):
+            torch.testing.assert_close(native.linear_int8(rows, one, dynamic), rows, rtol=1e-6, atol=0)
+    for tiny in (0.0, 1e-45, 1e-38, -1e-38):
+        assert native.linear_int8(torch.full((1, 1), tiny), one).abs() < 1e-30
+    for small in (1e-31, -1e-33):
+        rows = torch.full((1, 1), small)
+        torch.testing.assert_close(native.linear_int8(rows, one), rows, rtol=0, atol=1.2e-37)
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

@@ -111,6 +111,29 @@ def test_the_token_is_that_of_the_largest_score() -> None:
     assert compiled.sample_rows(level, **rows).tokens.tolist() == scores.argmax(axis=1).tolist()
 
 
+def test_of_equal_scores_the_lower_id_wins_whatever_its_rank() -> None:
+    rows = columns([{"position": at, "top_k": 2} for at in range(400)])
+    noise = torch.from_numpy(gumbel_noise(rows["seed"].numpy(), rows["position"].numpy(), 40))
+    logits = torch.full((400, 40), -INF)
+    logits[:, 30], logits[:, 3] = 0, noise[:, 30] - noise[:, 3]
+    ties = (logits[:, 3] < 0) & (logits[:, 3] + noise[:, 3] == noise[:, 30])
+    assert ties.sum() > 20
+    ours = compiled.sample_rows(logits, **rows)
+    assert (ours.tokens[ties] == 3).all()
+    assert_same(ours, sample_rows(logits, **rows))
+
+
+def test_a_token_with_the_largest_noise_there_is_is_not_passed_over() -> None:
+    """ln(2^33): found by a search of many positions. Of later tokens only those are looked at that may still win."""
+    rows = columns([{"seed": 7, "position": 33_303_201}])
+    noise = gumbel_noise(rows["seed"].numpy(), rows["position"].numpy(), 128)[0]
+    assert noise[110] > 22.87
+    for more, token in ((0.01, 110), (-0.01, 0)):
+        logits = torch.full((1, 128), -INF)
+        logits[0, 0], logits[0, 110] = 0, float(noise[0] - noise[110]) + more
+        assert compiled.sample_rows(logits, **rows).tokens.tolist() == [token]
+
+
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_same_on_other_processors(processor: str) -> None:
     generator = np.random.default_rng(0)

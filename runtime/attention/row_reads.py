@@ -45,7 +45,8 @@ def row_reads(store: DocumentStore, rotary: Rotary, chunks: Sequence[Chunk], apa
     # Compiled code looks no further.
     if last > len(rotary.cos):
         raise IndexError(f"position {last - 1} is beyond the rotary table's {len(rotary.cos)}")
-    return RowReads(torch.tensor(pieces), torch.tensor(table), rotary.cos, rotary.sin)
+    tables = (torch.tensor(rows, device="cpu") for rows in (pieces, table))
+    return RowReads(*tables, rotary.cos, rotary.sin)
 
 
 def _cut(chunks: Sequence[Chunk], apart: bool) -> Iterator[Chunk]:

@@ -24,7 +24,9 @@ class CompiledBackbone:
     """
 
     def __init__(self, backbone: Backbone, weights: list[Weight], table: list[CWeight]) -> None:
-        self.skips, self.weights = backbone.skip_weights, weights  # kept, as the table has but their addresses
+        # The numbers themselves are kept, as the table has but their addresses: a parameter may get others meanwhile.
+        self.skips = backbone.skip_weights.detach()
+        self.weights = [one.packed if isinstance(one, Int8Weight) else one.detach() for one in weights]
         self.table = (CWeight * len(table))(*table)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor | None:
@@ -46,15 +48,26 @@ def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:
         for layer in cast(list[Layer], backbone.layers):
             weights += [layer.attn.Wqkv, layer.attn.Wout.weight, layer.mlp.Wup_gate.weight, layer.mlp.Wdown.weight]
         table = [one for one in map(_c_weight, weights) if one is not None]
-        return CompiledBackbone(backbone, weights, table) if len(table) == len(weights) > 0 else None
+        if len(table) < len(weights) or not _fits(table, backbone.skip_weights):
+            return None
+        return CompiledBackbone(backbone, weights, table)
 
 
 def _is_plain(backbone: Backbone) -> bool:
     """Whether the modules are ours alone: nobody has put others in their place, or hooks into them, to be called."""
     for module in backbone.modules():
-        if type(module) not in _OURS or module._forward_hooks or module._forward_pre_hooks:
+        if type(module) not in _OURS or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
     return not nn.modules.module._has_any_global_hook()
+
+
+def _fits(table: list[CWeight], skips: Tensor) -> bool:
+    """Whether all layers have the first one's shapes, which compiled code takes for granted."""
+    width, wide = table[0].inputs, table[3].inputs
+    shapes = [(3 * width, width), (width, width), (2 * wide, width), (width, wide)]
+    layers = len(table) // len(shapes)
+    all_of_them = [(weight.outputs, weight.inputs) for weight in table]
+    return all_of_them == shapes * layers and skips.shape == (layers // 2,) and skips.is_contiguous()
 
 
 def _c_weight(weight: Weight) -> CWeight | None:

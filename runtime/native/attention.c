@@ -107,7 +107,8 @@ static void attend_panel(const struct attention *a, const struct chunk *chunk, s
                          int64_t count) {
     const struct reads *table = a->table;
     const int64_t dim = a->dim, vecs = (count + LANES - 1) / LANES;
-    float queries[MOST_DIM * PANEL], sums[MOST_DIM * PANEL], scores[KEYS * PANEL];
+    /* As large as they need be: a thread of the caller's may have little stack. */
+    float queries[dim * PANEL], sums[dim * PANEL], scores[KEYS * PANEL];
     vec total[ACROSS] = {{0}};
     memset(sums, 0, sizeof(float) * dim * PANEL);
     for (const struct read *read = table->reads + chunk->first; read < table->reads + chunk->last; read++) {
@@ -116,7 +117,7 @@ static void attend_panel(const struct attention *a, const struct chunk *chunk, s
         if (from >= to) continue;
         /* How many slots each row reads. */
         int32_t most[PANEL] = {0};
-        float turned[LANES * MOST_DIM];
+        float turned[LANES * dim];
         for (int64_t at = 0; at < vecs * LANES; at += LANES) {
             for (int64_t i = 0; i < LANES; i++) {
                 const int64_t row = first + at + i, position = (read->position + row - read->row) * dim;

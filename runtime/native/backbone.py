@@ -41,7 +41,7 @@ def backbone_rows(
     floats = 7 * width + 3 * wide + max(0, layers // 2 - 1) * width
     most = max(width, wide)
     products = max(float_room(rows, most), int8_room(rows, most, 3))
-    room = torch.empty(rows * FLOAT_BYTES * floats + products, dtype=torch.uint8)
+    room = torch.empty(rows * FLOAT_BYTES * floats + products, dtype=torch.uint8, device="cpu")
     out = torch.empty_like(x)
     compiled().backbone_rows(
         layers,

@@ -75,7 +75,8 @@ def library() -> ctypes.CDLL | None:
         for name, arguments in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, ctypes.c_int if name in _COUNT else None
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    # A ValueError: CC cannot be split; a RuntimeError: this user has no home.
+    except (OSError, subprocess.SubprocessError, AttributeError, ValueError, RuntimeError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
         reason = said or str(error)
         warnings.warn(
@@ -93,7 +94,7 @@ def _compiled() -> Path:
     compiler = _compiler()
     version = _run([*compiler, "--version"])
     texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
-    facts = (texts, FLAGS, WIDE, version, _processor())
+    facts = (texts, compiler[1:], FLAGS, WIDE, version, _processor())
     folder = _cache_folder()
     target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
     if target.is_file():
@@ -106,6 +107,8 @@ def _compiled() -> Path:
             commands = [[*compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
             list(pool.map(_run, commands))
         _run([*compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"])
+        with made.open("rb") as file:
+            os.fsync(file)  # after a loss of power a name would stand there of a file cut off, which nobody mends
         made.replace(target)
     return target
 

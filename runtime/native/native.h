@@ -9,7 +9,7 @@ typedef void part(const void *with, int64_t from, int64_t to);
 void in_parts(int threads, int64_t items, int64_t least, part *some, const void *with);
 
 /* How many items of so many bytes are worth taking a part: it takes a tenth of a microsecond. */
-static inline int64_t worth_a_part(int64_t bytes) { return 65536 / bytes + 1; }
+static inline int64_t worth_a_part(int64_t bytes) { return 65536 / (bytes + 1) + 1; }
 
 void linear_float(int64_t rows, int64_t inputs, int64_t outputs, int apart, const float *x, const float *w, float *out,
                   float *room, int threads);

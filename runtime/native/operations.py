@@ -50,7 +50,7 @@ def takes(*tensors: Tensor) -> bool:
 def linear_float(x: Tensor, weight: Tensor) -> Tensor:
     """x [rows, inputs] times weight [outputs, inputs], transposed."""
     x, weight, out = x.contiguous(), weight.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
-    room = torch.empty(float_room(*x.shape), dtype=torch.uint8)
+    room = torch.empty(float_room(*x.shape), dtype=torch.uint8, device="cpu")
     compiled().linear_float(
         *_sizes(x, out),
         rows_apart(),
@@ -105,7 +105,7 @@ def linear_int8(x: Tensor, weight: PackedInt8, dynamic: bool = False) -> Tensor:
     x, out = x.contiguous(), x.new_empty(len(x), len(scales))
     digits = weight_digits(dynamic)
     rows, inputs, outputs = _sizes(x, out)
-    room = torch.empty(int8_room(rows, inputs, digits), dtype=torch.uint8)
+    room = torch.empty(int8_room(rows, inputs, digits), dtype=torch.uint8, device="cpu")
     compiled().linear_int8(
         rows,
         inputs,
@@ -219,7 +219,7 @@ def move_slots(arena: Tensor, moves: Sequence[tuple[int, int, int]]) -> None:
     """
     slots, dim = arena.shape[-2:]
     row = dim * arena.itemsize
-    table = torch.tensor(moves, dtype=torch.int64).view(-1, 3) * row
+    table = torch.tensor(moves, dtype=torch.int64, device="cpu").view(-1, 3) * row
     planes = arena.shape[:-2].numel()
     compiled().move_slots(planes, slots * row, arena.data_ptr(), table.data_ptr(), len(table), torch.get_num_threads())
 

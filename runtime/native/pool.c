@@ -116,6 +116,7 @@ static void forget(void) {
     there = 0;
     asleep = 0;
     awaited = 0;
+    for (int i = 0; i < MOST; i++) share[i].left = 0; /* or new ones would take parts of a loop of another thread's */
     pthread_mutex_init(&caller, NULL);
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&begun, NULL);

@@ -40,10 +40,11 @@ def sample_rows(
     if given.stride(1) != 1:
         given = given.contiguous()
     rows, vocab = given.shape
-    settings = [column.contiguous() for column in (temperature, top_k, top_p, min_p, seed, position)]
-    penalty = None if repetition_penalty is None else repetition_penalty.contiguous()
-    listed = None if penalty_tokens is None else penalty_tokens.contiguous()
-    drawn = Drawn(*(torch.empty(rows, dtype=dtype) for dtype in (torch.int64, torch.float32, torch.int32)))
+    settings = [column.cpu().contiguous() for column in (temperature, top_k, top_p, min_p, seed, position)]
+    penalty = None if repetition_penalty is None else repetition_penalty.cpu().contiguous()
+    listed = None if penalty_tokens is None else penalty_tokens.cpu().contiguous()
+    dtypes = (torch.int64, torch.float32, torch.int32)
+    drawn = Drawn(*(torch.empty(rows, dtype=dtype, device="cpu") for dtype in dtypes))
     failed = compiled().sample_rows(
         rows,
         vocab,
