@@ -168,8 +168,8 @@ class Runtime(RuntimeTexts):
             overrides: fields of GenerationConfig, which win over `config`.
 
         Raises:
-            ConfigError: (a ValueError) a setting or argument is wrong, and named; ValueError: the prompt is longer
-                than max_context_length; CorpusError: the corpus is damaged; ArenaFullError: the arena is too small.
+            ConfigError: (a ValueError) a setting or argument is wrong, and named, or the prompt is longer than
+                max_context_length; CorpusError: the corpus is damaged; ArenaFullError: the arena is too small.
         """
         settings = self._config(config, overrides)
         return self._generator.generate(prompt, prompt_tokens, corpus, settings, title, priority, on_link)

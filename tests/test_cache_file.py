@@ -158,6 +158,17 @@ def test_what_requests_were_prompted_with_is_not_saved(tmp_path: Path) -> None:
     assert not any(torch.equal(part, secret) for part in saved.unfold(0, len(secret), 1))
 
 
+def test_nor_what_they_wrote_to_it_when_its_attention_was_looked_at(tmp_path: Path) -> None:
+    runtime = small_runtime()
+    result = runtime.generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS)
+    before = len(runtime.engine.store.shared())
+    for document in range(len(result.get_all_documents())):
+        runtime.attention(result, document)
+    assert len(runtime.engine.store.shared()) == before + 1  # the root is there for the next one who looks
+    assert runtime.attention(result).trace.tokens_prefilled == 0
+    assert runtime.save_cache(tmp_path / "cache") == 4
+
+
 def test_a_document_of_the_same_tokens_as_a_prompt_is_saved(tmp_path: Path) -> None:
     runtime = small_runtime()
     runtime.generate("the same words", **OPTIONS)
@@ -208,6 +219,18 @@ def test_loading_drops_nothing(file: Path) -> None:
     runtime.warm(["One"], Texts({"One": "x" * 140}))
     assert runtime.load_cache(file) == 1
     assert runtime.warm(["One"], Texts({"One": "x" * 140})).tokens_prefilled == 0
+
+
+def test_a_chain_of_documents_longer_than_pythons_stack_is_deep(tmp_path: Path) -> None:
+    """Each reads the one before it, which a link of the prompt has brought in; only three of them stay in view."""
+    chain = {str(n): f"[a]({n - 1}). x" if n else "x" for n in range(600)}
+    prompt = "".join(f"[a]({title})" for title in chain)
+    limits = {"max_context_length": 8192, "max_tokens_per_document": 8192, "max_auxiliary_documents": 3}
+    made = [Runtime(small_model(max_seq_len=8192), TOKENIZER, arena_tokens=30_000) for _ in range(2)]
+    result = made[0].generate(prompt, corpus=Texts(chain), max_link_depth=2, max_new_tokens=2, seed=0, **limits)
+    assert result.trace.tokens_prefilled == sum(len(encode(text)) for text in (prompt, *chain.values()))
+    assert made[0].save_cache(tmp_path / "cache") == made[1].load_cache(tmp_path / "cache") == len(chain)
+    assert all(map(is_clean, made))
 
 
 def test_an_empty_store_can_be_saved_too(tmp_path: Path) -> None:

@@ -240,6 +240,13 @@ def test_a_ladder_of_shared_documents_takes_no_exponential_time() -> None:
     assert len(content_of(document).digest) == DIGEST_BYTES
 
 
+def test_a_chain_may_be_longer_than_pythons_stack_is_deep() -> None:
+    document = Document("d", [0])
+    for step in range(3000):
+        document = Document("d", [step], grants=[DocumentGrant(0, document)])
+    assert len(content_of(document).digest) == DIGEST_BYTES
+
+
 def test_what_is_still_being_written_has_no_content() -> None:
     writing = Document("Draft", [1, 2], capacity=9)
     reader = Document("Reader", [3], grants=[DocumentGrant(0, writing)])

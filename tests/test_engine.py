@@ -234,6 +234,19 @@ def test_a_corpus_that_raises_ends_its_request_alone() -> None:
     assert is_clean(runtime)
 
 
+def test_documents_more_levels_deep_than_pythons_stack_end_their_request_alone() -> None:
+    runtime = Runtime(small_model(max_seq_len=8192), TOKENIZER, arena_tokens=30_000)
+    chain = Texts({str(n): f"[a]({n + 1}). x" for n in range(600)})
+    options = {**OPTIONS, "max_context_length": 8192, "max_link_depth": 600, "max_auxiliary_documents": 600}
+    prompts = ["p", "[a](0)", "[a](599)"]
+    one, wrong, other = runtime.generate_batch(
+        prompts, chain, return_errors=True, allow_corpus_fallback=False, **options
+    )
+    assert isinstance(wrong, GenerationError) and "lower max_link_depth" in str(wrong)
+    assert [type(result) for result in (one, other)] == [GenerationResult] * 2
+    assert is_clean(runtime)
+
+
 @pytest.mark.parametrize("after_some_tokens", [False, True])
 def test_nan_ends_its_request_alone(after_some_tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One token's embedding is NaN; a request that meets it fails, the others do not notice."""

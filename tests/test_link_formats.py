@@ -13,7 +13,7 @@ from scripted import TOKENIZER, Texts, encode, follow, grants, is_clean, small_m
 from test_import_run import tied_state, write_run
 from typer.testing import CliRunner
 
-from ds2ds import LinkClosed, LinkDetector, PromptLinkProcessor, Runtime
+from ds2ds import Follow, LinkClosed, LinkDetector, LinkQuestion, PromptLinkProcessor, Runtime, Supply
 from ds2ds.cli.main import app
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
 from ds2ds.documents.document_context import DocumentContext
@@ -171,6 +171,15 @@ def test_a_prompts_imports_are_brought_in() -> None:
     ]
 
 
+def test_a_prompts_import_means_no_other_spelling() -> None:
+    context = DocumentContext(512, 5, "drop_oldest")
+    prompt = encode("import socket\nimport _socket\n")
+    context.initialize_root(prompt, "m.py")
+    processor, config = PromptLinkProcessor(TOKENIZER, link_format="python"), GenerationConfig(eos_token_id=0)
+    assert processor.process_prompt(prompt, context, Texts({"socket.py": "x"}), config) == ["_socket.py"]
+    assert [grant.target.title for grant in context.root.grants] == ["socket.py"]
+
+
 # Generation
 
 
@@ -218,6 +227,28 @@ def test_what_a_corpus_lacks_is_written_under_the_modules_name(monkeypatch: pyte
     assert [(document.title, document.source) for document in result.auxiliary_documents] == [("a/b.py", "generated")]
     assert grants(result.root_document) == [(22, "a/b.py", None)]
     assert (result.trace.links_generated, result.trace.links_already_in_view) == (1, 3)
+
+
+@pytest.mark.parametrize("in_view", [9, 1])
+def test_candidates_mean_no_document_of_another_spelling(in_view: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Titles are found with case and spacing folded, "_" too; the root's own is like that of a module it imports."""
+    lines = ["import _socket\n", "import queue\n", "import Queue\n", "import queue\n", "x"]
+    texts = {"socket.py": "".join(lines), "_socket.py": "a", "queue.py": "b", "Queue.py": "c"}
+    follow(monkeypatch, texts)
+    result = written("socket.py", {}, "python", max_link_depth=1, max_auxiliary_documents=in_view)
+    assert [document.title for document in result.auxiliary_documents] == ["_socket.py", "queue.py", "Queue.py"]
+    read = [title for _, title, _ in grants(result.root_document)]
+    assert read == ["_socket.py", "queue.py", "Queue.py", *(["queue.py"] if in_view == 1 else [])]
+
+
+def test_a_supplied_text_takes_the_place_of_no_document_of_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"m.py": "import socket\nimport _socket\nx", "socket.py": "a"})
+
+    def on_link(question: LinkQuestion) -> Follow | Supply:
+        return Supply("b") if question.title == "_socket.py" else Follow()
+
+    result = written("m.py", {}, "python", on_link=on_link)
+    assert grants(result.root_document) == [(15, "socket.py", None), (30, "_socket.py", None)]
 
 
 def test_the_stream_names_the_candidate_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,7 @@ def test_a_cycle_in_the_corpus(writes: Writes) -> None:
     ("link", "reason"),
     [
         ("[x]()", "empty target"),
+        ("[x](&nbsp;)", "empty target"),
         ("[x](https://example.org)", "an external address"),
         ("[x](#part)", "an external address"),
         ("[x](Root)", "a link to itself"),

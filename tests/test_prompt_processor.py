@@ -70,7 +70,9 @@ def test_links_that_are_not_to_be_followed(options: dict[str, Any]) -> None:
     assert missing == [] and len(context.window) == 1 and context.root.grants == []
 
 
-@pytest.mark.parametrize("link", ["[x]()", "[x](https://example.org/A)", "[x](#A)", "[me](Root)", "[e](empty)"])
+@pytest.mark.parametrize(
+    "link", ["[x]()", "[x](&nbsp;)", "[x](https://example.org/A)", "[x](#A)", "[me](Root)", "[e](empty)"]
+)
 def test_links_that_lead_nowhere(link: str) -> None:
     missing, context = process(f"{link} end", title="Root")
     assert missing == [] and len(context.window) == 1 and context.root.grants == []

@@ -325,6 +325,17 @@ def test_a_prompt_that_cannot_be_started_leaves_nothing_of_the_batch() -> None:
     assert is_clean(runtime)
 
 
+def test_a_prompt_longer_than_the_window_is_one_requests_error() -> None:
+    runtime, prompts = small_runtime(), ["one", "x" * 600]
+    for results in (
+        runtime.generate_batch(prompts, return_errors=True, **OPTIONS),
+        runtime.score(prompts, return_errors=True),
+    ):
+        assert [type(result) for result in results] == [GenerationResult, ConfigError]
+        assert str(results[1]) == "the prompt has 600 tokens, more than max_context_length 512"
+    assert is_clean(runtime)
+
+
 # from_pretrained and the model's own door
 
 

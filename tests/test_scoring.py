@@ -168,6 +168,21 @@ def test_prompt_logprobs_change_nothing_that_is_written(batch_mates: int) -> Non
         assert one.root_document.tokens == other.root_document.tokens
 
 
+def test_nor_where_the_first_token_drives_a_document_out() -> None:
+    """The window is full of the prompt and what it links to: no token reads that, and no score says otherwise."""
+    prompt = "see [d](D) and on"
+    window = len(encode(prompt)) + len(encode(CORPUS.texts["D"]))
+    limits = {"max_context_length": window, "max_new_tokens": 6, "temperature": 0, "logprobs": True}
+    plain, scored = (
+        small_runtime().generate(prompt, corpus=CORPUS, prompt_logprobs=told, **limits) for told in (False, True)
+    )
+    assert plain.trace.evictions == scored.trace.evictions == 1
+    assert plain.root_document.tokens == scored.root_document.tokens
+    assert plain.root_document.grants == scored.root_document.grants == []
+    agrees_with_oracle(plain)
+    agrees_with_oracle(scored)
+
+
 def test_drawn_tokens_come_with_the_likeliest_in_their_place() -> None:
     runtime = small_runtime()
     prompt = encode("abc")

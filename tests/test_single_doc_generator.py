@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripted import EOS, TOKENIZER, encode, follow, run, same_documents, small_model, small_runtime
+from scripted import EOS, MERGED, TOKENIZER, encode, follow, run, same_documents, small_model, small_runtime
 
 from ds2ds import ConfigError, DocumentContext, GenerationConfig, SingleDocumentGenerator, Trace
 from ds2ds.documents.document import Document
@@ -193,6 +193,23 @@ def test_what_the_prompt_has_stops_nothing(stop: str, monkeypatch: pytest.Monkey
 def test_a_stop_string_that_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "x" * 90 + " end" + "x" * 20})
     assert run("p", stop="end").root_document.text == "p" + "x" * 90 + " "
+
+
+@pytest.mark.parametrize(("begun", "written"), [("é", 1), ("€", 2), ("€", 1), ("🦉", 3), ("🦉", 1)])
+def test_a_stop_string_is_cut_where_it_is_after_a_character_that_the_prompt_began(
+    begun: str, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    character = encode(begun)
+    follow(monkeypatch, {"": [*character[-written:], *encode("abSTOP!")]})
+    made = small_runtime()
+    result = made.generate(prompt_tokens=[*encode("p"), *character[:-written]], stop="STOP", seed=0)
+    assert result.root_document.text == f"p{begun}ab"
+
+
+def test_a_stop_string_in_a_token_that_begins_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripted.MERGED", (*MERGED[:-1], b"P\xf0\x9f"))
+    follow(monkeypatch, {"": "abSTOP🦉"})
+    assert run("p", stop="STOP").root_document.text == "pab"
 
 
 def test_a_stop_string_comes_before_a_link_that_closes_in_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def _document(given: Any, model: DS2DSModel) -> Document:
             f"document {given.title!r} holds token id {wrong}, outside the model's vocabulary of "
             f"{model.config.vocab_size}: another model wrote it"
         )
-    return Document(given.title, tokens)
+    return Document(given.title, tokens, depth=given.depth)
 
 
 def _check_positions(document: Document, model: DS2DSModel) -> None:

@@ -45,8 +45,7 @@ def row_reads(store: DocumentStore, rotary: Rotary, chunks: Sequence[Chunk], apa
     # Compiled code looks no further.
     if last > len(rotary.cos):
         raise IndexError(f"position {last - 1} is beyond the rotary table's {len(rotary.cos)}")
-    tables = (torch.tensor(rows, device="cpu") for rows in (pieces, table))
-    return RowReads(*tables, rotary.cos, rotary.sin)
+    return RowReads(torch.tensor(pieces, device="cpu"), torch.tensor(table, device="cpu"), rotary.cos, rotary.sin)
 
 
 def _cut(chunks: Sequence[Chunk], apart: bool) -> Iterator[Chunk]:

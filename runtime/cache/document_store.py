@@ -133,7 +133,7 @@ class DocumentStore:
             return self._entries[document]
         extent = self._allocate(document, pinned)
         start = self._beginning(document)  # not before room was made, which may have dropped it
-        entry = Entry(extent)
+        entry = Entry(extent, prompt=document.depth == 0)
         self._use(entry, document)
         if start is not None:
             self._count_use(start.entry)
@@ -262,7 +262,7 @@ class DocumentStore:
             self.in_use += entry.extent.length
         self._entries[document] = entry
         entry.documents.add(document)
-        entry.prompt = False
+        entry.prompt &= document.depth == 0
         self._count_use(entry)
 
     def _count_use(self, entry: Entry) -> None:

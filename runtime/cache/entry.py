@@ -19,7 +19,8 @@ class Entry:
         documents: who uses it now.
         content: what it holds; None while it is being written, or where documents are not shared.
         key: what it is found by; None as for content, and once other weights are in use.
-        prompt: the start of a root: for requests of this process to find, but nothing to write into a file.
+        prompt: of roots alone, their start or all of one: for requests of this process to find, but nothing to write
+            into a file.
         stale: begun before the weights that are in use now: never shared.
         uses: how many documents have used it.
         cost: seconds that computing it anew would take, as measured.

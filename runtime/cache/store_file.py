@@ -189,13 +189,16 @@ def _dependencies_first(contents: Sequence[Content]) -> list[Content]:
     ordered: dict[Content, None] = {}
     known: dict[bytes, Content] = {content.digest: content for content in contents}
 
-    def visit(content: Content) -> None:
+    # Not by recursion: a chain of documents may be longer than Python's stack is deep.
+    pending = list(reversed(contents))
+    while pending:
+        content = pending.pop()
         if content in ordered:
-            return
-        for grant in content.grants:
-            visit(known.setdefault(grant.target.digest, grant.target))
-        ordered[content] = None
-
-    for content in contents:
-        visit(content)
+            continue
+        reads = [known.setdefault(grant.target.digest, grant.target) for grant in content.grants]
+        missing = [target for target in reads if target not in ordered]
+        if missing:
+            pending += [content, *reversed(missing)]
+        else:
+            ordered[content] = None
     return list(ordered)

@@ -60,10 +60,18 @@ def content_of(document: Document) -> Content:
     Raises:
         ValueError: the document, or one that it reads, is still being written.
     """
-    if document.content is None:
-        if document.in_progress:
-            raise ValueError(f"document {document.title!r} is still being written: its content may change")
-        document.content = prefix_content(document, len(document.tokens))
+    # Not by recursion: a chain of documents may be longer than Python's stack is deep.
+    pending = [document]
+    while document.content is None:
+        one = pending.pop()
+        if one.in_progress:
+            raise ValueError(f"document {one.title!r} is still being written: its content may change")
+        length = len(one.tokens)
+        unknown = [grant.target for grant in one.grants if grant.is_read(length) and grant.target.content is None]
+        if unknown:
+            pending += [one, *unknown]
+        elif one.content is None:
+            one.content = prefix_content(one, length)
     return document.content
 
 
@@ -72,10 +80,12 @@ def prefix_content(document: Document, length: int) -> Content:
 
     The keys and values of these tokens are those of that document: no token reads what comes after it.
     """
-    grants = []
-    for grant in document.grants:
-        end = None if grant.end is None or grant.end >= length else grant.end
+    grants = [
+        ContentGrant(
+            grant.position, content_of(grant.target), None if grant.end is None or grant.end >= length else grant.end
+        )
+        for grant in document.grants
         # What no token reads (a link that closes in the last token) makes no difference.
-        if grant.position < (length if end is None else end):
-            grants.append(ContentGrant(grant.position, content_of(grant.target), end))
+        if grant.is_read(length)
+    ]
     return make_content(np.array(document.tokens[:length], dtype=np.int32), tuple(grants))

@@ -28,6 +28,10 @@ class DocumentGrant:
         """Whether the token at this index reads the target."""
         return self.position <= token and (self.end is None or token < self.end)
 
+    def is_read(self, length: int) -> bool:
+        """Whether any of the first `length` tokens reads the target."""
+        return self.position < (length if self.end is None else min(self.end, length))
+
 
 @dataclass(eq=False, repr=False)
 class Document:

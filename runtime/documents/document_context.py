@@ -9,6 +9,7 @@ from ds2ds.documents.document import Document
 from ds2ds.documents.eviction import EVICTION_POLICIES, Candidate
 from ds2ds.documents.spans import DocSpan, SpanGrant
 from ds2ds.documents.title_utils import title_key
+from ds2ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,13 +93,13 @@ class DocumentContext:
         """Start the window with the root, which then is the current document. Without a title no link can mean it.
 
         Raises:
-            ValueError: it has more tokens than the window holds.
+            ConfigError: (a ValueError) it has more tokens than the window holds.
         """
         if self.window:
             raise RuntimeError(f"the root is {self.root.title!r} already")
         document = Document(title, list(map(int, tokens)))
         if len(document.tokens) > self.max_context_length:
-            raise ValueError(
+            raise ConfigError(
                 f"the prompt has {len(document.tokens)} tokens, more than max_context_length {self.max_context_length}"
             )
         return self._open(document, self._most_tokens(document))
@@ -176,13 +177,14 @@ class DocumentContext:
 
     # Looking up
 
-    def find(self, title: str) -> Document | None:
-        """The document in the window with this title (case and white space folded)."""
-        return _by_title(self.window, title)
+    def find(self, title: str, exactly: bool = False) -> Document | None:
+        """The document in the window with this title: case and white space folded, but for `exactly`."""
+        return _by_title(self.window, title, exactly)
 
-    def find_evicted(self, title: str) -> Document | None:
+    def find_evicted(self, title: str, exactly: bool = False) -> Document | None:
         """A document that was completed and then evicted, but not replaced."""
-        return _by_title([d for d in self.completed if d not in self.window and d not in self._replaced], title)
+        gone = [d for d in self.completed if d not in self.window and d not in self._replaced]
+        return _by_title(gone, title, exactly)
 
     def has_title(self, title: str) -> bool:
         """Whether a document of exactly this title is in the window, or was and is complete."""
@@ -305,10 +307,10 @@ class DocumentContext:
         return [*(d for d in reversed(self.window) if d is not current), current]
 
 
-def _by_title(documents: Iterable[Document], title: str) -> Document | None:
+def _by_title(documents: Iterable[Document], title: str, exactly: bool) -> Document | None:
     documents = [document for document in documents if document.title]
     exact = next((document for document in documents if document.title == title), None)
-    if exact is not None:
+    if exact is not None or exactly:
         return exact
     key = title_key(title)
     return next((document for document in documents if title_key(document.title) == key), None)

@@ -291,6 +291,12 @@ class Engine:
             job.waiting = job.coroutine.send(answer)
         except StopIteration:
             self._finish(job, None)
+        except RecursionError as error:
+            too_deep = GenerationError(
+                "documents that bring in documents are more levels deep than Python's stack: lower max_link_depth"
+            )
+            too_deep.__cause__ = error
+            self._finish(job, too_deep)
         except Exception as error:
             # Whatever goes wrong in one request, a corpus that raises included, ends that request alone.
             self._finish(job, error)

@@ -133,7 +133,7 @@ class _Step:
             It, and what else is ready to be computed for the document; both None if the document has to wait.
         """
         while True:
-            chunks = ready(self.store, job, document, self.used, set())
+            chunks = ready(self.store, job, document, self.used)
             chunk = next(chunks)
             if self._shares(job, chunk):
                 return None, chunks
@@ -188,35 +188,36 @@ class _Step:
         return self.used.union(*(job.window for job in self.jobs))
 
 
-def ready(
-    store: DocumentStore, job: Job, document: Document, used: set[Document], seen: set[Document]
-) -> Iterator[Chunk]:
+def ready(store: DocumentStore, job: Job, document: Document, used: set[Document]) -> Iterator[Chunk]:
     """What can be computed at once on the way to a document: some that it reads and the store lacks, or itself.
 
     Args:
         used: all that is read for it is added here.
-        seen: documents not to go into again.
     """
-    attach(store, job, document)
     work = job.waiting
-    last = work.stop if isinstance(work, Score) and work.document is document else len(document.tokens)
-    start = store.computed(document) or store.found(document)
-    stop = min(last, start + PREFILL_CHUNK)
-    if job.narrow:
-        changes = (at for grant in document.grants for at in (grant.position, grant.end) if at is not None)
-        stop = min([stop, *(at for at in changes if at > start)])
-    reads = targets(document, start, stop)
-    seen.add(document)
-    used.add(document)
-    used.update(reads)
-    for target in reads:
-        attach(store, job, target)
-    missing = [target for target in reads if store.computed(target) < len(target.tokens)]
-    if not missing:
-        yield Chunk(document, start, stop)
-    for target in missing:
-        if target not in seen:
-            yield from ready(store, job, target, used, seen)
+    # Not by recursion: a chain of documents may be longer than Python's stack is deep.
+    pending, seen = [document], set[Document]()
+    while pending:
+        one = pending.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        attach(store, job, one)
+        last = work.stop if isinstance(work, Score) and work.document is one else len(one.tokens)
+        start = store.computed(one) or store.found(one)
+        stop = min(last, start + PREFILL_CHUNK)
+        if job.narrow:
+            changes = (at for grant in one.grants for at in (grant.position, grant.end) if at is not None)
+            stop = min([stop, *(at for at in changes if at > start)])
+        reads = targets(one, start, stop)
+        used.add(one)
+        used.update(reads)
+        for target in reads:
+            attach(store, job, target)
+        missing = [target for target in reads if store.computed(target) < len(target.tokens)]
+        if not missing:
+            yield Chunk(one, start, stop)
+        pending += reversed(missing)
 
 
 def attach(store: DocumentStore, job: Job, document: Document) -> None:

@@ -27,7 +27,7 @@ from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkAsked, L
 from ds2ds.generation.link_target import LinkLocator, Target, nowhere
 from ds2ds.generation.prompt_processor import find_links
 from ds2ds.generation.request import Request
-from ds2ds.generation.single_doc_generator import write_document
+from ds2ds.generation.single_doc_generator import limit_reached, write_document
 
 QUIT = nowhere("the reader quit")
 
@@ -52,6 +52,8 @@ class LinkFollower:
         try:
             yield from self._open_root()
             if self.request.config.prompt_logprobs:
+                # Who has to leave for the first token leaves now: what the prompt reads is the same, scored or not.
+                limit_reached(self.request, root, written=0)
                 yield from self._score(root)
             yield from self._write(root)
         except _Quit:
@@ -182,7 +184,7 @@ class LinkFollower:
         if isinstance(answer, Follow):
             return found
         if isinstance(answer, Supply):
-            return self.locator.supplied(answer.title or title, answer.text)
+            return self.locator.supplied(answer.title or title, answer.text, exactly=bool(link.candidates))
         return Target("skipped") if isinstance(answer, Skip) else QUIT
 
     def _count(self, found: Target) -> None:

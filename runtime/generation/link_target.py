@@ -54,29 +54,31 @@ class LinkLocator:
         if forbidden is not None:
             return nowhere(forbidden)
         title = corpus.choose_title(link, context)
-        if not title:
+        if not title.strip():
             return nowhere("empty target")
         if is_external(title):
             return nowhere("an external address")
         match = corpus.match(link, title, context)
         if match is not None:
             title = match.title
-        known = self._known(title, None if match is None else match.title)
+        known = self._known(title, None if match is None else match.title, bool(link.candidates))
         if known is not None:
             return self._again(known, parent, title, match)
         return self._to_be_written(title) if match is None else self._of_corpus(match)
 
-    def supplied(self, title: str, text: str) -> Target:
-        """A document of the reader's, if there can be room for it."""
+    def supplied(self, title: str, text: str, exactly: bool = False) -> Target:
+        """A document of the reader's, if there can be room for it; `exactly`: see `_known`."""
         request = self.request
         canonical = request.corpus.resolve(title)
+        if exactly and canonical != title:
+            canonical = None
         title = canonical or title
         body = request.tokenizer.encode(text)
         if not body:
             return nowhere("an empty document")
         tokens = request.layout.wrap(title, body)
         request.corpus.check_vocabulary(title, tokens)
-        known = self._known(title, canonical)
+        known = self._known(title, canonical, exactly)
         if known is not None and known.in_progress:
             return nowhere(f"a document titled {request.title(known)!r} is still being written")
         return self._new("supplied", title, tokens, instead_of=known)
@@ -90,14 +92,16 @@ class LinkLocator:
             return "allow_recursive_links is off"
         return None
 
-    def _known(self, title: str, canonical: str | None) -> Document | None:
+    def _known(self, title: str, canonical: str | None, exactly: bool) -> Document | None:
         """The request's own document of this title: one in view, or else one that was evicted.
 
         Args:
             canonical: the title by which the corpus knows it; None: it does not.
+            exactly: spelt just so, as a link's candidates are.
         """
         corpus, context = self.request.corpus, self.request.context
-        return corpus.same(context.find(title), canonical) or corpus.same(context.find_evicted(title), canonical)
+        in_view = corpus.same(context.find(title, exactly), canonical)
+        return in_view or corpus.same(context.find_evicted(title, exactly), canonical)
 
     def _again(self, known: Document, parent: Document, title: str, match: Match | None) -> Target:
         if known.in_progress:

@@ -147,7 +147,7 @@ class LinkedDocumentGenerator:
         """Check a request and queue it in the engine.
 
         Raises:
-            ConfigError, ValueError, CorpusError: an argument does not fit; QueueFullError: the engine's queue is full.
+            ConfigError, CorpusError: an argument does not fit; QueueFullError: the engine's queue is full.
         """
         return self.submit(self.new_request(prompt, prompt_tokens, corpus, config, title), priority)
 
@@ -189,7 +189,7 @@ class LinkedDocumentGenerator:
         """Check a request's arguments, and open its root. For `interactive` and `number` see Request.
 
         Raises:
-            ConfigError, ValueError, CorpusError: an argument does not fit.
+            ConfigError, CorpusError: an argument does not fit.
         """
         config = fit_config(config, self.model)
         if interactive and config.num_beams > 1:

@@ -74,11 +74,11 @@ class PromptLinkProcessor:
             return missing
         for known in find_links(self.detector, prompt_tokens, reader.title):
             title = source.choose_title(known.link, context)
-            if not title or is_external(title):
+            if not title.strip() or is_external(title):
                 continue
             match = source.match(known.link, title, context)
             canonical = None if match is None else match.title
-            target = source.same(context.find(canonical or title), canonical)
+            target = source.same(context.find(canonical or title, bool(known.link.candidates)), canonical)
             if target is None and canonical is not None:
                 tokens = source.tokens(canonical)
                 cut = tokens[: config.max_tokens_per_document]

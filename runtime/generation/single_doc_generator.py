@@ -33,12 +33,11 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     config = request.config
     sampling = request.sampling(document)
     text = TextStream(request.tokenizer)
-    # What was written last, where a stop string may have begun, and where that starts in the document's text.
-    recent, recent_start = "", len(request.text(document))
+    recent = ""  # what was written last, where a stop string may have begun
     longest = max(map(len, config.stop), default=0)
     written = 0
     next_token = Compute(document, sampling)
-    while (reason := _limit_reached(request, document, written)) is None:
+    while (reason := limit_reached(request, document, written)) is None:
         drawn = yield next_token
         stops = drawn.token in config.stop_token_ids
         if stops:
@@ -56,17 +55,18 @@ def write_document(request: Request, document: Document, after_token: AfterToken
             recent += piece
             found = [recent.find(stop) for stop in config.stop if stop in recent]
             if found:
-                document.text_end = recent_start + min(found)
+                # Counted from the end: a character may begin in the prompt and end in what is written.
+                after = len(recent) - min(found) + len(text.finish())
+                document.text_end = len(request.text(document)) - after
                 reason = "stop"
                 break
-            recent_start += max(0, len(recent) - longest)
             recent = recent[-longest:]
         yield from after_token(drawn.token)
     document.finish_reason = reason
     document.truncated = reason == "max_tokens_per_document"
 
 
-def _limit_reached(request: Request, document: Document, written: int) -> str | None:
+def limit_reached(request: Request, document: Document, written: int) -> str | None:
     """The limit that forbids one more token, after making room in the window."""
     config, context = request.config, request.context
     if written >= config.max_new_tokens:
