@@ -47,12 +47,14 @@ def store_rows(
     Args:
         data: [2, heads, slots, head_dim], contiguous, float32, bfloat16 or float16.
         qk: [rows, 2, heads, head_dim], queries and keys, not rotated; contiguous in the last two dimensions.
-        v: [rows, heads, head_dim]; the same. What is not finite is stored as `nan_to_num` would have it.
+        v: [rows, heads, head_dim], any strides. What is not finite is stored as `nan_to_num` would have it.
         cos, sin: float32 [positions, head_dim], the tables of `ds2ds.attention.rotary`.
         position, slot: int32 [rows]; a slot below 0 is a row that is not there.
         norm: keys are as they were projected: RMSNorm of each comes first, rounded to their dtype.
     """
     _, heads, slots, width = data.shape
+    if v.stride()[1:] != (width, 1):
+        v = v.contiguous()
     _store[(len(v), heads)](
         data, qk, v, cos, sin, position, slot, slots * width, data.stride(0), qk.stride(0), v.stride(0),
         EPSILON, WIDTH=width, NORM=norm, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,

@@ -139,6 +139,19 @@ def test_queries_and_keys_may_be_normed_as_they_are_read(dtype: torch.dtype) -> 
         torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
+def test_values_may_lie_in_any_order() -> None:
+    """As torch's products of few rows on a CPU give them: transposed."""
+    torch.manual_seed(0)
+    rotary, qk, v = Rotary(16, 8), torch.randn(3, 2, 2, 16), torch.randn(3, 2, 16)
+    at = torch.arange(3, dtype=torch.int32)
+    found = []
+    for values in (v, v.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        data = torch.zeros(2, 2, 8, 16)
+        store_rows(data, qk, values, rotary.cos, rotary.sin, at, at)
+        found.append(data)
+    assert torch.equal(*found) and torch.equal(found[0][1, :, :3], v.transpose(0, 1))
+
+
 def test_what_is_read_of_a_row_that_is_nan_is_nan() -> None:
     """Else who reads a document without usable numbers would go on as if it were empty."""
     data, qk = torch.randn(2, 1, 16, 16), torch.randn(2, 2, 1, 16)
