@@ -3,7 +3,8 @@
  * x is rounded to whole numbers, row by row, and these are cut into bytes: one, or three, which is all that a float of
  * the row's largest magnitude has. Each byte's products with the weights add up in 32 bits, exactly; only then the
  * bytes' sums become one number, and that a float. Three sums of bytes take fewer instructions than making the weights
- * floats, as one instruction multiplies 64 bytes, or 32, and adds them up where there is AVX512-VNNI or AVX-VNNI.
+ * floats, as one instruction multiplies 64 bytes, or 32 or 16, and adds them up where there is AVX512-VNNI, AVX-VNNI or
+ * ARM's dot product.
  *
  * Weights lie in blocks of 16 outputs, each in groups of 4 inputs, [outputs / 16, inputs / 4, 16, 4], filled up with
  * zeros: what is loaded at once belongs to 16 outputs, whose sums are then in one register, and a block is read from
@@ -23,11 +24,16 @@
 #define BYTE_ROWS 3
 #define BLOCKS 1
 #endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#define SIGNED 1 /* the processor multiplies bytes with a sign: they are kept 128 smaller, and totals begin with the rest */
+#else
+#define SIGNED 0
+#endif
 
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 typedef double doubles __attribute__((vector_size(8 * LANES)));
 
-/* Adds to each lane four products: `four` bytes without sign, the same for all lanes, by four weights of its own. */
+/* Adds to each lane four products: `four` bytes, the same for all lanes, by four weights of its own. */
 INLINE ints add_four(ints total, uint32_t four, ints weights) {
 #if LANES == 16 && defined(__AVX512VNNI__)
     return (ints)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32((int)four), (__m512i)weights);
@@ -40,6 +46,8 @@ INLINE ints add_four(ints total, uint32_t four, ints weights) {
                   w_odd = _mm256_srai_epi16(w, 8);
     const __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
     return (ints)_mm256_add_epi32((__m256i)total, pairs);
+#elif SIGNED
+    return (ints)vdotq_s32((int32x4_t)total, (int8x16_t)weights, vreinterpretq_s8_u32(vdupq_n_u32(four)));
 #else
     for (int i = 0; i < GROUP; i++) total += (weights << (24 - 8 * i) >> 24) * (int32_t)(four >> 8 * i & 0xFF);
     return total;
@@ -69,7 +77,7 @@ INLINE float quantise(int digits, int64_t inputs, int64_t padded, const float *x
         some = choose(some < 0.0f, some - half, some + half); /* rounded, when what follows the point is cut off */
         ints number = __builtin_convertvector(choose(some == some, some, half), ints) + middle(digits);
         for (int digit = 0; digit < digits; digit++) {
-            bytes those = __builtin_convertvector(number >> 8 * digit, bytes);
+            bytes those = __builtin_convertvector(number >> 8 * digit, bytes) - (uint8_t)(SIGNED * 128);
             if (padded - i >= LANES) memcpy(to + digit * padded + i, &those, LANES);
             else memcpy(to + digit * padded + i, &those, padded - i);
         }
@@ -98,7 +106,9 @@ INLINE void tile(const struct product *p, int count, int digits, int blocks, int
     const int8_t *w = p->w + block * BLOCK * padded;
     const int vecs = blocks * VECS;
     ints total[BYTE_ROWS * BLOCKS * VECS];
-    for (int i = 0; i < count * vecs; i++) total[i] = (ints){0};
+    for (int r = 0; r < count; r++)
+        for (int v = 0; v < vecs; v++)
+            total[r * vecs + v] = SIGNED * 128 * *(const ints *)(p->sums + block * BLOCK + v * LANES);
     for (int64_t k = 0; k < padded; k += GROUP) {
         ints weights[BLOCKS * VECS];
         ahead = fetch(ahead, lines);

@@ -28,7 +28,11 @@ FOLDER = Path(__file__).parent
 SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "arena.c", "sampling.c")
 HEADERS = ("native.h", "vectors.h", "panels.h", "noise.h")
 SWITCH = "DS2DS_NATIVE"
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-pthread", "-fPIC")
+X86 = platform.machine() in ("x86_64", "AMD64")
+APPLE = sys.platform == "darwin" and not X86
+# All that this processor has. Apple's clang takes that for granted on Apple's own, and older ones refuse to be told.
+TUNED = () if APPLE else ("-march=native",) if X86 else ("-mcpu=native",)
+FLAGS = ("-O3", *TUNED, "-ffp-contract=off", "-pthread", "-fPIC")
 WIDE = "-mprefer-vector-width=512"
 SECONDS = 120
 
@@ -99,7 +103,7 @@ def _compiled() -> Path:
     target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
     if target.is_file():
         return target
-    wide = (WIDE,) if "x86" in platform.machine() else ()
+    wide = (WIDE,) if X86 else ()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         objects = {str(Path(scratch) / f"{name}.o"): str(FOLDER / name) for name in SOURCES}
@@ -140,7 +144,7 @@ def _cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """What -march=native goes by: a cache folder may be shared by machines."""
+    """What TUNED goes by: a cache folder may be shared by machines."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else [platform.processor()]
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
