@@ -62,6 +62,8 @@ class Runtime(RuntimeTexts):
         max_queue: most requests that wait. Calls of this class make room by themselves; those of an AsyncRuntime wait
             for it or raise QueueFullError.
 
+    Threads may share one: what they ask for at a time is computed together, as in `generate_batch`.
+
     Raises:
         ConfigError: an argument is out of range.
     """

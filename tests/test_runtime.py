@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,28 @@ def test_a_prompt_longer_than_the_window_is_one_requests_error() -> None:
     ):
         assert [type(result) for result in results] == [GenerationResult, ConfigError]
         assert str(results[1]) == "the prompt has 600 tokens, more than max_context_length 512"
+    assert is_clean(runtime)
+
+
+def test_threads_share_a_runtime() -> None:
+    runtime, corpus = small_runtime(), Texts({"A": "about A", "B": "about B"})
+    prompts = ["see [a](A)", "see [b](B)", "[a](A) and [b](B)", "none"] * 2
+    alone = [runtime.generate(prompt, corpus=corpus, **OPTIONS) for prompt in prompts]
+
+    def generate(prompt: str) -> GenerationResult:
+        return runtime.generate(prompt, corpus=corpus, **OPTIONS)
+
+    def stream(prompt: str) -> GenerationResult:
+        *events, done = runtime.stream(prompt, corpus=corpus, **OPTIONS)
+        assert isinstance(done, Done) and isinstance(events[-1], DocumentClosed)
+        written = [event.token for event in events if isinstance(event, TokenWritten)]
+        assert written == done.result.root_document.tokens[-len(written) :]
+        return done.result
+
+    for work in (generate, stream):
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            for result, expected in zip(threads.map(work, prompts), alone, strict=True):
+                same_documents(result.get_all_documents(), expected.get_all_documents())
     assert is_clean(runtime)
 
 

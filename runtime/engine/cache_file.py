@@ -12,12 +12,14 @@ from ds2ds.model.weights_identity import digest, fingerprint
 def save_cache(engine: Engine, path: Path) -> int:
     """See `Runtime.save_cache`."""
     engine.require_store("save_cache")
-    engine.store.use_weights(fingerprint(engine.model))
-    return save_store(engine.store, path, digest(engine.model))
+    with engine.lock:
+        engine.store.use_weights(fingerprint(engine.model))
+        return save_store(engine.store, path, digest(engine.model))
 
 
 def load_cache(engine: Engine, path: Path) -> int:
     """See `Runtime.load_cache`."""
     engine.require_store("load_cache")
-    engine.store.use_weights(fingerprint(engine.model))
-    return load_store(engine.store, path, digest(engine.model), engine.model.config.vocab_size)
+    with engine.lock:
+        engine.store.use_weights(fingerprint(engine.model))
+        return load_store(engine.store, path, digest(engine.model), engine.model.config.vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class Engine:
     its place in the queue again. What it holds of the arena it keeps, but where the arena is full it gives that up
     first, and computes it anew.
 
+    Threads may share it: each method has it alone, and whoever takes a step takes it for all.
+
     Args:
         arena_tokens: slots of the arena; None: see `default_arena_tokens`.
         document_store: share complete documents between requests, and keep them while there is room.
@@ -84,6 +87,7 @@ class Engine:
         if step_tokens is None:
             step_tokens = STEP_TOKENS[model.device.type]
         self.limits = Limits(step_tokens, max_running, max_queue)
+        self.lock = threading.RLock()  # reentrant: a garbage collection may cancel an abandoned stream in a step
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
@@ -111,15 +115,17 @@ class Engine:
         if width > self.limits.max_running:
             raise ConfigError(f"{width} documents at a time are more than max_running {self.limits.max_running}")
         job = Job(coroutine, window, trace, need, check_priority(priority), width)
-        self.has_room()
-        self.queue.add(job)
+        with self.lock:
+            self.has_room()
+            self.queue.add(job)
         return job
 
     def has_room(self) -> bool:
         """Whether one more request may be submitted. If the queue is full, those in it that can start do so first."""
-        if self.queue.is_full:
-            self._admit()
-        return not self.queue.is_full
+        with self.lock:
+            if self.queue.is_full:
+                self._admit()
+            return not self.queue.is_full
 
     def make_way(self) -> None:
         """Step until one more request may be submitted."""
@@ -165,16 +171,22 @@ class Engine:
         """
         if job.question is None:
             raise RuntimeError("a job was answered that asks nothing")
-        job.question, job.answer = None, answer
-        self.queue.put_back(job)
+        with self.lock:
+            job.question, job.answer = None, answer
+            self.queue.put_back(job)
 
     def cancel(self, job: Job, error: Exception | None = None) -> None:
         """End a job, with an error if one is given, and free what it holds. No effect on one that is done."""
-        if not job.done:
-            self._finish(job, error)
+        with self.lock:
+            if not job.done:
+                self._finish(job, error)
 
     def step(self) -> None:
         """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine."""
+        with self.lock:
+            self._step()
+
+    def _step(self) -> None:
         self._admit()
         self._pass_prefilled()
         batch = self._plan()

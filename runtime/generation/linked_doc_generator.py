@@ -118,8 +118,8 @@ class LinkedDocumentGenerator:
         self.engine.make_way()
         running = self.submit(request, priority)
         for _ in self.engine.run(running.job, on_link):
-            yield from events
-            events.clear()
+            while events:  # another thread's step may tell more meanwhile
+                yield events.pop(0)
         yield Done(running.result())
 
     def default_config(self) -> GenerationConfig:
