@@ -173,6 +173,12 @@ def test_a_document_that_is_gone() -> None:
         source(Given(None)).tokens("A")
 
 
+@pytest.mark.parametrize("body", ["text", b"text", ["a"], [1.5], [[1, 2]], [None], {1: 2}, 5, np.ones(2), np.array(5)])
+def test_what_is_no_sequence_of_token_ids(body: Any) -> None:
+    with pytest.raises(CorpusError, match="the corpus must give token ids for document 'A', got "):
+        source(Given(body)).tokens("A")
+
+
 @pytest.mark.parametrize(("body", "wrong"), [([5, 40, 50], 40), ([5, -1], -1)])
 def test_ids_outside_the_vocabulary(body: list[int], wrong: int) -> None:
     with pytest.raises(CorpusError, match=f"document 'A' would hold token id {wrong}, outside .* of 40"):

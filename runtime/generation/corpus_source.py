@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,14 +115,12 @@ class CorpusSource:
         """A document's tokens as the model reads them: layout prefix, body, layout suffix. Empty if the body is.
 
         Raises:
-            CorpusError: it is gone, or holds ids outside the model's vocabulary.
+            CorpusError: it is gone, is no sequence of token ids, or holds ids outside the model's vocabulary.
         """
         body = self.corpus.get_document(title) if self.corpus is not None else None
         if body is None:
             raise CorpusError(f"the corpus has document {title!r}, but gave None for it")
-        if hasattr(body, "tolist"):
-            body = body.tolist()
-        body = list(map(int, body))
+        body = _token_ids(title, body)
         if not body:
             return []
         tokens = self.layout.wrap(title, body)
@@ -144,6 +143,21 @@ class CorpusSource:
         if document is None or canonical is None or document.title == canonical:
             return document
         return document if self.resolve(document.title) in (None, canonical) else None
+
+
+def _token_ids(title: str, body: Any) -> list[int]:
+    """The integers that a corpus, which may be anyone's, gave for a document; text is none, though bytes are numbers.
+
+    Raises:
+        CorpusError: it gave something else.
+    """
+    body = body.tolist() if hasattr(body, "tolist") else body
+    if isinstance(body, Iterable) and not isinstance(body, str | bytes | dict):
+        ids = list(body)
+        if all(type(token) is int or isinstance(token, Integral) for token in ids):
+            return list(map(int, ids))
+    got = f"{type(body).__name__} {str(body)[:80]!r}" if isinstance(body, Sequence) else type(body).__name__
+    raise CorpusError(f"the corpus must give token ids for document {title!r}, got {got}")
 
 
 class _Remembered(CorpusSource):
