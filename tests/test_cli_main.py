@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,22 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as exit:
         main()
     return int(exit.value.code or 0)
+
+
+def ds2ds_with(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = f'exec "$0" -m ds2ds "$@" {redirection}'
+    return subprocess.run(["sh", "-c", command, sys.executable, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's redirections")
+def test_streams_that_are_closed_or_full() -> None:
+    closed = ds2ds_with(">&- 2>&- <&-", "corpus", "info")
+    assert closed.returncode == 0
+    nothing = ds2ds_with("<&-", "generate", "-", "--max-new-tokens", "1", "--corpus", "missing")
+    assert nothing.returncode == 2 and nothing.stderr.startswith("ds2ds: error: no corpus at missing")
+    if os.path.exists("/dev/full"):
+        full = ds2ds_with(">/dev/full", "corpus", "show", "compiler")
+        assert full.returncode == 2 and full.stderr == "ds2ds: error: [Errno 28] No space left on device\n"
 
 
 def test_version() -> None:
@@ -46,7 +63,10 @@ def test_an_error_that_spans_lines_in_bad_usage_is_exit_code_2(monkeypatch: pyte
     assert call(monkeypatch, "generate", "x", "--frobnicate") == 2
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (CorpusError("a\nb"), 2)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (CorpusError("a\nb"), 2), (OSError(28, "No space left on device"), 2)],
+)
 def test_interruption_is_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:

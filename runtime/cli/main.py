@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -40,13 +41,19 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; what ds2ds raises on purpose becomes one line on stderr and exit code 2."""
+    """Run the command line; what ds2ds raises on purpose becomes one line on stderr and exit code 2.
+
+    So does what the system refuses, such as to write to a disk that is full.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, as in `ds2ds ... >&-`
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # models write characters that a terminal's encoding may lack
     try:
         app()
-    except Ds2dsError as error:
+    except (Ds2dsError, OSError) as error:
         sys.stderr.write(f"ds2ds: error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
