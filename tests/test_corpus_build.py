@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_front_matter(text: str, title: str | None, aliases: tuple[str, ...], bo
     assert read_front_matter(text) == (FrontMatter(title, aliases), body)
 
 
-@pytest.mark.parametrize("block", ["title: a: b", "title: {{title}}", "- a", "title: \t- ["])
+@pytest.mark.parametrize("block", ["title: a: b", "title: {{title}}", "- a", "title: \t- [", "a: " + "[" * 3000])
 def test_front_matter_that_is_no_mapping_is_reported(block: str) -> None:
     matter, body = read_front_matter(f"---\n{block}\n---\nbody")
     assert matter.title is None
@@ -287,6 +289,24 @@ def test_a_file_that_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
     report = build_corpus(notes, tmp_path / "corpus", skip_unreadable=True)
     assert report.summary.documents == 1
     assert "latin.md: not UTF-8" in report.remarks[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_whose_name_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
+    notes = write_notes(tmp_path / "notes", {"a.md": "x"})
+    (notes / os.fsdecode(b"caf\xe9.md")).write_text("y")
+    with pytest.raises(CorpusError, match=r"caf\\udce9\.md': its name is not UTF-8; rename it"):
+        build_corpus(notes, tmp_path / "corpus")
+    report = build_corpus(notes, tmp_path / "corpus", skip_unreadable=True)
+    assert report.summary.documents == 1 and "its name is not UTF-8" in report.remarks[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no named pipes among files")
+def test_a_pipe_among_the_notes_is_not_waited_for(tmp_path: Path) -> None:
+    notes = write_notes(tmp_path / "notes", {"a.md": "x"})
+    os.mkfifo(notes / "pipe.md")
+    with pytest.raises(CorpusError, match=r"pipe\.md: cannot read it \(not a regular file\)"):
+        build_corpus(notes, tmp_path / "corpus")
 
 
 def test_folders_that_cannot_be_built(tmp_path: Path) -> None:

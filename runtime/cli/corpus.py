@@ -58,7 +58,7 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: as many as help.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a corpus that is already there.")] = False,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out files that are not UTF-8.")
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read or are not UTF-8.")
     ] = False,
     max_tokens_per_shard: Annotated[int, typer.Option(min=1)] = MAX_TOKENS_PER_SHARD,
     search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,

@@ -36,7 +36,7 @@ def read_front_matter(text: str) -> tuple[FrontMatter, str]:
     try:
         # BaseLoader leaves every scalar a string: a title may look like a number or a date.
         fields = yaml.load(match[1], Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # the latter where brackets nest a thousand deep
         return FrontMatter(problem=" ".join(str(error).split())), body
     if not fields:
         return FrontMatter(), body

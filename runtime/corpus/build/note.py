@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ds2ds.corpus.build.front_matter import read_front_matter
+from ds2ds.corpus.names import is_unicode
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
 
@@ -44,8 +45,12 @@ def read_markdown(file: Path) -> str:
     """A file's text, with ``\\n`` line ends and without a byte order mark.
 
     Raises:
-        CorpusError: it cannot be read or is not UTF-8.
+        CorpusError: it cannot be read, or it or its name, which becomes a title, is not UTF-8.
     """
+    if not is_unicode(str(file)):
+        raise CorpusError(f"{str(file)!a}: its name is not UTF-8; rename it, or skip such files")
+    if file.exists() and not file.is_file():  # to read a pipe would be to wait for a writer
+        raise CorpusError(f"{file}: cannot read it (not a regular file)")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
