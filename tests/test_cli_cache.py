@@ -94,6 +94,7 @@ def test_what_found_no_room_is_told(folder: Path, tmp_path: Path) -> None:
         (["generate", "x", "--cache", "OUT"], CacheError, "does not exist"),
         (["generate", "x", "--arena-tokens", "-3"], ConfigError, "arena_tokens must be a positive integer"),
         (["generate", "x", "--arena-tokens", "1" + "0" * 14], ConfigError, "GB, which are not to be had"),
+        (["generate", "x", "--arena-tokens", "1" + "0" * 30], ConfigError, "GB, which are not to be had"),
     ],
 )
 def test_bad_input_is_named(

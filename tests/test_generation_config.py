@@ -108,7 +108,7 @@ def test_not_a_number(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "rule", "wrong", "right"),
     [
-        ("temperature", "must be >= 0", [-0.1, -1, math.inf, math.nan, 1e39], [0, 0.0, 1, 100.0]),
+        ("temperature", "must be >= 0", [-0.1, -1, math.inf, math.nan, 1e39, 10**400], [0, 0.0, 1, 100.0]),
         ("top_p", "must be in (0, 1]", [0, 0.0, -0.5, 1.5, math.nan, 1e-60], [1, 1.0, 1e-6]),
         ("min_p", "must be in [0, 1]", [-0.1, 1.1, math.nan], [0, 1, 0.05]),
         ("repetition_penalty", "must be positive", [0, -1.0, math.inf, math.nan, 1e-60, 1e39], [1, 2, 0.5]),

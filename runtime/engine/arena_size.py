@@ -53,7 +53,7 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
     block, shape = KV_BLOCK[model.device.type], (config.num_layers, config.num_heads, config.head_dim)
     try:
         return KVArena(*shape, slots, block, model.dtype, model.device)
-    except (RuntimeError, MemoryError) as error:  # torch raises the former, of the GPU too
+    except (RuntimeError, MemoryError, TypeError) as error:  # torch raises the first, and the last beyond 64 bits
         size = slots * bytes_per_token(model) / 1e9
         raise ConfigError(
             f"an arena of {slots:,} tokens takes {size:,.1f} GB, which are not to be had: pass fewer arena_tokens (the "

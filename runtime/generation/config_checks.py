@@ -105,6 +105,8 @@ def _integer(name: str, value: Any) -> int:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, int):
+        value = max(-(2**200), min(value, 2**200))  # of an integer beyond 2**1024 no float can be made
     # In float32, as the sampler computes: 1e39 is infinite there, and 1e-60 is 0.
     return torch.tensor(float(value), dtype=torch.float32).item()
 

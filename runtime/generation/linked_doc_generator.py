@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from typing import Any
 
-import torch
-
+from ds2ds.corpus.names import is_unicode
 from ds2ds.documents import link_formats
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.generation_result import GenerationResult, Trace
@@ -228,6 +227,8 @@ class LinkedDocumentGenerator:
             raise ConfigError("give prompt or prompt_tokens, and not both")
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigError(f"prompt must be a string, got {type(prompt).__name__}")
+        if title is not None and not (isinstance(title, str) and is_unicode(title)):
+            raise ConfigError(f"title must be a string of UTF-8 text, got {title!r}")
         if prompt is not None:
             check_encodes(self.tokenizer, self.model.config.vocab_size)
         tokens = layout.encode_start(prompt) if prompt is not None else _token_ids(prompt_tokens)
@@ -252,7 +253,10 @@ class LinkedDocumentGenerator:
 
 def _token_ids(tokens: Any) -> list[int]:
     """A flat list of ints from a list, an array or a tensor ([T] or [1, T])."""
-    values = tokens.tolist() if isinstance(tokens, torch.Tensor) or hasattr(tokens, "tolist") else list(tokens)
+    given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"prompt_tokens must be a flat sequence of integers, got {given!r}")
+    values = list(given)
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
