@@ -130,12 +130,27 @@ def test_missing_weights(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_weights_that_are_a_link_to_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("blobs/1")
+    with pytest.raises(CheckpointError, match=r"no model.safetensors in .*: it is a link to .*1, which is not there"):
+        load_checkpoint(folder)
+
+
+def test_a_config_that_an_editor_gave_a_byte_order_mark(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    load_checkpoint(folder)
+
+
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
         load_checkpoint(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("text", [b'{"vocab_size": 11,', b"", b"\xff\xfe"], ids=["cut", "empty", "no UTF-8"])
+@pytest.mark.parametrize(
+    "text", [b'{"vocab_size": 11,', b"", b"\xff\xfe", b"[" * 100_000], ids=["cut", "empty", "no UTF-8", "deep"]
+)
 def test_a_damaged_config(text: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"cannot read .*config.json: "):
@@ -154,7 +169,11 @@ def test_a_config_that_is_no_object(folder: Path) -> None:
         ({"depth": 3, "bias": True}, r"config.json: unknown model settings \['bias', 'depth'\]"),
         ({"num_heads": 0}, r"config.json: num_heads must be a positive integer, got 0"),
         ({"mask_type": "diagonal"}, r"config.json: mask_type must be one of .* got 'diagonal'"),
-        ({"mask_type": ["causal"]}, r"config.json: "),
+        ({"mask_type": ["causal"]}, r"config.json: mask_type must be one of .* got \['causal'\]"),
+        ({"weight_tying": None}, r"config.json: weight_tying must be True or False, got None"),
+        ({"tokenizer": None}, r"config.json: tokenizer must be the name of a tokenizer, got None"),
+        ({"vocab_size": 10**13}, r"there is no memory for ModelConfig\(vocab_size=10000000000000, "),
+        ({"max_seq_len": 10**13}, r"there is no memory for ModelConfig\("),
         ({"layout_policy": None}, r"config.json: layout_policy must be one of"),
     ],
 )
@@ -234,6 +253,11 @@ def test_a_tied_checkpoint_with_another_head_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda state: state.update({"loss_fn.weight": state["embedding.weight"] + 1}))
     with pytest.raises(CheckpointError, match=r"weight_tying is on, but loss_fn.weight differs from embedding.weight"):
         load_checkpoint(folder)
+
+
+def test_a_tied_head_is_not_told_from_itself_by_nan(folder: Path) -> None:
+    edit_weights(folder, lambda state: state["embedding.weight"].fill_(torch.nan))
+    assert bool(load_checkpoint(folder).embedding.weight.isnan().all())
 
 
 def test_a_misshapen_head(folder: Path) -> None:

@@ -142,6 +142,7 @@ def test_a_damaged_index_is_named(folder: Path) -> None:
     ("line", "reason"),
     [
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", "expected a JSON object, got list"),
         ("", "not valid JSON"),
         ('{"normed_identifier": "x"}', "missing raw_identifier"),

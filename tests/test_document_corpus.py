@@ -105,7 +105,10 @@ def test_a_wrong_field_of_the_metadata_is_named(folder: Path, fields: dict[str, 
         DocumentCorpus(folder)
 
 
-@pytest.mark.parametrize(("content", "reason"), [("{", "not valid JSON"), ("[]", "expected a JSON object, got list")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("[]", "expected a JSON object, got list")],
+)
 def test_metadata_that_is_no_object(folder: Path, content: str, reason: str) -> None:
     (folder / "metadata.json").write_text(content)
     with pytest.raises(CorpusError, match=reason):

@@ -216,9 +216,10 @@ def test_a_state_without_an_embedding_says_what_is_there(tmp_path: Path) -> None
         {"state_dict": {}},
         {"model": [1, 2]},
         {"model": {"embedding.weight": "text"}},
+        {"model": {1: torch.zeros(3)}},
         torch.zeros(3),
     ],
-    ids=["list", "another key", "no dict", "no tensor", "tensor"],
+    ids=["list", "another key", "no dict", "no tensor", "no name", "tensor"],
 )
 def test_something_else_in_the_file(saved: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tied_state())

@@ -202,6 +202,7 @@ def test_redirects_equal_following_them_one_by_one(table: dict[str, str], titles
     [
         (None, ConfigError, "cannot read"),
         ("{", CorpusError, "not valid JSON"),
+        ("[" * 100_000, CorpusError, "not valid JSON"),
         ("[]", CorpusError, "expected a JSON object of names and titles, got list"),
         ('{"a": 1}', CorpusError, "the redirect of 'a' must be a title, got 1"),
         ('{"a": ""}', CorpusError, "the redirect of 'a' must be a title, got ''"),

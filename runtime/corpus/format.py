@@ -61,7 +61,7 @@ def read_metadata(folder: Path) -> Metadata:
             raise CorpusError(f"no corpus at {folder}: {needed.name} is missing")
     try:
         fields = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, dict):
         raise CorpusError(f"{path}: expected a JSON object, got {type(fields).__name__}")

@@ -71,7 +71,7 @@ def parse_node(line: bytes, path: Path, line_number: int) -> dict[str, Any]:
     where = f"{path}, line {line_number}"
     try:
         node = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(node, dict):
         raise CorpusError(f"{where}: expected a JSON object, got {type(node).__name__}")

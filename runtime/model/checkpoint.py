@@ -77,12 +77,16 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
         CheckpointError: tensors are missing, unexpected or misshapen, or the head of a tied model differs from its
             embedding.
     """
-    model = DS2DSModel(config).eval()
+    try:
+        model = DS2DSModel(config).eval()
+    except (RuntimeError, MemoryError) as error:  # torch raises the former
+        raise CheckpointError(f"there is no memory for {config}: {str(error).splitlines()[0]}") from error
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     state = dict(state)
     if config.weight_tying and EMBEDDING in state:
         head = state.setdefault(HEAD, state[EMBEDDING])
-        if head.shape == state[EMBEDDING].shape and not bool((head == state[EMBEDDING]).all()):
+        given = head is not state[EMBEDDING]  # else NaN in it would make it differ from itself
+        if given and head.shape == state[EMBEDDING].shape and not bool((head == state[EMBEDDING]).all()):
             raise CheckpointError(f"{source}: weight_tying is on, but {HEAD} differs from {EMBEDDING}")
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -102,13 +106,13 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
 def _read_config(path: Path) -> ModelConfig:
     file = path / CONFIG_NAME
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_bytes())
     except FileNotFoundError:
         there = "the folder does not exist" if not path.exists() else "it is not there"
         raise CheckpointError(
             f"no {CONFIG_NAME} in {path} ({there}); a training run directory is converted by `ds2ds model import`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold an object, got {type(values).__name__}")
@@ -119,8 +123,10 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
+    if file.is_symlink() and not file.exists():
+        raise CheckpointError(f"no {file.name} in {file.parent}: it is a link to {file.readlink()}, which is not there")
     if not file.is_file():
-        others = sorted(path.name for path in file.parent.iterdir() if path.name != CONFIG_NAME)
+        others = sorted(path.name for path in file.parent.iterdir() if path.name not in (CONFIG_NAME, file.name))
         there = f"; it has {', '.join(others[:5])}: the weights must be in one file of that name" if others else ""
         raise CheckpointError(f"no {file.name} in {file.parent}{there}")
     try:

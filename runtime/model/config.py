@@ -37,10 +37,14 @@ class ModelConfig:
             raise ConfigError(
                 f"model_dim must be num_heads times a multiple of 4, got {self.model_dim} and {self.num_heads} heads"
             )
-        if self.mask_type not in MASKS:
+        if not isinstance(self.mask_type, str) or self.mask_type not in MASKS:
             raise ConfigError(f"mask_type must be one of {sorted(MASKS)}, got {self.mask_type!r}")
         if self.layout_policy not in LAYOUT_POLICIES:
             raise ConfigError(f"layout_policy must be one of {LAYOUT_POLICIES}, got {self.layout_policy!r}")
+        if not isinstance(self.weight_tying, bool):
+            raise ConfigError(f"weight_tying must be True or False, got {self.weight_tying!r}")
+        if not isinstance(self.tokenizer, str):
+            raise ConfigError(f"tokenizer must be the name of a tokenizer, got {self.tokenizer!r}")
         if not isinstance(self.link_detector, str):
             raise ConfigError(f"link_detector must be the name of a link format, got {self.link_detector!r}")
         link_format(self.link_detector)

@@ -49,14 +49,14 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
         settings = json.loads(settings_file.read_text(encoding="utf-8"))
         model_settings: dict[str, Any] = dict(settings["model"])
         layout = (settings.get("data") or {}).get("layout_policy")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{settings_file} must hold {{'model': {{...}}, 'data': {{...}}}}: {error!r}") from error
     state = _read_state(weights_file)
     if EMBEDDING not in state:
         raise CheckpointError(f"{weights_file} has no {EMBEDDING}; it has {sorted(state)[:5]} ...")
     fields = ModelConfig.__dataclass_fields__
     known = {name: value for name, value in model_settings.items() if name in fields and value is not None}
-    rows = state[EMBEDDING].shape[0]
+    rows = len(state[EMBEDDING]) if state[EMBEDDING].dim() else 0
     named = known.get("vocab_size", rows)
     if not isinstance(named, int) or not named <= rows < named + VOCABULARY_PADDING:
         raise CheckpointError(
@@ -114,7 +114,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
         raise CheckpointError(f"cannot read {file}: {error!r}") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         there = f"a dict with {sorted(map(str, loaded))[:5]}" if isinstance(loaded, dict) else type(loaded).__name__
         raise CheckpointError(f"{file} must hold {{'model': state_dict}}, got {there}")
     return _weights_alone(state, file)

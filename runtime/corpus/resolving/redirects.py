@@ -25,7 +25,7 @@ def read_redirects(path: Path) -> dict[str, str]:
         read = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"redirects: cannot read {path} ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(read, dict):
         raise CorpusError(f"{path}: expected a JSON object of names and titles, got {type(read).__name__}")
