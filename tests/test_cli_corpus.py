@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +156,19 @@ def test_progress_in_a_log_is_a_line_a_tenth(capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "notes: 2,000 of 2,000"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGTERM that a process can catch")
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_ended_leaves_nothing_behind(tmp_path: Path, ended_by: signal.Signals) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number in range(2000):
+        (notes / f"{number}.md").write_text(f"[[{number + 1}]] " + "words " * 200)
+    command = [sys.executable, "-m", "ds2ds", "corpus", "build", str(notes), str(tmp_path / "out"), "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None and build.stderr.readline().startswith("documents: ")
+        build.send_signal(ended_by)
+        build.communicate()
+    assert build.returncode == 128 + ended_by
+    assert os.listdir(tmp_path) == ["notes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,8 @@ def build(
     search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,
 ) -> None:
     """Make a corpus of a folder: its files are the documents, their links or imports or citations the graph."""
+    # As Ctrl-C does, so that no half-written folder is left beside `out`.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with progress_bar("documents") as progress:
         report = build_folder(
             source,
