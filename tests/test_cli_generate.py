@@ -254,6 +254,15 @@ def test_a_prompt_that_leaves_no_room_is_remarked_on(folder: Path) -> None:
     assert "raise --max-tokens-per-document" in done.stderr
 
 
+def test_a_result_that_cannot_be_saved_is_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ConfigError("cannot save the result")
+
+    monkeypatch.setattr("ds2ds.generation.save.save_result", fail)
+    done = run(folder, "x", "--json", "--save", str(folder / "unsaved"))
+    assert isinstance(done.exception, ConfigError) and json.loads(done.stdout)["root_document"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     real = Runtime.stream

@@ -262,10 +262,11 @@ def generate(
         events = start(backend, text, title, opened, settings, reader)
         loading.close()
         result, written = follow(events, renderer)
+    if as_json:  # first, so that a folder that cannot be written does not cost the result
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
     if save is not None:
         save_result(result, save, force=force)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
         write_pictures(backend, result, picture, attention)
         return
     console.print()
