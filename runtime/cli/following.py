@@ -12,7 +12,6 @@ import typer
 from ds2ds.cli.rendering import Renderer
 from ds2ds.cli.summary import count
 from ds2ds.corpus.document_corpus import DocumentCorpus
-from ds2ds.errors import ConfigError
 from ds2ds.generation.events import Done, Event, TokenWritten
 
 if TYPE_CHECKING:
@@ -43,11 +42,8 @@ def start(
     """
     if title is None and backend.limits.has_headings and _HEADING_ALONE.fullmatch(prompt):
         prompt = prompt.rstrip("\n") + "\n\n"
-    try:
-        asked: dict[str, Any] = {} if on_link is None else {"on_link": on_link}
-        return backend.stream(prompt, corpus=corpus, title=title, **asked, **settings)
-    except ValueError as error:  # a prompt that is too long
-        raise ConfigError(str(error)) from error
+    asked: dict[str, Any] = {} if on_link is None else {"on_link": on_link}
+    return backend.stream(prompt, corpus=corpus, title=title, **asked, **settings)
 
 
 def follow(events: Iterator[Event], renderer: Renderer | None) -> tuple[GenerationResult, int]:

@@ -154,7 +154,7 @@ def _token_ids(title: str, body: Any) -> list[int]:
     body = body.tolist() if hasattr(body, "tolist") else body
     if isinstance(body, Iterable) and not isinstance(body, str | bytes | dict):
         ids = list(body)
-        if all(type(token) is int or isinstance(token, Integral) for token in ids):
+        if all(issubclass(kind, Integral) for kind in set(map(type, ids))):
             return list(map(int, ids))
     got = f"{type(body).__name__} {str(body)[:80]!r}" if isinstance(body, Sequence) else type(body).__name__
     raise CorpusError(f"the corpus must give token ids for document {title!r}, got {got}")
