@@ -230,6 +230,12 @@ def test_bad_input_is_named(folder: Path, arguments: list[str], error: type[Exce
     assert done.stdout == ""
 
 
+def test_the_model_is_never_replaced(folder: Path) -> None:
+    done = run(folder, "x", "--save", str(folder), "--force")
+    assert isinstance(done.exception, ConfigError) and "would be replaced" in str(done.exception)
+    assert (folder / "model").is_dir()
+
+
 def test_a_value_of_the_wrong_type_is_a_usage_error(folder: Path) -> None:
     done = run(folder, "x", "--top-k", "many")
     assert done.exit_code == 2

@@ -324,6 +324,8 @@ def test_a_request_through_flex_attention(monkeypatch: pytest.MonkeyPatch) -> No
 def test_attention_is_named() -> None:
     with pytest.raises(ConfigError, match=r"attention must be one of \('auto', 'flex', .*'triton'\), got 'fast'"):
         small_runtime(attention="fast")
+    with pytest.raises(ConfigError, match="of an arena of at most 65,536 tokens, got 65,552"):
+        small_runtime(attention="flex", arena_tokens=2**16 + 1)
 
 
 # Weights

@@ -64,6 +64,7 @@ def test_text(source: str, expected: list[tuple[str, str]]) -> None:
         ("[a](b`c) `", ["b`c"]),
         ("[a](b%20c)", ["b%20c"]),
         ("[a](&lt;&amp;&#65;&#x42;)", ["<&AB"]),
+        ("[a](one &#10; line&NewLine;&#x2028;of text) [b](<&#13;two>)", ["one line of text", "two"]),
         ("[a](&nosuch;&amp)", ["&nosuch;&amp"]),
         (r"[a](\&amp;)", ["&amp;"]),
         (r"[a](b\c)", [r"b\c"]),

@@ -608,6 +608,7 @@ def test_prompt_tokens_of_any_kind(tokens: Any, writes: Writes) -> None:
         ({"prompt_tokens": [True]}, "prompt_tokens must be a flat sequence of integers"),
         ({"prompt_tokens": 3}, "prompt_tokens must be a flat sequence of integers, got 3"),
         ({"prompt_tokens": np.array(3)}, "prompt_tokens must be a flat sequence of integers, got 3"),
+        ({"prompt": "p\ud800"}, "prompt must be UTF-8 text"),
         ({"prompt": "p", "title": 3}, "title must be a string of UTF-8 text, got 3"),
         ({"prompt": "p", "title": "\ud800"}, r"title must be a string of UTF-8 text, got '\\ud800'"),
         ({"prompt_tokens": [1, 264]}, r"prompt tokens must be in \[0, 264\), got 264"),

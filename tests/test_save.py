@@ -152,6 +152,15 @@ def test_the_current_folder_and_home_are_never_replaced(tmp_path: Path, monkeypa
     assert "graph.json" in names(here / "new")
 
 
+def test_what_a_result_comes_from_is_never_replaced(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "mine"
+    model.mkdir(parents=True)
+    for folder in (model, model.parent):
+        with pytest.raises(ConfigError, match="mine is in it and would be replaced"):
+            check_folder(folder, force=True, used=[model])
+    check_folder(model / "out", used=[model])
+
+
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

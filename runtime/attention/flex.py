@@ -22,6 +22,8 @@ from ds2ds.cache.document_store import DocumentStore
 Group = list[tuple[Tile, list[Row]]]
 """Tiles that are launched together, with their rows."""
 
+MOST_SLOTS_UNCOMPILED = 2**16
+
 
 class FlexPath:
     """What lasts from step to step: compiled kernels and device tables, by bucket. One for each engine.
@@ -44,6 +46,11 @@ class FlexPath:
         if data.is_cuda:
             check_gpu(data, self.arena.allocator.block)
             compiler = compiler or "inductor"
+        elif data.shape[-2] > MOST_SLOTS_UNCOMPILED:
+            raise ValueError(
+                f"FlexAttention on a CPU, which is for tests, makes a score for each slot: of an arena of at most "
+                f"{MOST_SLOTS_UNCOMPILED:,} tokens, got {data.shape[-2]:,}; pass fewer arena_tokens, or no attention"
+            )
         self.compiler = compiler
         self.latest: FlexAttention | None = None
         self._kernels: dict[Bucket, Kernel] = {}

@@ -236,7 +236,8 @@ def generate(
         _require_terminal(as_json)
     text = _read_prompt(prompt, title)
     if save is not None:
-        check_folder(save, force=force)
+        used = [path for path in (model, corpus, cache) if path not in (None, DEMO, "none")]
+        check_folder(save, force=force, used=used)
     check_pictures(picture, attention, force=force)
     terminal = sys.stdout.isatty() and not as_json
     console = Console() if terminal else Console(stderr=True)

@@ -18,6 +18,7 @@ _ESCAPE_OR_ENTITY = re.compile(
     r"\\([!-/:-@\[-`{-~])|&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);", re.ASCII
 )
 _LINE_BREAK = re.compile(rb"[ \t]*\r?\n[ \t]*")
+_WRITTEN_BREAK = re.compile(r"\s*[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")  # by an entity
 
 
 def resolve_entity(written: str) -> str:
@@ -124,6 +125,5 @@ class Destination:
     def target(self, at: int, buffer: bytearray, base: int) -> str:
         """The target, once the `)` at offset `at` has ended the link."""
         source = bytes(buffer[self.start - base : (at if self.end is None else self.end) - base])
-        if self.angle:
-            return unescape(source).strip()
-        return unescape(_LINE_BREAK.sub(b" ", source.strip()))
+        target = unescape(source if self.angle else _LINE_BREAK.sub(b" ", source.strip())).strip()
+        return _WRITTEN_BREAK.sub(" ", target)  # a title is a line

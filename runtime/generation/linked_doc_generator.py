@@ -227,6 +227,8 @@ class LinkedDocumentGenerator:
             raise ConfigError("give prompt or prompt_tokens, and not both")
         if prompt is not None and not isinstance(prompt, str):
             raise ConfigError(f"prompt must be a string, got {type(prompt).__name__}")
+        if prompt is not None and not is_unicode(prompt):
+            raise ConfigError("prompt must be UTF-8 text: it holds half of a surrogate pair")
         if title is not None and not (isinstance(title, str) and is_unicode(title)):
             raise ConfigError(f"title must be a string of UTF-8 text, got {title!r}")
         if prompt is not None:

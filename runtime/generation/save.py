@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,13 @@ def save_result(result: GenerationResult, folder: str | Path, *, force: bool = F
         raise Ds2dsError(f"cannot save the result to {folder}: {error}") from error
 
 
-def check_folder(folder: str | Path, *, force: bool = False) -> None:
+def check_folder(folder: str | Path, *, force: bool = False, used: Iterable[str | Path] = ()) -> None:
     """Whether a result may be saved there: in place of nothing, of an empty folder or of an earlier result.
 
     With `force` any folder is replaced, unless it is where we are or the user's home, or holds one of these.
+
+    Args:
+        used: files and folders that the result comes from, which are not to be replaced either.
 
     Raises:
         ConfigError: it may not.
@@ -66,7 +70,7 @@ def check_folder(folder: str | Path, *, force: bool = False) -> None:
         raise ConfigError(f"cannot save to {folder}: no permission to write in {place}")
     if ancestor != folder:
         return
-    for kept in (Path.cwd(), Path.home()):
+    for kept in (Path.cwd(), Path.home(), *(path for path in map(Path, used) if path.exists())):
         if kept.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"cannot save to {folder}: {kept} is in it and would be replaced; name a new folder")
     if not force and any(folder.iterdir()) and not _holds_result(folder):
