@@ -1,6 +1,8 @@
 # `make demo` and `make test` set up .venv by themselves and then run. Nothing but packages is downloaded.
 
 PYTHON ?= python3
+# That run the tests, a file of them at a time; each takes about a core and 2 GiB.
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -11,7 +13,7 @@ demo: setup
 	$(BIN)/ds2ds generate "# Incremental linker" --seed 2 --temperature 0.7 --top-k 50
 
 test: setup lint typecheck
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m "not slow and not gpu"
 
 lint: setup
 	$(BIN)/ruff check .

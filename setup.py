@@ -51,6 +51,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-benchmark>=4",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "scipy>=1.11",
             "matplotlib>=3.9",
