@@ -25,7 +25,7 @@ class RuntimeTexts:
     @property
     def limits(self) -> BackendLimits:
         """What this can do at most."""
-        config = self.model.config
+        config, layout = self.model.config, self._generator.layout_policy
         return BackendLimits(
             vocab_size=config.vocab_size,
             max_context_length=config.max_seq_len,
@@ -33,8 +33,8 @@ class RuntimeTexts:
             arena_tokens=self.engine.store.arena.slots,
             max_running=self.engine.limits.max_running,
             max_queue=self.engine.limits.max_queue,
-            has_headings=config.layout_policy.startswith("identifier_prefix"),
-            has_marks=config.layout_policy.endswith("bos_eos"),
+            has_headings=layout.startswith("identifier_prefix"),
+            has_marks=layout.endswith("bos_eos"),
         )
 
     @property

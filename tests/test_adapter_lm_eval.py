@@ -91,6 +91,20 @@ def test_contexts_too_long_are_cut_from_the_left() -> None:
     assert same((likelihood, greedy), reference(tokens[-12:-3], tokens[-3:]))
 
 
+@pytest.mark.parametrize("layout", ["null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos"])
+def test_what_is_longer_than_the_window_is_scored_and_continued_under_any_layout(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DS2DSLM(backend=small_runtime(layout), max_link_depth=0)
+    text = "x" * 1200
+    scored = model.loglikelihood(ask("loglikelihood", (text, "yz"), ("a", text)), disable_tqdm=True)
+    rolled = model.loglikelihood_rolling(ask("loglikelihood_rolling", (text,)), disable_tqdm=True)
+    assert all(math.isfinite(one) and one < 0 for one in (*rolled, *(likelihood for likelihood, _ in scored)))
+    follow(monkeypatch, {"": "y" * 100})
+    asked = ask("generate_until", (text, {"max_gen_toks": 40}))
+    assert model.generate_until(asked, disable_tqdm=True) == ["y" * 40]
+
+
 def test_texts_are_written_until_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "one two\nthree"})
     asked = ask(

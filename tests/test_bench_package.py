@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -405,7 +406,9 @@ def test_only_what_both_have_is_compared() -> None:
         compare(old, old, -1)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": 3}', '{"results": [{"workload": "single"}]}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"results": 3}', '{"results": [{"workload": "single"}]}', "null", "[" * 100_000]
+)
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
@@ -421,4 +424,22 @@ def test_figures_that_cannot_be_divided_by_are_refused(tmp_path: Path) -> None:
     broken["results"][0]["time_per_token_ms"]["median"] = 0
     file.write_text(json.dumps(broken))
     with pytest.raises(ConfigError, match="time_per_token_ms has no rounds, or is not above 0"):
+        read_result(file)
+
+
+@pytest.mark.parametrize("rounds", [[0, 0], "abc", 5, ["1"], [None], [math.nan], [10**400], {"1": 1}])
+def test_rounds_that_are_no_numbers_above_0_are_refused(tmp_path: Path, rounds: Any) -> None:
+    file = tmp_path / "rounds.json"
+    broken = measured()
+    broken["results"][0]["time_per_token_ms"]["rounds"] = rounds
+    file.write_text(json.dumps(broken))
+    with pytest.raises(ConfigError, match="time_per_token_ms has no rounds, or is not above 0"):
+        read_result(file)
+
+
+@pytest.mark.parametrize("part", ["settings", "environment"])
+def test_settings_and_machine_are_objects(tmp_path: Path, part: str) -> None:
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps({**measured(), part: list(measured()[part])}))
+    with pytest.raises(ConfigError, match=f"its {part} are no JSON object"):
         read_result(file)

@@ -49,6 +49,8 @@ def built(tmp_path: Path):  # type: ignore[no-untyped-def]
         ("---\naliases:\n  - c\n  - 7\n---\nbody\n---\n", None, ("c", "7"), "body\n---\n"),
         ("---\ntitle: 2020-01-01\nalias: a, b\n...\nbody", "2020-01-01", ("a", "b"), "body"),
         ("---\ntitle: >\n  folded\n  text\n---\nbody", "folded text", (), "body"),
+        ('---\n{"title": "\\ud83d\\ude00 b", "aliases": ["\\ud83d\\ude80"]}\n---\nbody', "😀 b", ("🚀",), "body"),
+        ('---\ntitle: "a\\ud800"\naliases: ["\\udc00"]\n---\nbody', "a\ufffd", ("\ufffd",), "body"),
         ("---\n---\nbody", None, (), "body"),
         ("---\ntitle:\naliases:\n---\n", None, (), ""),
         ("---\ntitle: [a]\naliases: {a: b}\n---\nbody", None, (), "body"),
@@ -150,6 +152,11 @@ def test_code_images_and_attachments_are_left_alone(built) -> None:  # type: ign
     assert bodies["Note"] == body + "\n\n[T](T)"
 
 
+def test_links_without_text_to_a_place_in_the_note_are_left_alone(built) -> None:  # type: ignore[no-untyped-def]
+    notes = {"a.md": "[](#top)", "b.md": "[[#^| ]]"}
+    assert built(notes) == {"a": notes["a.md"], "b": notes["b.md"]}
+
+
 def test_an_open_code_span_ends_with_its_paragraph(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built({"Note.md": "`open [[T]]\n\n`[[T]] x", "T.md": "t"})
     assert bodies["Note"] == "`open [T](T)\n\n`[T](T) x"
@@ -249,6 +256,23 @@ def test_titles_may_come_from_the_first_heading(built) -> None:  # type: ignore[
 
 
 # The folder
+
+
+def test_titles_are_one_line_without_spaces_around_whatever_spaces_files_have(built) -> None:  # type: ignore[no-untyped-def]
+    notes = {
+        "a.md": "# One\u00a0\n\nbody [x](b.md)",
+        "b.md": "# \u3000Two\u2028parts\x0c\n\nbody",
+        "c.md": "Three\u00a0\n=====\n\nbody",
+        "d.md": "# \u00a0\n\nbody",
+        " .md": "body",
+    }
+    assert built(notes, title_from="heading") == {
+        "One": "body [x](Two parts)",
+        "Two parts": "body",
+        "Three": "body",
+        "d": "# \u00a0\n\nbody",
+        ".md": "body",
+    }
 
 
 def test_hidden_and_other_files_are_left_out_and_endings_vary(built) -> None:  # type: ignore[no-untyped-def]

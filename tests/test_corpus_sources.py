@@ -107,6 +107,15 @@ def test_files_that_are_not_utf8(tmp_path: Path) -> None:
     assert len(report.remarks) == 1 and report.remarks[0].startswith("skipped: ")
 
 
+def test_paths_and_labels_that_are_no_titles_are_left_out(tmp_path: Path) -> None:
+    tree = write(tmp_path / "tree", {"a.py": "import b\n", " b.py": "x = 1\n", "c\nd.py": "x = 1\n"})
+    report, texts, _ = build(tree)
+    assert set(texts) == {"a.py"} and len(report.remarks) == 2
+    assert all("is no title" in remark and "\n" not in remark for remark in report.remarks)
+    thesis = write(tmp_path / "thesis", {"a.tex": "\\section{A}\\label{ }\\label{s}\nText\n", " b.tex": "Text\n"})
+    assert set(build(thesis, format="latex+ref")[1]) == {"a.tex", "s"}
+
+
 def test_workers_give_the_same_bytes(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {**TREE})
     for workers in (1, 2):

@@ -308,3 +308,14 @@ def test_many_tasks_score_at_once() -> None:
 
     for prompt, result in zip(prompts, asyncio.run(ask()), strict=True):
         np.testing.assert_allclose(result.root_document.token_logprobs[1:], expected(prompt), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "headings", "marks"),
+    [("bos_eos", False, True), ("identifier_prefix", True, False), ("identifier_prefix_bos_eos", True, True)],
+)
+def test_limits_tell_of_the_layout_that_is_given_where_the_model_says_none(
+    layout: str, headings: bool, marks: bool
+) -> None:
+    limits = small_runtime(layout).limits
+    assert (limits.has_headings, limits.has_marks) == (headings, marks)

@@ -54,7 +54,7 @@ class DS2DSLM(TemplateLM):
         corpus: where links lead, as for `Runtime.generate`; None or "none": nowhere.
         batch_size: most requests that run at a time; None or "auto": as many as there is room for.
         max_batch_size: as the harness passes it; the larger of the two counts.
-        max_length: most tokens of a text; None: what the model can do.
+        max_length: most tokens of a text, without the layout's mark; None: what the model can do.
         max_gen_toks: most tokens written where a task does not say; None: 256, or half of max_length if that is less.
         device: as for `Runtime.from_pretrained`.
         dtype: the same.
@@ -92,7 +92,8 @@ class DS2DSLM(TemplateLM):
         self.settings = settings
         default = backend.default_config().with_overrides(**settings)
         self.eos: int = default.eos_token_id
-        longest = default.max_context_length
+        # Where the layout puts its mark before a text, that takes the place of a token.
+        longest = default.max_context_length - backend.limits.has_marks
         if max_length is not None and not 2 <= max_length <= longest:
             raise ConfigError(f"max_length must be in [2, {longest}], got {max_length}")
         self.max_length = longest if max_length is None else max_length

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,23 +69,33 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         measured = json.loads(path.read_text(encoding="utf-8"))
         for result in measured["results"]:
-            for part in (*_KEY, *FIGURES):
-                result[part]
-            if result["floor"]["read_gb_per_second"] <= 0:
+            for part in _KEY:
+                hash(result[part])
+            if not _is_positive(result["floor"]["read_gb_per_second"]):
                 raise ValueError("read_gb_per_second is not above 0")
             for figure in FIGURES:
-                if not result[figure]["rounds"] or result[figure]["median"] <= 0:
+                rounds = result[figure]["rounds"]
+                values = [*rounds, result[figure]["median"]] if isinstance(rounds, list) else []
+                if len(values) < 2 or not all(map(_is_positive, values)):
                     raise ValueError(f"{figure} has no rounds, or is not above 0")
+        for part in ("settings", "environment"):
+            if not isinstance(measured[part], dict):
+                raise ValueError(f"its {part} are no JSON object")
         missing = [name for name in SETTINGS if name not in measured["settings"]]
         missing += [name for name in MACHINE if name not in measured["environment"]]
         if missing:
             raise ValueError(f"it does not say {missing}")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is no result of `ds2ds bench --output`: {error}") from error
     found: dict[str, Any] = measured
     return found
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a number above 0, and finite: JSON as Python reads it has NaN and integers that no float holds."""
+    return isinstance(value, int | float) and 0 < value <= sys.float_info.max
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -22,6 +22,11 @@ class Names(Protocol):
         ...
 
 
+def is_title(text: str) -> bool:
+    """Whether a document can be called `text`: it is one line without spaces around it, and not empty."""
+    return bool(text) and text == text.strip() and "\n" not in text
+
+
 def is_unicode(text: str) -> bool:
     """Whether `text` can be written as UTF-8: half of a surrogate pair cannot."""
     try:

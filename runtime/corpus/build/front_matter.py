@@ -20,7 +20,11 @@ class FrontMatter:
 
 
 def _one_line(value: object) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    # PyYAML leaves the halves of "\ud83d\ude00", as JSON writes characters beyond U+FFFF, apart; one alone is no text.
+    whole = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return " ".join(whole.split())
 
 
 def read_front_matter(text: str) -> tuple[FrontMatter, str]:

@@ -42,8 +42,9 @@ def labelled_parts(source: str) -> Iterator[tuple[str, str]]:
 
     for mark in _MARK.finditer(hidden):
         if mark["label"]:
-            if open_parts:
-                open_parts[-1].labels.append(" ".join(mark["label"].split()))
+            label = " ".join(mark["label"].split())
+            if open_parts and label:
+                open_parts[-1].labels.append(label)
         elif mark["section"]:
             level = _SECTIONS.index(mark["section"])
             lower = (at for at, part in enumerate(open_parts) if part.level is None or part.level >= level)

@@ -88,7 +88,7 @@ def _wikilink(target: str, text: str | None, note: Note, vault: Vault) -> str:
 def _inline_link(source: str, text: str, target: str, note: Note, vault: Vault) -> str:
     """What becomes of the link `source`, ``[text](target)``: as it is, unless its target is a note or markdown."""
     if target.startswith("#"):
-        return text
+        return text or source
     if not target or is_external(target):
         return source
     path = unquote(target)
@@ -107,7 +107,7 @@ def _rewrite_wikilinks(piece: str, note: Note, vault: Vault) -> str:
         target = match["target"]
         if target is None or not target.strip(" #") or vault.is_attachment(target):
             return match[0]
-        return _wikilink(target, match["text"], note, vault)
+        return _wikilink(target, match["text"], note, vault) or match[0]
 
     return _WIKILINK.sub(replaced, piece)
 
@@ -131,7 +131,7 @@ def rewrite_links(body: str, note: Note, vault: Vault) -> str:
 
     Wikilinks (``[[note]]``, ``[[note|text]]``, ``[[note#heading|text]]``) and links to notes by relative path are
     rewritten; where there is no such note the link stays, to its name: the model may write that document.
-    A link to a place in the note itself becomes its text. Code, images, embeds (``![[...]]``), addresses, links to
-    other files and reference links (``[text][label]``) are left alone.
+    A link to a place in the note itself becomes its text, if it has one. Code, images, embeds (``![[...]]``),
+    addresses, links to other files and reference links (``[text][label]``) are left alone.
     """
     return "".join(piece if is_code else _rewrite_text(piece, note, vault) for is_code, piece in _split_code(body))

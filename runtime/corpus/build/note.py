@@ -62,7 +62,7 @@ def read_markdown(file: Path) -> str:
 
 def _split_heading(body: str) -> tuple[str | None, str]:
     match = _HEADING.match(body)
-    return (None, body) if match is None else (match[1] or match[2], body[match.end() :])
+    return (None, body) if match is None else (" ".join((match[1] or match[2]).split()), body[match.end() :])
 
 
 def note_body(text: str, titles: set[str]) -> str:
@@ -83,7 +83,8 @@ def read_note(file: Path, path: PurePosixPath, title_from: str) -> Note:
     """
     text = read_markdown(file)
     matter, body = read_front_matter(text)
-    stem = unicodedata.normalize("NFC", " ".join(path.stem.split()))
+    # A name of nothing but spaces is called by its ending.
+    stem = unicodedata.normalize("NFC", " ".join(path.stem.split()) or path.suffix)
     heading = _split_heading(body)[0] if title_from == "heading" else None
     title = unicodedata.normalize("NFC", matter.title or heading or stem)
     empty = not note_body(text, {title, stem}).strip()

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from ds2ds.corpus.build.note import read_markdown
 from ds2ds.corpus.build.tokenizing import SourceDocument
 from ds2ds.corpus.build.vault import list_files
+from ds2ds.corpus.names import is_title
 from ds2ds.errors import CorpusError
 
 
@@ -50,7 +51,8 @@ def list_sources(source: Path) -> list[tuple[Path, PurePosixPath]]:
 def readable(
     files: Iterable[tuple[Path, str]], skip_unreadable: bool, remarks: list[str]
 ) -> list[SourceFile | SourceDocument]:
-    """Files with their titles as documents; what is empty or, if asked for, unreadable is left out and noted.
+    """Files with their titles as documents; what is empty, has a path that is no title or, if asked for, is unreadable
+    is left out and noted.
 
     Raises:
         CorpusError: a file cannot be read or is not UTF-8, unless those are skipped.
@@ -64,8 +66,10 @@ def readable(
                 raise
             remarks.append(f"skipped: {error}")
             continue
-        if text.strip():
-            kept.append(SourceFile(title, file))
-        else:
+        if not text.strip():
             remarks.append(f"{file}: left out, it is empty")
+        elif not is_title(title):
+            remarks.append(f"{str(file)!r}: left out, its path has spaces around it or a line break, and is no title")
+        else:
+            kept.append(SourceFile(title, file))
     return kept

@@ -14,7 +14,7 @@ from ds2ds.corpus.build.tokenizing import SourceDocument, tokenized
 from ds2ds.corpus.document_corpus import DocumentCorpus
 from ds2ds.corpus.format import GRAPH_NAME, Metadata, write_metadata
 from ds2ds.corpus.index import INDEX_NAME, build_index
-from ds2ds.corpus.names import find_target
+from ds2ds.corpus.names import find_target, is_title
 from ds2ds.corpus.resolving.redirects import REDIRECTS_NAME
 from ds2ds.corpus.search import SEARCH_NAME, build_search_index
 from ds2ds.corpus.statistics import LinkTarget
@@ -50,7 +50,7 @@ class _Nodes:
     numbers_by_key: dict[str, int | None] = field(default_factory=dict)
 
     def add(self, title: str) -> None:
-        if not title or title != title.strip() or "\n" in title:
+        if not is_title(title):
             raise CorpusError(f"a title must be one line without spaces around it, got {title!r}")
         if title in self.numbers_by_title:
             raise CorpusError(f"two documents are called {title!r}: titles must differ")
