@@ -22,6 +22,7 @@ from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import batch_invariant
+from ds2ds.native.operations import RowReads
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
 
@@ -176,6 +177,18 @@ def test_rows_and_values_may_lie_apart_in_memory() -> None:
         attend = cpu_attention(computed.store, computed.rotary, [Chunk(document, 0, 70)])
         results.append(attend(0, qk, v))
     assert torch.equal(*results)
+
+
+def test_a_read_that_grows_may_be_cut_in_two() -> None:
+    rotary, generator = Rotary(16, 64), torch.Generator().manual_seed(0)
+    qk, v = torch.randn(30, 2, 1, 16, generator=generator), torch.randn(30, 1, 16, generator=generator)
+
+    def read(*reads: list[int]) -> Tensor:
+        chunks = torch.tensor([[0, 30, 5, 0, len(reads)]])
+        table = RowReads(chunks, torch.tensor(reads), rotary.cos, rotary.sin)
+        return native.attend_rows(qk, v, table, torch.zeros(2, 1, 40, 16), 0.25)
+
+    torch.testing.assert_close(read([0, 12, 5, 6, 1, 3], [12, 18, 5, 18, 1, 15]), read([0, 30, 5, 6, 1, 3]))
 
 
 def test_the_largest_scores_there_are_neither_overflow_nor_vanish() -> None:

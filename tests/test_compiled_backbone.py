@@ -108,6 +108,17 @@ def test_a_rows_bits_do_not_depend_on_the_others(weights: str | None) -> None:
             assert torch.equal(alone[0], together[row])
 
 
+def test_rows_of_zeros_stay_zeros() -> None:
+    """And are not divided by the root of nothing: neither the stream's, nor queries' and keys'."""
+    model = made()
+    compiled = compiled_backbone(model.backbone)
+    assert compiled is not None
+    arena, reads = torch.zeros(3, 2, 2, 40, 16), some_reads(model, [1, 20], 40, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        out = backbone_rows(torch.zeros(21, 32), compiled.table, compiled.skips, reads, arena, 0.25)
+    assert (out == 0).all() and (arena == 0).all()
+
+
 # Where it stands in
 
 

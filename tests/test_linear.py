@@ -89,6 +89,16 @@ def test_the_gated_unit_of_extremes() -> None:
     assert (out[:2].abs() < 1e-5).all()
 
 
+@pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+def test_exponentials_are_within_two_units_in_the_last_place() -> None:
+    """1 + e^x is e^x there, but for the rounding; the quotient is rounded once more."""
+    gate = -torch.linspace(17, 86.9, 200_000)
+    with torch.inference_mode():
+        out = gated_unit(torch.cat([torch.ones_like(gate), gate])[None])[0]
+    exact = gate.double() / (1 + (-gate.double()).exp())
+    assert (out.double() / exact - 1).abs().max() < 2 * 2**-23
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_gradients_flow(rows: int) -> None:
     x = torch.randn(rows, 8, requires_grad=True)

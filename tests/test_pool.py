@@ -72,6 +72,49 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert done.stdout == "True 0\n", done.stderr
 
 
+HELPED = """
+import time
+def helped():
+    "Whether other threads than this one worked, before long."
+    before, end = time.process_time() - time.thread_time(), time.monotonic() + 10
+    while time.monotonic() < end:
+        native.linear_float(x, w)
+        if time.process_time() - time.thread_time() > before + 0.01: return True
+    return False
+"""
+
+
+def test_threads_sleep_while_there_is_nothing_to_do_and_are_woken() -> None:
+    done = in_a_process(
+        HELPED + "print(helped())\n"
+        "time.sleep(0.1)\n"
+        "before = time.process_time()\n"
+        "time.sleep(0.3)\n"
+        "print(time.process_time() - before < 0.1, helped())\n"
+    )
+    assert done.stdout == "True\nTrue True\n", done.stderr
+
+
+def test_who_sleeps_until_others_are_done_is_woken() -> None:
+    """Two parts, of milliseconds each."""
+    done = in_a_process(
+        "torch.set_num_threads(2)\n"
+        "x, w = torch.ones(1024, 512), torch.ones(96, 512)\n"
+        "print(all((native.linear_float(x, w) == 512).all() for _ in range(100)))\n"
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_threads_of_a_forked_process_work() -> None:
+    done = in_a_process(
+        HELPED + "print(helped(), flush=True)\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(0 if helped() else 1)\n"
+        "print(os.waitpid(child, 0)[1])\n"
+    )
+    assert done.stdout == "True\n0\n", done.stderr
+
+
 def test_signals_are_pythons() -> None:
     done = in_a_process(
         "native.linear_float(x, w)\n"
