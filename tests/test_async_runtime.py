@@ -206,6 +206,21 @@ def test_errors_of_a_request_reach_it_alone() -> None:
     run(main)
 
 
+def test_what_cannot_even_start_ends_its_request_alone() -> None:
+    async def main(runtime: AsyncRuntime) -> None:
+        def fail(*_: Any) -> None:
+            raise KeyError("a bug")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime.runtime._generator, "submit", fail)
+            stream = runtime.stream("p")
+        with pytest.raises(KeyError, match="a bug"):
+            await asyncio.wait_for(anext(stream), 10)
+        assert await runtime.generate("q", max_new_tokens=3)
+
+    run(main)
+
+
 def test_errors_in_a_batch() -> None:
     async def main(runtime: AsyncRuntime) -> None:
         corpus = Texts({"A": "x"})
@@ -262,6 +277,48 @@ def test_a_failure_of_the_worker_reaches_everyone(failure: BaseException, monkey
 
     asyncio.run(main())
     assert is_clean(runtime)
+
+
+def test_it_reaches_everyone_even_if_nothing_can_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(engine: Engine, *_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Engine, "step", fail)
+    monkeypatch.setattr(Engine, "cancel", fail)
+
+    async def main() -> None:
+        async with AsyncRuntime(small_runtime()) as made:
+            calls = [made.generate(f"p{index}", config=ENDLESS) for index in range(3)]
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+            assert [type(result) for result in results] == [WorkerError] * 3
+
+    asyncio.run(main())
+
+
+def test_what_was_to_run_after_the_step_that_failed_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepping, posted = threading.Event(), threading.Event()
+    ran: list[Runtime] = []
+
+    def fail(engine: Engine) -> None:
+        stepping.set()
+        assert posted.wait(30)
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Engine, "step", fail)
+
+    async def main() -> None:
+        async with AsyncRuntime(small_runtime()) as made:
+            generating = asyncio.create_task(made.generate("p", config=ENDLESS))
+            while not stepping.is_set():
+                await asyncio.sleep(0.001)
+            calling = asyncio.create_task(made.call(ran.append))
+            await asyncio.sleep(0)
+            posted.set()
+            results = await asyncio.wait_for(asyncio.gather(generating, calling, return_exceptions=True), 30)
+            assert [type(result) for result in results] == [WorkerError] * 2
+
+    asyncio.run(main())
+    assert ran == []
 
 
 # Cancelling
@@ -612,12 +669,14 @@ def test_a_loop_that_is_gone_does_not_stop_the_others(monkeypatch: pytest.Monkey
     stream = made.stream("p", config=ENDLESS)
 
     async def one_event() -> Any:
-        return await anext(stream)
+        await anext(stream)
+        return await made.call(lambda r: r.engine.running[0])
 
-    asyncio.run(one_event())
+    job = asyncio.run(one_event())
     asyncio.run(made.generate("q", max_new_tokens=5))
     while asyncio.run(made.call(lambda r: len(r.engine.running))):
         pass  # its request ends when the next event finds no loop
+    assert job.trace.tokens_decoded < 400  # of nearly 500
     asyncio.run(made.aclose())
 
 

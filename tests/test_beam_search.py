@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import json
@@ -186,6 +187,18 @@ def test_a_beam_computes_its_own_tail_only(monkeypatch: pytest.MonkeyPatch) -> N
     same_documents(result.get_all_documents(), again.get_all_documents())
 
 
+def test_the_time_that_ranking_takes_counts_once_for_all_beams(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(contextlib.nullcontext[None]):
+        seconds = 1.0
+
+        def __enter__(self) -> Any:
+            return self
+
+    monkeypatch.setattr("ds2ds.engine.results.Stopwatch", Second)
+    trace = small_runtime().generate(PROMPT, num_beams=4, max_new_tokens=10, max_link_depth=0).trace
+    assert trace.seconds["sampling"] == 10
+
+
 def test_only_the_prompt_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = small_runtime()
     runtime.generate(PROMPT, num_beams=5, max_new_tokens=10, max_link_depth=0)
@@ -319,7 +332,7 @@ def test_suspended_it_starts_anew_and_gives_the_same(
 
 
 def test_a_search_counts_as_its_beams_among_those_that_run() -> None:
-    runtime = small_runtime(max_running=5)
+    runtime = small_runtime(max_running=5, arena_tokens=40_000)  # there is room for both
     generator, config = runtime._generator, GenerationConfig(**LIMITS, num_beams=4, max_new_tokens=3)
     running = [generator.start(PROMPT, None, None, config) for _ in range(2)]
     runtime.engine.step()
@@ -327,6 +340,7 @@ def test_a_search_counts_as_its_beams_among_those_that_run() -> None:
     while runtime.engine.busy:
         runtime.engine.step()
     same_documents(*(one.result().get_all_documents() for one in running))
+    assert runtime.generate(PROMPT, **LIMITS, num_beams=5, max_new_tokens=3)
     with pytest.raises(ConfigError, match="num_beams must be at most the runtime's max_running 5, got 6"):
         runtime.generate(PROMPT, num_beams=6)
     with pytest.raises(ConfigError, match="6 documents at a time are more than max_running 5"):
@@ -342,6 +356,20 @@ def test_weights_that_give_nan_fail_that_request_alone() -> None:
     bad, good = runtime.generate_batch(["bad!", PROMPT], return_errors=True, **options)
     assert isinstance(bad, GenerationError) and "no usable logits for token 4 of ''" in str(bad)
     same_documents(good.get_all_documents(), small_runtime().generate(PROMPT, **options).get_all_documents())
+    assert is_clean(runtime)
+
+
+def test_a_hypothesis_that_fails_ends_the_search_whatever_is_drawn_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*given: Any) -> list[Any]:
+        first, *others = rank(*given)
+        return [GenerationError("a bug") if others else first, *others]
+
+    monkeypatch.setattr("ds2ds.engine.results.rank", failing)
+    runtime = small_runtime()
+    with pytest.raises(GenerationError, match="a bug"):
+        runtime.generate(PROMPT, num_beams=3, max_new_tokens=4)
     assert is_clean(runtime)
 
 
@@ -366,6 +394,13 @@ def test_the_likeliest_tokens_in_order_and_ties_to_the_lower_id() -> None:
     assert first == [Sampled(1, logprobs[1]), Sampled(3, logprobs[3]), Sampled(2, logprobs[2])]
     assert [one.token for one in second] == [0, 1, 2]
     assert second[0].logprob == pytest.approx(math.log(0.25))
+
+
+def test_each_document_gets_as_many_as_it_asked_for() -> None:
+    documents = [Document("D", [1, 2]) for _ in range(2)]
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2)
+    found = rank(Logits(), logits, documents, [1, 3])  # type: ignore[arg-type]
+    assert [[one.token for one in tokens] for tokens in found if isinstance(tokens, list)] == [[0], [0, 1, 2]]
 
 
 def test_tokens_that_cannot_be_are_not_ranked() -> None:

@@ -169,6 +169,15 @@ def test_nor_what_they_wrote_to_it_when_its_attention_was_looked_at(tmp_path: Pa
     assert runtime.save_cache(tmp_path / "cache") == 4
 
 
+def test_nor_is_what_was_computed_in_part(tmp_path: Path) -> None:
+    runtime = small_runtime(step_tokens=16)
+    running = runtime._generator.start("[l](Long) x", None, Texts(TEXTS), runtime._config(None, OPTIONS))
+    runtime.engine.step()
+    runtime.engine.cancel(running.job)
+    assert [entry.computed for entry in runtime.engine.store.shared()] == [16]
+    assert runtime.save_cache(tmp_path / "cache") == small_runtime().load_cache(tmp_path / "cache") == 0
+
+
 def test_a_document_of_the_same_tokens_as_a_prompt_is_saved(tmp_path: Path) -> None:
     runtime = small_runtime()
     runtime.generate("the same words", **OPTIONS)
@@ -212,6 +221,29 @@ def test_a_small_arena_takes_the_most_valuable(file: Path) -> None:
     assert runtime.load_cache(file) == 3  # all but Long, which has no room
     assert {len(entry.content) for entry in runtime.engine.store.shared()} == {length(t) for t in "ABC"}
     assert is_clean(runtime)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "comes_in"),
+    [
+        ((1, 1.0), (2, 1.0), "Long"),
+        ((2, 1.0), (1, 1.0), "Short"),
+        ((1, 1.0), (1, 2.0), "Long"),
+        ((3, 1.0), (4, 1.0), "Short"),
+    ],
+)
+def test_of_two_that_do_not_both_fit_the_one_worth_more_per_slot_comes_in(
+    short: tuple[int, float], long: tuple[int, float], comes_in: str, tmp_path: Path
+) -> None:
+    texts = {"Short": "x" * 20, "Long": "y" * 30}
+    runtime, small = small_runtime(), small_runtime(arena_tokens=32)
+    runtime.warm(texts, Texts(texts))
+    entries = runtime.engine.store.shared()
+    for entry, (uses, cost) in zip(entries, (short, long), strict=True):
+        entry.uses, entry.cost = uses, cost
+    runtime.save_cache(tmp_path / "cache")
+    assert small.load_cache(tmp_path / "cache") == 1
+    assert small.warm([comes_in], Texts(texts)).tokens_prefilled == 0
 
 
 def test_loading_drops_nothing(file: Path) -> None:

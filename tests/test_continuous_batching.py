@@ -355,6 +355,21 @@ def test_no_more_run_at_a_time_than_may(steps: Steps) -> None:
     assert max(len(step) for step in steps) == 3
 
 
+def test_who_was_suspended_twice_waits_until_the_others_are_done() -> None:
+    runtime = small_runtime(arena_tokens=40_000)
+    first, second = start(runtime, "p"), start(runtime, "q")
+    runtime.engine.step()
+    for starts_again in (True, False):
+        runtime.engine._suspend(second.job)
+        runtime.engine.step()
+        assert (second.job in runtime.engine.running) == starts_again
+    while not first.job.done:
+        assert second.job not in runtime.engine.running
+        runtime.engine.step()
+    finish(runtime, second)
+    same_as_alone(second, "q")
+
+
 def test_no_more_wait_than_may() -> None:
     runtime = small_runtime(max_running=1, max_queue=2)
     running = [start(runtime, f"p{index}") for index in range(3)]  # one runs, two wait

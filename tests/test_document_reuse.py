@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -162,6 +163,28 @@ def test_requests_that_run_together_share(chunk: int, monkeypatch: pytest.Monkey
         assert one.trace.tokens_prefilled + one.trace.tokens_reused <= needed
     assert sum(one.trace.tokens_reused for one in together) >= 3 * len(encode(TEXTS["Long"]))
     assert is_clean(runtime)
+
+
+def test_what_another_computes_counts_once_though_two_documents_of_a_request_have_it() -> None:
+    texts = {"Long": TEXTS["Long"], "Twin": TEXTS["Long"]}
+    prompts = ["[l](Long) x", "[l](Long)[t](Twin) x"]
+    _, second = small_runtime().generate_batch(prompts, corpus=Texts(texts), **OPTIONS)
+    assert (second.trace.tokens_reused, second.trace.documents_reused) == (len(encode(TEXTS["Long"])), 2)
+
+
+def test_documents_computed_in_one_step_share_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(contextlib.nullcontext[None]):
+        seconds = 1.0
+
+        def __enter__(self) -> Any:
+            return self
+
+    monkeypatch.setattr("ds2ds.engine.engine.Stopwatch", Second)
+    runtime = small_runtime()
+    runtime.generate("[b](B)[l](Long) x", corpus=Texts(TEXTS), **OPTIONS)
+    b, long = (len(encode(TEXTS[title])) for title in ("B", "Long"))
+    costs = {entry.computed: entry.cost for entry in runtime.engine.store.shared() if not entry.prompt}
+    assert costs == pytest.approx({b: b / (b + long), long: long / (b + long)})
 
 
 def test_what_a_cancelled_request_has_begun_another_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:

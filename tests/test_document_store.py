@@ -553,6 +553,15 @@ def test_a_copy_is_a_use_that_retention_hears_of() -> None:
     assert [entry is prompt for entry in store.retention.cheapest_first()] == [False, True]
 
 
+def test_a_prompt_to_be_computed_anew_from_its_first_token_is_no_use_of_what_is_there() -> None:
+    store, again = make(8), root(PROMPT)
+    store.release(answered(store))
+    (prompt,) = store.shared()
+    again.fresh_from = 0
+    store.reserve(again, never)
+    assert (store.computed(again), prompt.uses) == (0, 1)
+
+
 def test_a_prompt_that_is_there_is_not_kept_twice() -> None:
     store = make(12)
     first, second = answered(store), answered(store)

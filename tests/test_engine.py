@@ -409,22 +409,38 @@ def test_requests_start_while_there_is_room_for_them(suspended: bool, together: 
     assert is_clean(runtime)
 
 
-def test_what_runs_leaves_room_for_all_that_one_of_them_may_need() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_runs_leaves_room_for_all_that_one_of_them_may_need(at_once: bool) -> None:
     settings = config(max_new_tokens=20, max_context_length=100, max_tokens_per_document=40, max_auxiliary_documents=1)
     runtime = small_runtime(arena_tokens=600)
-    running = [runtime._generator.start("p" * 10, None, None, settings) for _ in range(12)]
+    running = []
+    for _ in range(13):
+        running.append(runtime._generator.start("p" * 10, None, None, settings))
+        if not at_once:
+            runtime.engine.step()
     need, start = running[0].job.need, 32  # 10 given and 20 to write, in blocks of 16
     assert need == 100 + 40 * 2 + 16 * 2
-    runtime.engine.step()
-    assert len(runtime.engine.running) == (runtime.engine.store.arena.slots - need) // start == 12
-    more = runtime._generator.start("p" * 10, None, None, settings)
-    runtime.engine.step()
-    assert more.job not in runtime.engine.running
-    for one in (*running, more):
+    for _ in range(2):
+        runtime.engine.step()
+        assert len(runtime.engine.running) == (runtime.engine.store.arena.slots - need) // start == 12
+        assert running[-1].job not in runtime.engine.running
+    for one in running:
         for _ in runtime.engine.run(one.job):
             runtime.engine.check_integrity()
         assert one.job.error is None
     assert is_clean(runtime)
+
+
+def test_room_is_left_for_the_largest_need_whoever_has_it() -> None:
+    runtime = small_runtime(arena_tokens=608)
+    first, second = (runtime._generator.start("p", None, None, config(max_new_tokens=4)) for _ in range(2))
+    first.job.need, second.job.need = 608, 32
+    runtime.engine.step()
+    assert runtime.engine.running == [first.job]
+    for one in (first, second):
+        for _ in runtime.engine.run(one.job):
+            pass
+        assert one.job.error is None
 
 
 def test_one_request_may_always_start() -> None:

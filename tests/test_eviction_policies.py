@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from scripted import Texts, follow, grants, small_runtime
 
 from ds2ds import DocumentContext, GenerationConfig
 from ds2ds.documents.document import Document
@@ -282,3 +283,11 @@ def test_a_policy_that_is_gone_is_unknown(monkeypatch: pytest.MonkeyPatch) -> No
     for make in (lambda: window("largest_first"), lambda: GenerationConfig(eviction_policy="largest_first")):
         with pytest.raises(ValueError, match=r"eviction_policy must be one of .*, got 'largest_first'"):
             make()
+
+
+def test_a_link_to_a_document_in_view_keeps_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"": " [a](A) [b](B) [a](A) [c](C) x"})
+    corpus = Texts({title: f"about {title}" for title in "ABC"})
+    limits = {"max_auxiliary_documents": 2, "max_new_tokens": 60, "seed": 0}
+    result = small_runtime().generate("p", corpus=corpus, eviction_policy="least_recently_linked", **limits)
+    assert [title for _, title, end in grants(result.root_document) if end is not None] == ["B"]

@@ -251,6 +251,21 @@ def test_a_supplied_text_takes_the_place_of_no_document_of_another_spelling(monk
     assert grants(result.root_document) == [(15, "socket.py", None), (30, "_socket.py", None)]
 
 
+def test_a_supplied_text_takes_no_title_of_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folding(Texts):
+        def resolve(self, title: str) -> str | None:
+            return next((known for known in self.texts if known.lower() == title.lower()), None)
+
+    def on_link(question: LinkQuestion) -> Follow | Supply:
+        return Supply("b") if question.title == "queue.py" else Follow()
+
+    follow(monkeypatch, {"m.py": "import queue\nimport Queue\nx"})
+    runtime = small_runtime(link_format="python")
+    options = {"max_new_tokens": 40, "seed": 0, "on_link": on_link}
+    result = runtime.generate("", corpus=Folding({"Queue.py": "c"}), title="m.py", **options)
+    assert [title for _, title, _ in grants(result.root_document)] == ["queue.py", "Queue.py"]
+
+
 def test_the_stream_names_the_candidate_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"m.py": "import a.b\nfrom c import d\n"})
     config: dict[str, Any] = {"allow_corpus_fallback": False, "seed": 0}
