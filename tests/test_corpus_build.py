@@ -157,6 +157,12 @@ def test_links_without_text_to_a_place_in_the_note_are_left_alone(built) -> None
     assert built(notes) == {"a": notes["a.md"], "b": notes["b.md"]}
 
 
+def test_a_run_of_backticks_is_closed_by_one_as_long_alone(built) -> None:  # type: ignore[no-untyped-def]
+    many = " ".join("`" * length for length in range(1, 150))  # quadratic in time if parts of a run were tried, too
+    notes = {"a.md": "x ```[[b]]`` y", "b.md": many}
+    assert built(notes) == {"a": "x ```[b](b)`` y", "b": many}
+
+
 def test_an_open_code_span_ends_with_its_paragraph(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built({"Note.md": "`open [[T]]\n\n`[[T]] x", "T.md": "t"})
     assert bodies["Note"] == "`open [T](T)\n\n`[T](T) x"

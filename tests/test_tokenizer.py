@@ -248,6 +248,17 @@ def test_a_tiktoken_encoding_keeps_bytes_and_special_tokens(given_as: Callable[[
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eos_token_id) == ("gpt2", 50257, EOS)
 
 
+def test_an_id_that_an_encoding_leaves_out_has_no_text() -> None:
+    """As 100256 of cl100k_base: a model of as many ids may draw it."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    special = {"<|endoftext|>": 257, "<|mark|>": 260}
+    tokenizer = as_tokenizer(tiktoken.Encoding("gaps", pat_str=r"\S", mergeable_ranks=ranks, special_tokens=special))
+    assert [tokenizer.token_bytes(token) for token in (256, 257, 258, 260, 261)] == [b""] * 5
+    assert tokenizer.decode([ord("a"), 256, 258, ord("b"), 261]) == "ab"
+    with pytest.raises(ValueError, match="token id -1 is not in the vocabulary of gaps"):
+        tokenizer.token_bytes(-1)
+
+
 @pytest.mark.parametrize("given_as", [as_object, as_bound_pair])
 def test_another_tiktoken_encoding(given_as: Callable[[tiktoken.Encoding], Any]) -> None:
     tokenizer = as_tokenizer(given_as(small_encoding()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Protocol
 
 import torch
@@ -196,15 +197,19 @@ class _Asked:
         call = {name: value for name, value in call.items() if value is not None}
         self.backend = backend
         self.new = _new_tokens(call, length)
-        self.beams: int = call.get("num_beams", 1)
-        self.sequences: int = call.get("num_return_sequences", 1)
-        self.seed: int | None = call.get("seed")
+        self.beams = _integer("num_beams", call.get("num_beams", 1))
+        self.sequences = _integer("num_return_sequences", call.get("num_return_sequences", 1))
+        if self.sequences < 1:
+            raise ConfigError(f"num_return_sequences must be positive, got {self.sequences}")
+        self.seed = _integer("seed", call["seed"]) if "seed" in call else None
         self.as_dict = bool(call.get("return_dict_in_generate", False))
         ends = call.get("eos_token_id", backend.default_config().eos_token_id)
-        self.eos = [int(end) for end in (ends if isinstance(ends, Iterable) else [ends])]
+        ends = ends.tolist() if isinstance(ends, Tensor) else ends
+        several = isinstance(ends, Iterable) and not isinstance(ends, str)
+        self.eos = [_integer("eos_token_id", end) for end in (ends if several else [ends])]
         if not self.eos:
             raise ConfigError("eos_token_id must be a token id or a list of them, got none")
-        self.pad = int(call.get("pad_token_id", self.eos[0]))
+        self.pad = _integer("pad_token_id", call.get("pad_token_id", self.eos[0]))
         stop = call.get("stop_strings", ())
         self.settings: dict[str, Any] = {
             "eos_token_id": self.eos[0],
@@ -251,11 +256,18 @@ class _Asked:
 def _new_tokens(call: Mapping[str, Any], length: int) -> int:
     """Tokens to write: max_new_tokens, or what max_length leaves; of both the former counts, as there."""
     if "max_new_tokens" in call:
-        return int(call["max_new_tokens"])
-    longest = int(call.get("max_length", MAX_LENGTH))
+        return _integer("max_new_tokens", call["max_new_tokens"])
+    longest = _integer("max_length", call.get("max_length", MAX_LENGTH))
     if longest <= length:
         raise ConfigError(f"the prompt has {length} tokens, which leaves none of max_length {longest}")
     return longest - length
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} must be an integer, got {value!r}") from error
 
 
 def _given(config: Any) -> dict[str, Any]:

@@ -54,15 +54,18 @@ def _remembered(token_bytes: Callable[[int], bytes], name: str) -> Callable[[int
 def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     special = set(encoding._special_tokens.values())
 
-    # Training code rounds the vocabulary up, so a model may draw an id beyond the tokenizer's: it has no text.
+    # Training code rounds the vocabulary up, so a model may draw an id beyond the tokenizer's: it has no text. No more
+    # has one that an Encoding leaves out among its own, as cl100k_base does between its special tokens.
     known = encoding.n_vocab
+    left_out = set(range(known)) - set(encoding._mergeable_ranks.values()) - special
 
     def decode(ids: Sequence[int]) -> str:
-        return encoding.decode([token for token in ids if token < known], errors="replace")
+        return encoding.decode([token for token in ids if token < known and token not in left_out], errors="replace")
 
     def token_bytes(token: int) -> bytes:
         # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
-        return b"" if token in special or token >= known else encoding.decode_single_token_bytes(token)
+        without = token in special or token >= known or token in left_out
+        return b"" if without else encoding.decode_single_token_bytes(token)
 
     return Tokenizer(
         encode=encoding.encode_ordinary,

@@ -21,7 +21,7 @@ _ESCAPED = r"\\\1"
 # What hides a wikilink (an escape, a code span, an embed), or a wikilink.
 _WIKILINK = re.compile(
     r"\\[^\n]"
-    r"|(?P<ticks>`+)(?:(?!\n[ \t]*\n)[\s\S])+?(?<!`)(?P=ticks)(?!`)"
+    r"|(?P<ticks>`++)(?:(?!\n[ \t]*\n)[\s\S])+?(?<!`)(?P=ticks)(?!`)"
     r"|`+"
     r"|!\[\[[^\[\]\n]*\]\]"
     r"|\[\[(?P<target>[^\[\]\n|]+?)(?:\\?\|(?P<text>[^\[\]\n]*))?\]\]"
