@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ds2ds.documents.document import Document
@@ -15,6 +16,7 @@ from ds2ds.engine.step import Stopwatch, sample, score
 from ds2ds.engine.work import Compute, Rank, Score
 from ds2ds.errors import GenerationError
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.embedding import take_rows
 
 
 class Result(NamedTuple):
@@ -71,11 +73,17 @@ def _drawn(model: DS2DSModel, batch: Sequence[Planned], hidden: Tensor) -> list[
     with Stopwatch() as watch:
         if drawing:
             rows, _, documents, works = zip(*drawing, strict=True)
-            values += sample(model, hidden[list(rows)], documents, [work.sampling for work in works])
+            values += sample(model, _rows(hidden, rows), documents, [work.sampling for work in works])
         if ranking:
             rows, _, documents, ranks = zip(*ranking, strict=True)
-            values += rank(model, hidden[list(rows)], documents, [work.most for work in ranks])
+            values += rank(model, _rows(hidden, rows), documents, [work.most for work in ranks])
     waiting = [*drawing, *ranking]
     for job in {job for _, job, *_ in waiting}:
         job.trace.seconds["sampling"] += watch.seconds
     return [Result(job, document, value) for (_, job, document, _), value in zip(waiting, values, strict=True)]
+
+
+@torch.inference_mode()
+def _rows(hidden: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some of them, in ascending order; of a step that only decodes all."""
+    return hidden if len(rows) == len(hidden) else take_rows(hidden, torch.tensor(rows, device=hidden.device))

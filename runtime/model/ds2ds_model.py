@@ -14,6 +14,7 @@ from ds2ds.documents.spans import DocSpan
 from ds2ds.model.backbone import Attend, Backbone
 from ds2ds.model.compiled_backbone import CompiledBackbone
 from ds2ds.model.config import ModelConfig
+from ds2ds.model.embedding import Embedding
 from ds2ds.model.linear import linear
 from ds2ds.native.invariance import batch_invariant
 
@@ -43,7 +44,7 @@ class DS2DSModel(nn.Module):
         super().__init__()
         self.config = config
         self.batch_invariant = False
-        self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
+        self.embedding = Embedding(config.vocab_size, config.model_dim)
         self.backbone = Backbone(config)
         head = self.embedding.weight if config.weight_tying else nn.Parameter(self.embedding.weight.detach().clone())
         self.loss_fn = LMHead(head)
