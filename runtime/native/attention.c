@@ -177,6 +177,8 @@ void attend_rows(int64_t heads, int64_t dim, const float *qk, int64_t qk_stride,
                  const struct reads *table, float *keys, float *values, int64_t head_stride, float scale, float *out,
                  int threads) {
     const struct attention all = {heads, dim, qk_stride, v_stride, head_stride, table, qk, v, keys, values, scale, out};
-    in_parts(table->rows * heads * dim > WORTH_SHARING ? threads : 1, table->count * heads, 1, store, &all);
+    const int64_t stored = table->rows * dim * 8 / (table->count + 1); /* bytes, of a head of a chunk */
+    in_parts(table->rows * heads * dim > WORTH_SHARING ? threads : 1, table->count * heads, worth_a_part(stored), store,
+             &all);
     in_parts(threads, table->count * heads, 1, attend, &all);
 }

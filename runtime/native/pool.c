@@ -27,8 +27,11 @@
 static _Atomic(part *) run;
 static _Atomic(const void *) of;
 static _Atomic int64_t size, count; /* items of a part, and of all */
-static _Atomic int64_t shares, done; /* threads; parts */
-static _Atomic uint32_t loop;       /* its number: a new one is begun */
+static _Atomic int64_t shares;    /* threads */
+static _Atomic uint32_t loop;     /* its number: a new one is begun */
+static struct {                   /* alone in its line of the cache, as all write to it */
+    _Alignas(64) _Atomic int64_t parts;
+} done;
 
 /* The share of each thread: the number of its loop in the high half, then its end, and the part to be taken next. */
 static struct {
@@ -77,7 +80,7 @@ static void take(int64_t which) {
         const int64_t each = size, all = count;
         if (!atomic_compare_exchange_weak(&share[which].left, &at, at + 1)) continue;
         some(with, index * each, (index + 1) * each < all ? (index + 1) * each : all);
-        if (atomic_fetch_add(&done, 1) + 1 == parts_of(all, each) && awaited) {
+        if (atomic_fetch_add(&done.parts, 1) + 1 == parts_of(all, each) && awaited) {
             pthread_mutex_lock(&lock);
             pthread_cond_signal(&ended);
             pthread_mutex_unlock(&lock);
@@ -149,7 +152,7 @@ void in_parts(int threads, int64_t items, int64_t least, part *some, const void 
     size = each;
     count = items;
     shares = those;
-    done = 0;
+    done.parts = 0;
     for (int64_t i = 0; i < those; i++)
         share[i].left = number << 32 | (uint64_t)(parts * (i + 1) / those) << 16 | (uint64_t)(parts * i / those);
     loop = (uint32_t)number;
@@ -160,11 +163,11 @@ void in_parts(int threads, int64_t items, int64_t least, part *some, const void 
     }
     work(0);
     const int64_t since = now();
-    SPIN(done == parts, LATE)
-    if (done < parts) {
+    SPIN(done.parts == parts, LATE)
+    if (done.parts < parts) {
         pthread_mutex_lock(&lock);
         awaited = 1;
-        while (done < parts) pthread_cond_wait(&ended, &lock);
+        while (done.parts < parts) pthread_cond_wait(&ended, &lock);
         awaited = 0;
         pthread_mutex_unlock(&lock);
         if (now() - since > LATE) crowded = now() + FOR_NOW;
