@@ -183,7 +183,8 @@ class DocumentContext:
 
     def find_evicted(self, title: str, exactly: bool = False) -> Document | None:
         """A document that was completed and then evicted, but not replaced."""
-        gone = [d for d in self.completed if d not in self.window and d not in self._replaced]
+        here = {*self.window, *self._replaced}
+        gone = [document for document in self.completed if document not in here]
         return _by_title(gone, title, exactly)
 
     def has_title(self, title: str) -> bool:

@@ -127,7 +127,7 @@ class CorpusSource:
         self.check_vocabulary(title, tokens)
         return tokens
 
-    def check_vocabulary(self, title: str, tokens: Iterable[int]) -> None:
+    def check_vocabulary(self, title: str, tokens: Sequence[int]) -> None:
         """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
         check_ids(title, tokens, self.vocab_size)
 
@@ -154,7 +154,10 @@ def _token_ids(title: str, body: Any) -> list[int]:
     body = body.tolist() if hasattr(body, "tolist") else body
     if isinstance(body, Iterable) and not isinstance(body, str | bytes | dict):
         ids = list(body)
-        if all(issubclass(kind, Integral) for kind in set(map(type, ids))):
+        kinds = set(map(type, ids))
+        if kinds <= {int}:
+            return ids
+        if all(issubclass(kind, Integral) for kind in kinds):
             return list(map(int, ids))
     got = f"{type(body).__name__} {str(body)[:80]!r}" if isinstance(body, Sequence) else type(body).__name__
     raise CorpusError(f"the corpus must give token ids for document {title!r}, got {got}")

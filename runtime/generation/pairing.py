@@ -6,7 +6,7 @@ What cannot be seen: a wrong `num_heads`. The weights have the same shapes under
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ds2ds.attention.masks import BIDIRECTIONAL
@@ -109,14 +109,15 @@ def check_corpus(corpus: Any, layout: Layout, vocab_size: int, tokenizer: Tokeni
         _warn_of_layout(corpus, sample, layout, tokenizer)
 
 
-def check_ids(title: str, tokens: Iterable[int], vocab_size: int) -> None:
+def check_ids(title: str, tokens: Sequence[int], vocab_size: int) -> None:
     """Raise CorpusError if a document is to hold ids outside the model's vocabulary."""
-    wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
-    if wrong is not None:
-        raise CorpusError(
-            f"document {title!r} would hold token id {wrong}, outside the model's vocabulary of "
-            f"{vocab_size}: corpus, tokenizer and eos_token_id must be of this model"
-        )
+    if not tokens or (min(tokens) >= 0 and max(tokens) < vocab_size):
+        return
+    wrong = next(token for token in tokens if not 0 <= token < vocab_size)
+    raise CorpusError(
+        f"document {title!r} would hold token id {wrong}, outside the model's vocabulary of "
+        f"{vocab_size}: corpus, tokenizer and eos_token_id must be of this model"
+    )
 
 
 def _warn_of_layout(corpus: DocumentCorpus, sample: Sequence[Sampled], layout: Layout, tokenizer: Tokenizer) -> None:

@@ -117,8 +117,8 @@ class Request:
         if document.depth == 0:
             return document.title or UNTITLED_ROOT
         if document not in self.titles:
-            name, copy, taken = document.title, 2, {*self.titles.values(), self.context.root.title}
-            while name in taken:
+            name, copy = document.title, 2
+            while name == self.context.root.title or name in self.titles.values():
                 name, copy = f"{document.title} ({copy})", copy + 1
             self.titles[document] = name
         return self.titles[document]
