@@ -64,4 +64,5 @@ def test_a_step_leaves_torchs_threads_asleep(weights: str | None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS2DS_NATIVE": "1"})
     assert done.returncode == 0, done.stderr
     nanoseconds = json.loads(done.stdout)
-    assert len(nanoseconds) > 1 and not any(nanoseconds), nanoseconds
+    # On a busy machine one may be on its way to sleep still, for microseconds; spinning would take 8 ms a step.
+    assert len(nanoseconds) > 1 and max(nanoseconds) < 1e6, nanoseconds
