@@ -2,7 +2,8 @@
 # Everything that needs a GPU, in one command, in about 8 minutes and at most 9.5: the tests marked gpu, then sampling, compaction,
 # attention, products, the decode step, decoding, reuse and link events in bfloat16. What fails or runs out of time does not keep the rest from
 # running, and leaves what it has measured. Results and a log go to bench/results; or to $OUT, where the results are in one
-# archive, as of the last step that has ended: of a machine that is lent, few files may come back.
+# archive of their JSON files, as of the last step that has ended (tar -xzf results.tgz -C bench/results): of a machine that is
+# lent, few files may come back.
 #
 #     bench/gpu.sh            all of it
 #     bench/gpu.sh tests reuse    some steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -12,7 +13,7 @@ State: TypeAlias = Callable[[bytes, int, int, list[ScannedLink]], int]
 stopped; `offset` is where `data` begins in the stream."""
 
 
-class StateScanner:
+class StateScanner(ABC):
     """Reads a stream once, in pieces of any size.
 
     Attributes:
@@ -26,9 +27,9 @@ class StateScanner:
         self.position = 0
         self.reset()
 
+    @abstractmethod
     def reset(self) -> None:
         """The document ends: what is open is no link."""
-        raise NotImplementedError
 
     def feed(self, data: bytes) -> list[ScannedLink]:
         """The links that are complete in `data`, in order."""
