@@ -30,14 +30,14 @@ def granted(context: DocumentContext) -> list[tuple[int, str]]:
 
 def test_positions_are_after_the_token_in_which_the_link_closes() -> None:
     tokens = encode("see [a](A). [b](B), end")
-    found = find_links(LinkDetector(TOKENIZER), tokens)
+    found = find_links(LinkDetector(TOKENIZER).stream(), tokens)
     assert [(known.link.text, known.link.target) for known in found] == [("a", "A"), ("b", "B")]
     assert [decode(tokens[known.position - 1 : known.position]) for known in found] == [").", "), "]
 
 
 def test_two_links_that_close_in_one_token() -> None:
     tokens = encode("see:[x](B)[y](C)")
-    found = find_links(LinkDetector(TOKENIZER), tokens)
+    found = find_links(LinkDetector(TOKENIZER).stream(), tokens)
     assert [known.link.target for known in found] == ["B", "C"]
     assert [known.position for known in found] == [len(tokens)] * 2
 

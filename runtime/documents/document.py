@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ds2ds.documents.content import Content
     from ds2ds.documents.title_match import Match
+
+
+def plain_ids(tokens: Iterable[int]) -> list[int]:
+    """A list of its own, of Python's integers, whatever holds these token ids: an array, a tensor, a list."""
+    ids = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+    return ids if set(map(type, ids)) <= {int} else list(map(int, ids))
 
 
 @dataclass(frozen=True)

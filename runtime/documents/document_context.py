@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds2ds.documents.document import Document
+from ds2ds.documents.document import Document, plain_ids
 from ds2ds.documents.eviction import EVICTION_POLICIES, Candidate
 from ds2ds.documents.spans import DocSpan, SpanGrant
 from ds2ds.documents.title_utils import title_key
@@ -97,7 +97,7 @@ class DocumentContext:
         """
         if self.window:
             raise RuntimeError(f"the root is {self.root.title!r} already")
-        document = Document(title, list(map(int, tokens)))
+        document = Document(title, plain_ids(tokens))
         if len(document.tokens) > self.max_context_length:
             raise ConfigError(
                 f"the prompt has {len(document.tokens)} tokens, more than max_context_length {self.max_context_length}"
@@ -110,7 +110,7 @@ class DocumentContext:
         Call `make_room` first.
         """
         parent = self.current
-        document = Document(title, list(map(int, tokens)), depth=parent.depth + 1, parent=parent)
+        document = Document(title, plain_ids(tokens), depth=parent.depth + 1, parent=parent)
         return self._open(document, self._most_tokens(document))
 
     def open_corpus_document(self, title: str, tokens: Iterable[int], source: str = "corpus") -> Document:
@@ -119,7 +119,7 @@ class DocumentContext:
         It is not complete yet: its own links are to be resolved first. Call `make_room` before.
         """
         parent = self.current
-        document = Document(title, list(map(int, tokens)), source, parent.depth + 1, parent)
+        document = Document(title, plain_ids(tokens), source, parent.depth + 1, parent)
         return self._open(document, len(document.tokens))
 
     def add_corpus_document(self, title: str, tokens: Iterable[int]) -> Document:

@@ -10,13 +10,18 @@ limit or a stop string ends has no suffix, like a document of the corpus that is
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ds2ds.documents.document import plain_ids
 from ds2ds.errors import ConfigError
 
 LAYOUT_POLICIES = ("null", "bos_eos", "identifier_prefix", "identifier_prefix_bos_eos")
+
+HEADINGS = 4096
+"""Most headings of which a layout keeps the ids."""
 
 _HEADING = re.compile(r"# ([^\n]+)\n")
 _WHOLE_HEADING = re.compile(r"# [^\n]+\n\n")
@@ -35,8 +40,13 @@ class Layout:
     policy: str
     encode: Callable[[str], list[int]]
     eos_token_id: int
+    _heading: Callable[[str], list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Titles come again and again, and a tokenizer takes long to begin.
+        encode = self.encode
+        heading = functools.lru_cache(HEADINGS)(lambda title: encode(f"# {title}\n\n"))
+        object.__setattr__(self, "_heading", heading)
         if self.policy not in LAYOUT_POLICIES:
             raise ConfigError(f"layout_policy must be one of {LAYOUT_POLICIES}, got {self.policy!r}")
 
@@ -50,8 +60,8 @@ class Layout:
 
     def prefix(self, title: str) -> list[int]:
         """What a document with this title starts with; may be empty."""
-        heading = self.encode(f"# {title}\n\n") if self.has_heading else []
-        return [self.eos_token_id] * self.has_marks + heading
+        heading = self._heading(title) if self.has_heading else ()
+        return [*[self.eos_token_id] * self.has_marks, *heading]
 
     def encode_start(self, text: str) -> list[int]:
         """The ids of a text that starts a document: a heading is encoded by itself, as `prefix` does it.
@@ -76,7 +86,7 @@ class Layout:
 
     def wrap(self, title: str, body: Sequence[int]) -> list[int]:
         """prefix + body + suffix: a whole document as the model reads it (S1)."""
-        return [*self.prefix(title), *map(int, body), *self.suffix()]
+        return [*self.prefix(title), *plain_ids(body), *self.suffix()]
 
 
 def heading_title(text: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ds2ds.attention.masks import READS_LINKS
 from ds2ds.documents.document import Document
-from ds2ds.documents.link_detector import LinkDetector
+from ds2ds.documents.link_detector import LinkDetector, LinkStream
 from ds2ds.documents.link_scanner import ScannedLink
 from ds2ds.documents.title_match import found_by
 from ds2ds.engine.work import Ask, Item, Prefill, Score, Work
@@ -25,7 +25,7 @@ from ds2ds.errors import CorpusError
 from ds2ds.generation.choices import Follow, LinkQuestion, Skip, Supply, check_answer
 from ds2ds.generation.events import DocumentClosed, DocumentOpened, LinkAsked, LinkClosed
 from ds2ds.generation.link_target import LinkLocator, Target, nowhere
-from ds2ds.generation.prompt_processor import find_links
+from ds2ds.generation.prompt_processor import KnownLink, find_links
 from ds2ds.generation.request import Request
 from ds2ds.generation.single_doc_generator import limit_reached, write_document
 
@@ -50,12 +50,12 @@ class LinkFollower:
         """Everything: the links in the prompt, then the root, and what it comes to link to."""
         root = self.context.root
         try:
-            yield from self._open_root()
+            stream = yield from self._open_root()
             if self.request.config.prompt_logprobs:
                 # Who has to leave for the first token leaves now: what the prompt reads is the same, scored or not.
                 limit_reached(self.request, root, written=0)
                 yield from self._score(root)
-            yield from self._write(root)
+            yield from self._write(root, stream)
         except _Quit:
             while root.in_progress:
                 document = self.context.current
@@ -68,11 +68,14 @@ class LinkFollower:
         yield from self._score(self.context.root)
         self._close(self.context.root)
 
-    def _open_root(self) -> Work:
+    def _open_root(self) -> Generator[Item, Any, LinkStream]:
+        """Bring in what the prompt links to; returns the stream that has read it."""
         root = self.context.root
         self._opened(root)
+        stream, links = self._read(root)
         if self.request.config.process_prompt_links:
-            yield from self._resolve_links(root)
+            yield from self._follow_all(root, links)
+        return stream
 
     def _score(self, root: Document) -> Work:
         """Note how likely each token that the root has is, given those before it."""
@@ -85,11 +88,13 @@ class LinkFollower:
             if one.top:
                 root.alternatives[position] = one.top
 
-    def _write(self, document: Document) -> Work:
-        """Write the current document to its end, following its links, and close it."""
+    def _read(self, document: Document) -> tuple[LinkStream, list[KnownLink]]:
+        """A stream that has read what the document has, and the links in it."""
         stream = self.detector.stream(document.title)
-        for token in document.tokens:
-            stream.feed(token)
+        return stream, find_links(stream, document.tokens)
+
+    def _write(self, document: Document, stream: LinkStream) -> Work:
+        """Write the current document, which `stream` has read, to its end, following its links, and close it."""
 
         def follow_closed(token: int) -> Work:
             for link in stream.feed(token):
@@ -98,9 +103,9 @@ class LinkFollower:
         yield from write_document(self.request, document, follow_closed)
         self._close(document)
 
-    def _resolve_links(self, document: Document) -> Work:
+    def _follow_all(self, document: Document, links: list[KnownLink]) -> Work:
         """Bring in what a document links to before it is computed (dependencies first)."""
-        for known in find_links(self.detector, document.tokens, document.title):
+        for known in links:
             yield from self._follow(document, known.link, known.position)
 
     def _follow(self, parent: Document, link: ScannedLink, position: int) -> Work:
@@ -149,14 +154,16 @@ class LinkFollower:
             context.make_room(len(tokens) + 1)
             target = context.start_auxiliary_generation(found.title, tokens)
             self._opened(target)
-            yield from self._write(target)
+            stream, _ = self._read(target)  # a heading that looks like a link leads nowhere
+            yield from self._write(target, stream)
             return target
         context.make_room(len(tokens), found.instead_of)
         target = context.open_corpus_document(found.title, tokens, found.outcome)
         target.truncated = found.truncated
         self._opened(target)
         if self.locator.forbidden(target) is None:
-            yield from self._resolve_links(target)
+            _, links = self._read(target)
+            yield from self._follow_all(target, links)
         self._close(target)
         return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
@@ -72,6 +73,8 @@ class LinkedDocumentGenerator:
         check_tokenizer(model.config, self.tokenizer)
         self.link_format = link_formats.link_format(model.config.link_detector if link_format is None else link_format)
         self.engine = engine or Engine(model)
+        # A layout remembers headings: requests share it.
+        self._layout = functools.lru_cache(8)(functools.partial(Layout, self.layout_policy, self.tokenizer.encode))
 
     def generate(
         self,
@@ -196,7 +199,7 @@ class LinkedDocumentGenerator:
         most = self.engine.limits.max_running
         if config.num_beams > most:
             raise ConfigError(f"num_beams must be at most the runtime's max_running {most}, got {config.num_beams}")
-        layout = Layout(self.layout_policy, self.tokenizer.encode, config.eos_token_id)
+        layout = self._layout(config.eos_token_id)
         tokens, title = self._root(prompt, prompt_tokens, title, layout)
         context = DocumentContext(
             config.max_context_length,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ds2ds.documents.document_context import DocumentContext
 from ds2ds.documents.layout import Layout
-from ds2ds.documents.link_detector import LinkDetector
+from ds2ds.documents.link_detector import LinkDetector, LinkStream
 from ds2ds.documents.link_formats import DEFAULT_FORMAT, LinkFormat
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
@@ -24,9 +24,8 @@ class KnownLink:
     link: ScannedLink
 
 
-def find_links(detector: LinkDetector, tokens: Sequence[int], document_title: str = "") -> list[KnownLink]:
-    """All links in these tokens of the document of this title, in the order in which they are complete."""
-    stream = detector.stream(document_title)
+def find_links(stream: LinkStream, tokens: Sequence[int]) -> list[KnownLink]:
+    """All links in these tokens, the first of a new stream's document, in the order in which they are complete."""
     return [KnownLink(index + 1, link) for index, token in enumerate(tokens) for link in stream.feed(token)]
 
 
@@ -72,7 +71,7 @@ class PromptLinkProcessor:
         missing: list[str] = []
         if not config.process_prompt_links or config.max_link_depth == 0:
             return missing
-        for known in find_links(self.detector, prompt_tokens, reader.title):
+        for known in find_links(self.detector.stream(reader.title), prompt_tokens):
             title = source.choose_title(known.link, context)
             if not title.strip() or is_external(title):
                 continue

@@ -60,7 +60,10 @@ def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     left_out = set(range(known)) - set(encoding._mergeable_ranks.values()) - special
 
     def decode(ids: Sequence[int]) -> str:
-        return encoding.decode([token for token in ids if token < known and token not in left_out], errors="replace")
+        try:
+            return encoding.decode(list(ids), errors="replace")
+        except KeyError:
+            return encoding.decode([one for one in ids if one < known and one not in left_out], errors="replace")
 
     def token_bytes(token: int) -> bytes:
         # A special token is a mark, not text: it must not look like `<...>` to the link scanner.
