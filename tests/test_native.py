@@ -17,6 +17,7 @@ import torch
 from processors import PROCESSORS, compiled_for
 
 from ds2ds import DS2DSModel, Runtime
+from ds2ds.model.int8_weight import LARGEST, MOST_INPUTS
 from ds2ds.native import library as module
 from ds2ds.native import operations as native
 from ds2ds.native.library import library
@@ -230,7 +231,8 @@ def test_int8_rows_of_any_size_keep_their_largest_number() -> None:
 def test_int8_products_have_the_same_bits_whatever_instructions_there_are(processor: str) -> None:
     generator = torch.Generator().manual_seed(0)
     cases = []
-    for rows, outputs, inputs in [(1, 5, 3), (2, 16, 64), (3, 33, 70), (5, 129, 50), (7, 64, 4), (23, 100, 130)]:
+    sizes = [(1, 5, 3), (2, 16, 64), (3, 33, 70), (5, 129, 50), (7, 64, 4), (23, 100, 130), (1, 5, 4097), (5, 40, 9000)]
+    for rows, outputs, inputs in sizes:
         values = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
         weight = native.pack_int8(values, torch.rand(outputs, generator=generator))
         cases.append((torch.randn(rows, inputs, generator=generator), weight))
@@ -243,6 +245,21 @@ def test_int8_products_have_the_same_bits_whatever_instructions_there_are(proces
         there = products()
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("processor", [None, *PROCESSORS])
+def test_the_largest_numbers_of_most_inputs_add_up(processor: str | None) -> None:
+    """Digits' products add up in 32 bits."""
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    x = torch.tensor([1.0, -1.0, 1.0])[:, None].repeat(1, MOST_INPUTS)
+    x[2, ::2] = 0.0
+    values = torch.full((2, MOST_INPUTS), LARGEST, dtype=torch.int8)
+    values[1] = -LARGEST
+    weight = native.pack_int8(values, torch.ones(2))
+    with compiled_for(processor) if processor else nullcontext():
+        for dynamic in (False, True):
+            torch.testing.assert_close(native.linear_int8(x, weight, dynamic), x @ values.float().T, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("processor", [None, *PROCESSORS])

@@ -226,7 +226,7 @@ def move_slots(arena: Tensor, moves: Sequence[tuple[int, int, int]]) -> None:
 
 def int8_room(rows: int, inputs: int, digits: int) -> int:
     """Bytes of room that linear_int8 needs."""
-    return rows * (FLOAT_BYTES + digits * -(-inputs // _GROUP) * _GROUP)
+    return rows * (FLOAT_BYTES + (digits + 1) * -(-inputs // _GROUP) * _GROUP)
 
 
 def _sizes(x: Tensor, out: Tensor) -> tuple[int, int, int]:
