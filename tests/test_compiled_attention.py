@@ -133,6 +133,21 @@ def test_it_reads_what_plain_attention_does(made: World, threads: int, data: st.
             torch.testing.assert_close(ours[document].double(), expected[document], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_reaches_no_row_that_does_not_read_it(value: float) -> None:
+    a, b = Document("a", [0] * 20), Document("b", [0] * 150)
+    b.grants = [DocumentGrant(30, a, 40)]
+    made = world([a, b], 2, 64, 0)
+    expected = whole(made, torch.float32)
+    made.v[a][10, 0, 3], made.v[b][100, 1, 5] = value, value
+    spoiled = whole(made, torch.float32)
+    for document, head, where in ((a, 0, range(10, 20)), (b, 0, range(30, 40)), (b, 1, range(100, 150))):
+        reading = torch.zeros(len(document.tokens), dtype=torch.bool)
+        reading[list(where)] = True
+        assert not spoiled[document][reading, head].isfinite().all(-1).any()
+        assert torch.equal(spoiled[document][~reading, head], expected[document][~reading, head])
+
+
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_it_does_on_other_processors(processor: str) -> None:
     for head_dim, lengths in ((20, (17, 150)), (64, (100, 131)), (128, (1, 70))):

@@ -102,9 +102,10 @@ INLINE void attend_row(int dim, const struct attention *a, const struct chunk *c
     for (int i = 0; i < dim; i++) head.out[i] = sum_of[i / LANES][i % LANES] / all;
 }
 
-/* A panel of a chunk's rows: `count` of them from the `first`. */
-static void attend_panel(const struct attention *a, const struct chunk *chunk, struct head head, int64_t first,
-                         int64_t count) {
+/* A panel of a chunk's rows: `count` of them from the `first`. Returns whether what any of these read is NaN: a value that
+ * is infinite or NaN reaches all rows of the panel, since those that do not read it weigh it with 0. */
+static int attend_panel(const struct attention *a, const struct chunk *chunk, struct head head, int64_t first,
+                        int64_t count) {
     const struct reads *table = a->table;
     const int64_t dim = a->dim, vecs = (count + LANES - 1) / LANES;
     /* As large as they need be: a thread of the caller's may have little stack. */
@@ -148,12 +149,18 @@ static void attend_panel(const struct attention *a, const struct chunk *chunk, s
             add_products(count, dim, some, head.values + slot, 1, dim, scores, sums);
         }
     }
+    ints odd[ACROSS] = {{0}};
     for (int64_t d = 0; d < dim; d++)
         for (int64_t v = 0; v < vecs; v++) {
             float *sum = sums + d * PANEL + v * LANES;
-            to_float(sum, of_float(sum) / total[v]);
+            const vec mean = of_float(sum) / total[v];
+            odd[v] |= (ints)(mean != mean);
+            to_float(sum, mean);
         }
     from_panel(count, dim, sums, head.out + first * a->heads * dim, a->heads * dim);
+    int any = 0;
+    for (int64_t row = 0; row < count; row++) any |= odd[row / LANES][row % LANES];
+    return any;
 }
 
 static void attend(const void *with, int64_t from, int64_t to) {
@@ -164,8 +171,11 @@ static void attend(const void *with, int64_t from, int64_t to) {
         if (chunk->rows == 1 && a->dim == 64) attend_row(64, a, chunk, head);
         else if (chunk->rows == 1) attend_row((int)a->dim, a, chunk, head);
         else
-            for (int64_t row = 0; row < chunk->rows; row += PANEL)
-                attend_panel(a, chunk, head, row, chunk->rows - row < PANEL ? chunk->rows - row : PANEL);
+            for (int64_t row = 0; row < chunk->rows; row += PANEL) {
+                const int64_t count = chunk->rows - row < PANEL ? chunk->rows - row : PANEL;
+                if (!attend_panel(a, chunk, head, row, count)) continue;
+                for (int64_t r = row; r < row + count; r++) attend_panel(a, chunk, head, r, 1);
+            }
     }
 }
 
