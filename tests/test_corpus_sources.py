@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,14 @@ def test_a_damaged_bibliography_is_read_as_far_as_it_goes(source: str) -> None:
     entries = list(read_bibliography(source + "\n"))
     assert all(entry.key for entry in entries)
     assert next(read_bibliography(whole + source)) == Entry("last", "misc", {"title": "x"})
+
+
+@pytest.mark.parametrize("entry", ["@misc{k, a={open\n", '@misc{k, a="{open\n', "@comment{open\n"])
+def test_entries_that_never_end_are_read_in_one_pass(entry: str) -> None:
+    began = time.perf_counter()
+    list(read_bibliography(entry * 20_000))
+    assert time.perf_counter() - began < 5  # minutes where each looks through all that follow
+    assert [one.key for one in read_bibliography(entry * 3 + "@misc{last}")][-1] == "last"
 
 
 # What a folder holds

@@ -10,6 +10,7 @@ _ENTRY = re.compile(r"@\s*([A-Za-z]+)\s*([{(])")
 _KEY = re.compile(r"\s*([^\s,={}()\"#%]+)\s*(?=[,})])")
 _NAME = re.compile(r"[\s,]*([^\s,={}()\"#%]+)\s*=\s*")
 _WORD = re.compile(r"[^\s,={}()\"#%]+")
+_MARK = re.compile(r'[{}]|(?<!\\)"')
 _JOIN = re.compile(r"\s*#\s*")
 _NO_ENTRIES = ("comment", "preamble")
 
@@ -23,30 +24,35 @@ class Entry:
     fields: Mapping[str, str]
 
 
-def _quoted(source: str, at: int) -> int:
-    """Where a value that starts with `{` or `"` at `at` ends, one past it; -1 if it never does."""
-    quote, depth = source[at] == '"', 0
-    for end in range(at + (1 if quote else 0), len(source)):
-        character = source[end]
-        if character == "\\":
-            continue
-        if source[end - 1] == "\\" and character == '"':
-            continue
-        if character == "{":
+def _value_ends(source: str) -> dict[int, int]:
+    """Where each value that would start at a `{` or `"` ends, one past it: at the brace that closes it, or at the next
+    quote as deep in braces. What never ends is left out. All in one pass, however many do not."""
+    ends: dict[int, int] = {}
+    braces: list[int] = []
+    quotes: dict[int, int] = {}  # the last one at each depth
+    depth = 0
+    for mark in _MARK.finditer(source):
+        at = mark.start()
+        if mark[0] == "{":
             depth += 1
-        elif character == "}":
+            braces.append(at)
+        elif mark[0] == "}":
             depth -= 1
-        if depth == 0 and character == ('"' if quote else "}"):
-            return end + 1
-    return -1
+            if braces:
+                ends[braces.pop()] = at + 1
+        else:
+            if depth in quotes:
+                ends[quotes[depth]] = at + 1
+            quotes[depth] = at
+    return ends
 
 
-def _value(source: str, at: int, strings: Mapping[str, str]) -> tuple[str, int]:
+def _value(source: str, at: int, ends: Mapping[int, int], strings: Mapping[str, str]) -> tuple[str, int]:
     """The value that starts at `at`, its parts joined, and where it ends; -1 if it never does."""
     parts = []
     while True:
         if at < len(source) and source[at] in '{"':
-            end = _quoted(source, at)
+            end = ends.get(at, -1)
             if end < 0:
                 return "", -1
             parts.append(source[at + 1 : end - 1])
@@ -66,13 +72,13 @@ def read_bibliography(source: str) -> Iterator[Entry]:
 
     An entry that is cut off or damaged ends where it stops making sense; what it had until then counts.
     """
+    ends = _value_ends(source)
     strings: dict[str, str] = {}
     at = 0
     while start := _ENTRY.search(source, at):
         kind, at = start[1].lower(), start.end()
         if kind in _NO_ENTRIES:
-            end = _quoted(source, start.end() - 1) if start[2] == "{" else -1
-            at = end if end > 0 else at
+            at = ends.get(start.end() - 1, at)
             continue
         key = None if kind == "string" else _KEY.match(source, at)
         if key is not None:
@@ -81,7 +87,7 @@ def read_bibliography(source: str) -> Iterator[Entry]:
             continue
         fields: dict[str, str] = {}
         while name := _NAME.match(source, at):
-            value, end = _value(source, name.end(), strings)
+            value, end = _value(source, name.end(), ends, strings)
             if end < 0:
                 break
             fields.setdefault(name[1].lower(), " ".join(value.split()))
