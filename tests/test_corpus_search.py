@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from foreign_corpus import write_foreign_corpus
@@ -70,8 +71,14 @@ def test_the_document_of_that_title_comes_first(index: CorpusSearch) -> None:
 def test_limit(index: CorpusSearch) -> None:
     assert len(titles(index, "pointers", 2)) == 2
     assert len(titles(index, "c++", 1)) == 1
-    with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
-        index.search("x", 0)
+    assert len(titles(index, "pointers", 2**63 - 1)) > 2
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**63, 2.5, "2", None, True])
+def test_wrong_limits(index: CorpusSearch, limit: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        index.search("pointers", limit)
+    assert str(raised.value) == f"limit must be an integer from 1 to 9223372036854775807, got {limit!r}"
 
 
 def test_the_snippet_is_the_best_passage_on_one_line(index: CorpusSearch) -> None:

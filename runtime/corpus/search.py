@@ -17,6 +17,7 @@ from ds2ds.tokenizer import Tokenizer, as_tokenizer
 SEARCH_NAME = "search.sqlite"
 _SCHEMA_VERSION = "1"
 _FTS = "CREATE VIRTUAL TABLE texts USING fts5 (title, body, {options} tokenize = 'porter unicode61')"
+_MOST = 2**63 - 1
 _TITLE_WEIGHT = 8.0  # a word in the title counts as so many in the body
 
 
@@ -106,10 +107,10 @@ class CorpusSearch:
         Words are matched by stem, whatever case they have; the document that `words` is the title of comes first.
 
         Raises:
-            ConfigError: `limit` is below 1.
+            ConfigError: `limit` is no integer from 1 on that SQLite can hold.
         """
-        if limit < 1:
-            raise ConfigError(f"limit must be at least 1, got {limit}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
+            raise ConfigError(f"limit must be an integer from 1 to {_MOST}, got {limit!r}")
         sql = (
             f"SELECT rowid, bm25(texts, {_TITLE_WEIGHT}, 1.0) AS score FROM texts WHERE texts MATCH ? "
             "ORDER BY score, rowid LIMIT ?"
