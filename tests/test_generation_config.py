@@ -7,6 +7,7 @@ import math
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,10 +109,12 @@ def test_not_a_number(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "rule", "wrong", "right"),
     [
-        ("temperature", "must be >= 0", [-0.1, -1, math.inf, math.nan, 1e39, 10**400], [0, 0.0, 1, 100.0]),
+        ("temperature", "must be >= 0", [-0.1, -1], [0, 0.0, 1, 100.0]),
+        ("temperature", "must be >= 0 and finite in float32", [math.inf, -math.inf, math.nan, 1e39, 10**400], []),
         ("top_p", "must be in (0, 1]", [0, 0.0, -0.5, 1.5, math.nan, 1e-60], [1, 1.0, 1e-6]),
         ("min_p", "must be in [0, 1]", [-0.1, 1.1, math.nan], [0, 1, 0.05]),
-        ("repetition_penalty", "must be positive", [0, -1.0, math.inf, math.nan, 1e-60, 1e39], [1, 2, 0.5]),
+        ("repetition_penalty", "must be positive", [0, -1.0, 1e-60], [1, 2, 0.5]),
+        ("repetition_penalty", "must be positive and finite in float32", [math.inf, math.nan, 1e39], []),
     ],
 )
 def test_ranges(name: str, rule: str, wrong: list[float], right: list[float]) -> None:
@@ -120,6 +123,18 @@ def test_ranges(name: str, rule: str, wrong: list[float], right: list[float]) ->
         assert error(**{name: value}) == f"{name} {rule}, got {value}"
     for value in right:
         assert getattr(GenerationConfig(**{name: value}), name) == value
+
+
+def test_numbers_of_numpy_are_taken_as_pythons() -> None:
+    integers = {name: np.int64(1) for name in INTEGERS}
+    numbers = {name: np.float32(0.5) for name in NUMBERS}
+    config = GenerationConfig(**integers, **numbers, stop_token_ids=[np.int32(7)])
+    assert config == GenerationConfig(**dict.fromkeys(integers, 1), **dict.fromkeys(numbers, 0.5), stop_token_ids=[7])
+    assert json.loads(json.dumps(config.to_dict()))["temperature"] == 0.5
+    assert type(GenerationConfig(temperature=np.int64(1)).temperature) is int
+    for name in ("seed", "temperature"):
+        assert error(**{name: np.bool_(True)}).endswith(f"got {np.bool_(True)!r}")
+    assert error(top_p=np.float32(2)) == "top_p must be in (0, 1], got 2.0"
 
 
 def test_messages_of_the_design() -> None:

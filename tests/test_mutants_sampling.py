@@ -125,7 +125,7 @@ def test_no_tokens_listed_is_no_penalty() -> None:
     ("settings", "message"),
     [
         ({"temperature": -0.5}, "temperature must be >= 0, got -0.5"),
-        ({"temperature": INF}, "temperature must be finite, got inf"),
+        ({"temperature": INF}, "temperature must be >= 0 and finite in float32, got inf"),
         ({"top_k": -1}, "top_k must be >= 0, got -1"),
         ({"top_p": 0.0}, "top_p must be in (0, 1], got 0.0"),
     ],

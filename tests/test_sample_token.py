@@ -71,8 +71,9 @@ def test_any_floating_dtype(dtype: torch.dtype) -> None:
     ("settings", "message"),
     [
         ({"temperature": -1.0}, r"temperature must be >= 0, got -1.0"),
-        ({"temperature": float("nan")}, r"temperature must be >= 0, got nan"),
-        ({"temperature": float("inf")}, r"temperature must be finite, got inf"),
+        ({"temperature": float("nan")}, r"temperature must be >= 0 and finite in float32, got nan"),
+        ({"temperature": float("inf")}, r"temperature must be >= 0 and finite in float32, got inf"),
+        ({"temperature": 1e39}, r"temperature must be >= 0 and finite in float32, got 1e\+39"),
         ({"top_k": -2}, r"top_k must be >= 0, got -2"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -69,11 +70,14 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting is out of range.
     """
+    kept: dict[str, Any] = {}
     for name, rule in INTEGERS.items():
         if not (name in OPTIONAL and settings[name] is None):
-            _check(name, _integer(name, settings[name]), settings[name], rule)
+            kept[name] = _integer(name, settings[name])
+            _check(name, kept[name], kept[name], rule)
     for name, rule in NUMBERS.items():
-        _check(name, _number(name, settings[name]), settings[name], rule)
+        kept[name] = _number(name, settings[name])
+        _check(name, _in_float32(kept[name]), kept[name], rule)
     for name in SWITCHES:
         if not isinstance(settings[name], bool):
             raise ConfigError(f"{name} must be True or False, got {settings[name]!r}")
@@ -83,7 +87,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stopping, bool) and stopping != "never":
         raise ConfigError(f"early_stopping must be True, False or 'never', got {stopping!r}")
     _check_beams(settings)
-    return {
+    return kept | {
         "stop": _stop(settings["stop"]),
         "stop_token_ids": _stop_token_ids(settings["stop_token_ids"]),
         "title_resolution": _title_resolution(settings["title_resolution"]),
@@ -93,21 +97,28 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _check(name: str, value: float, given: Any, rule: Rule) -> None:
     must, holds = rule
     if not holds(value):
+        if rule in (_POSITIVE, _NOT_NEGATIVE) and isinstance(value, float) and not math.isfinite(value):
+            must += " and finite in float32"
         raise ConfigError(f"{name} must {must}, got {given}")
 
 
 def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    """As Python's own: numpy's are taken, too."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ConfigError(f"{name} must be an integer, got {value!r}")
-    return value
+    return int(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"{name} must be a number, got {value!r}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _in_float32(value: float) -> float:
+    """As the sampler computes: 1e39 is infinite there, and 1e-60 is 0."""
     if isinstance(value, int):
         value = max(-(2**200), min(value, 2**200))  # of an integer beyond 2**1024 no float can be made
-    # In float32, as the sampler computes: 1e39 is infinite there, and 1e-60 is 0.
     return torch.tensor(float(value), dtype=torch.float32).item()
 
 
@@ -130,9 +141,9 @@ def _stop(given: Any) -> tuple[str, ...]:
 
 def _stop_token_ids(given: Any) -> tuple[int, ...]:
     listed = isinstance(given, Sequence) and not isinstance(given, str)
-    if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in given):
+    if not listed or not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i) >= 0 for i in given):
         raise ConfigError(f"stop_token_ids must be a sequence of token ids >= 0, got {given!r}")
-    return tuple(given)
+    return tuple(map(int, given))
 
 
 def _title_resolution(given: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from ds2ds.errors import ConfigError
 from ds2ds.kernels import SampleStatus, sample_rows
 
 _ZERO = torch.zeros(1, dtype=torch.int64)
+_MOST = torch.finfo(torch.float32).max
 _MIN_P_OFF = torch.zeros(1, dtype=torch.float32)
 
 
@@ -26,10 +27,10 @@ def sample_token(logits: torch.Tensor, temperature: float = 1.0, top_k: int | No
         ConfigError: (a ValueError) a setting is out of range, the logits are not one row of floating-point
             numbers, or they hold a NaN, +inf or nothing but -inf.
     """
-    if not temperature >= 0:  # so that a NaN is refused
+    if temperature < 0:
         raise ConfigError(f"temperature must be >= 0, got {temperature}")
-    if temperature == float("inf"):
-        raise ConfigError(f"temperature must be finite, got {temperature}")
+    if not temperature <= _MOST:  # so that a NaN is refused
+        raise ConfigError(f"temperature must be >= 0 and finite in float32, got {temperature}")
     if top_k is not None and top_k < 0:
         raise ConfigError(f"top_k must be >= 0, got {top_k}")
     if not 0 < top_p <= 1:
