@@ -79,5 +79,5 @@ setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": ["transformers>=5", "pytest-benchmark>=4", "scipy>=1.11", "ctranslate2>=4"],
     },
-    entry_points={"console_scripts": ["ds2ds=ds2ds.cli:main"]},
+    entry_points={"console_scripts": ["ds2ds=ds2ds.__main__:main"]},
 )
