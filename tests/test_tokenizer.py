@@ -275,6 +275,60 @@ def test_methods_of_two_encodings_are_a_plain_pair() -> None:
     assert tokenizer.name == "custom"
 
 
+def tokenizers_gpt2() -> Any:
+    """GPT-2's vocabulary in the `tokenizers` library, with a token added that is text; it cuts and pads."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.BPE.from_file(str(DATA / "encoder.json"), str(DATA / "vocab.bpe"))
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    made.add_tokens(["→ text"])
+    made.enable_truncation(3)
+    made.enable_padding(length=3)
+    return made
+
+
+def as_itself(given: Any) -> Any:
+    return given
+
+
+def as_its_methods(given: Any) -> Any:
+    return given.encode, given.decode
+
+
+@pytest.mark.parametrize("given_as", [as_itself, as_its_methods])
+def test_a_byte_level_tokenizer_of_tokenizers_knows_its_bytes(given_as: Callable[[Any], Any]) -> None:
+    given = tokenizers_gpt2()
+    tokenizer = as_tokenizer(given_as(given))
+    text = f"<|endoftext|> A [linker]({SPLIT}) joins\n\n"
+    assert tokenizer.encode(text) == GPT2.encode(text)
+    assert [tokenizer.token_bytes(i) for i in range(EOS + 1)] == [GPT2.token_bytes(i) for i in range(EOS + 1)]
+    assert tokenizer.decode(GPT2.encode(text)) == text and tokenizer.decode([EOS]) == "<|endoftext|>"
+    assert tokenizer.decode(GPT2.encode(SPLIT)[:1]) == "\ufffd"
+    assert tokenizer.encode("→ text") == [EOS + 1] and tokenizer.token_bytes(EOS + 1) == "→ text".encode()
+    assert tokenizer.token_bytes(EOS + 2) == b""
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eos_token_id) == ("custom", EOS + 2, EOS)
+    assert given.truncation is not None and given.padding is not None and not given.encode_special_tokens
+
+
+def test_a_tokenizer_of_transformers_is_read_through() -> None:
+    class OfTransformers(Letters):
+        backend_tokenizer = tokenizers_gpt2()
+        eos_token_id = 7
+
+    tokenizer = as_tokenizer(OfTransformers())
+    assert tokenizer.token_bytes(GPT2.encode(SPLIT)[0]) == SPLIT.encode()[:2]
+    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (EOS + 2, 7)
+
+
+def test_a_tokenizer_of_tokenizers_that_is_not_byte_level_is_refused() -> None:
+    given = tokenizers_gpt2()
+    given.decoder = pytest.importorskip("tokenizers").decoders.WordPiece()
+    with pytest.raises(ConfigError, match=r"ByteLevel .* got WordPiece: pass a ds2ds.Tokenizer\(encode="):
+        as_tokenizer(given)
+
+
 @pytest.mark.parametrize(
     ("bad", "named"),
     [

@@ -24,7 +24,7 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2 writes bytes as characters: printable ones of Latin-1 as themselves, the rest from U+0100 on."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -43,7 +43,7 @@ def gpt2_encoding() -> tiktoken.Encoding:
     data = (files("ds2ds") / "data" / "gpt2" / "encoder.json").read_bytes()
     if hashlib.sha256(data).hexdigest() != ENCODER_JSON_SHA256:
         raise ConfigError("ds2ds/data/gpt2/encoder.json is not GPT-2's (its SHA-256 differs): install ds2ds again")
-    table = _byte_of_character()
+    table = byte_of_character()
     ids = json.loads(data)
     special = {EOS_TOKEN: ids.pop(EOS_TOKEN)}
     return tiktoken.Encoding(

@@ -10,6 +10,7 @@ from typing import Any
 import tiktoken
 
 from ds2ds.errors import ConfigError
+from ds2ds.tokenizer.byte_level import byte_level_of
 from ds2ds.tokenizer.gpt2 import gpt2_encoding
 
 
@@ -89,10 +90,10 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
     """Make a Tokenizer of what the caller has.
 
     Args:
-        tokenizer: None for the packaged GPT-2; a Tokenizer; a tiktoken Encoding; any object with
-            ``encode(str) -> ids`` and ``decode(ids) -> str`` (and optionally ``token_bytes(id) -> bytes``,
-            ``name``, ``vocab_size``, ``eos_token_id``); or a pair ``(encode, decode)``. The pair of a tiktoken
-            Encoding's own methods is as good as the Encoding.
+        tokenizer: None for the packaged GPT-2; a Tokenizer; a tiktoken Encoding; a byte-level ``tokenizers.Tokenizer``,
+            or a transformers tokenizer over one; any object with ``encode(str) -> ids`` and ``decode(ids) -> str`` (and
+            optionally ``token_bytes(id) -> bytes``, ``name``, ``vocab_size``, ``eos_token_id``); or a pair
+            ``(encode, decode)``. The pair of such a tokenizer's own methods is as good as the tokenizer.
 
     Raises:
         ConfigError: it is none of these.
@@ -103,12 +104,13 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
         return tokenizer
     if isinstance(tokenizer, tiktoken.Encoding):
         return _from_tiktoken(tokenizer)
+    tokenizer = byte_level_of(tokenizer) or tokenizer
     if isinstance(tokenizer, tuple) and len(tokenizer) == 2:
         encode, decode = tokenizer
-        # Methods of one Encoding, as front ends pass them: their owner knows the bytes and the special tokens.
+        # Methods of one tokenizer, as front ends pass them: their owner knows the bytes and the special tokens.
         owner, other = (getattr(method, "__self__", None) for method in (encode, decode))
-        if owner is other and isinstance(owner, tiktoken.Encoding):
-            return _from_tiktoken(owner)
+        if owner is other and (isinstance(owner, tiktoken.Encoding) or byte_level_of(owner) is not None):
+            return as_tokenizer(owner)
     else:
         encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
     if not (callable(encode) and callable(decode)):
