@@ -69,6 +69,8 @@ def test_a_pad_token_that_is_not_eos_needs_no_mask(monkeypatch: pytest.MonkeyPat
     follow(monkeypatch, {"": "!"})
     out = model().generate(ids("a", "abc", pad=9), pad_token_id=9, max_new_tokens=2, return_dict_in_generate=True)
     assert [result.root_document.text for result in out.results] == ["a!", "abc!"]
+    with pytest.raises(ConfigError, match="each row must hold a prompt, got one that is all padding"):
+        model().generate(torch.full((1, 2), 9), pad_token_id=9)
 
 
 def test_without_a_length_there_are_twenty_tokens_in_all() -> None:
@@ -190,6 +192,8 @@ def test_transformers_own_config_is_read() -> None:
         ({"do_sample": True, "num_beams": 2}, "a beam search draws nothing"),
         ({"eos_token_id": []}, "eos_token_id must be a token id or a list of them, got none"),
         ({"attention_mask": torch.ones(1, 5)}, r"the shape of input_ids \[1, 2\], got \[1, 5\]"),
+        ({"attention_mask": [[1, 1]]}, r"must be a tensor of the shape of input_ids \[1, 2\], got a list"),
+        ({"attention_mask": torch.tensor([[0, 0]])}, "each row must hold a prompt, got one that is all padding"),
         ({"attention_mask": torch.tensor([[1, 0]])}, "got 0 after a 1"),
         ({"generation_config": 3}, "generation_config must be transformers' GenerationConfig or a dict, got 3"),
         ({"input_ids": torch.ones(1, 2)}, "inputs or input_ids, and not both"),

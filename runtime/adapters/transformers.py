@@ -291,8 +291,9 @@ def _mask(rows: Tensor, mask: Tensor | None, pad: int, eos: Sequence[int]) -> Te
     """bool [B, T]: what counts."""
     if mask is None:
         return rows != pad if pad not in eos else torch.ones_like(rows, dtype=torch.bool)
-    if mask.shape != rows.shape:
-        raise ConfigError(f"attention_mask must have the shape of input_ids {list(rows.shape)}, got {list(mask.shape)}")
+    if not isinstance(mask, Tensor) or mask.shape != rows.shape:
+        got = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise ConfigError(f"attention_mask must be a tensor of the shape of input_ids {list(rows.shape)}, got {got}")
     return mask != 0
 
 
@@ -300,8 +301,13 @@ def _unpadded(row: Tensor, kept: Tensor) -> list[int]:
     """A row without what stands before it.
 
     Raises:
-        ConfigError: something is masked elsewhere: a document has no holes, and nothing can follow padding.
+        ConfigError: something is masked elsewhere: a document has no holes, and nothing can follow padding. Or all is,
+            so that there is nothing to continue.
     """
+    if not kept.any():
+        raise ConfigError(
+            "each row must hold a prompt, got one that is all padding (attention_mask 0, or pad_token_id)"
+        )
     start = int(kept.int().argmax())
     if not kept[start:].all():
         raise ConfigError("attention_mask must be 0 at the start of a row alone (pad on the left), got 0 after a 1")
