@@ -210,8 +210,10 @@ class Runtime(RuntimeTexts):
     ) -> list[Any]:
         """Write a document for each prompt (text or token ids), as many at a time as there is room for.
 
-        Each result is what `generate` would give for that prompt alone; a seed, if given, is everyone's. Prompts are
-        all checked before the first one starts. There may be more than fit the queue: those wait here.
+        Each result is what `generate` would give for that prompt alone. A seed, if given, is everyone's: equal prompts
+        then give equal documents. For different ones give no seed (each request draws its own), or call `generate`
+        with a seed for each. Prompts are all checked before the first one starts. There may be more than fit the queue:
+        those wait here.
 
         Args:
             return_errors: put a request's error in its place in the list; else the first one is raised, that of a

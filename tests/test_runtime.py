@@ -305,6 +305,12 @@ def test_without_a_seed_the_requests_of_a_batch_differ() -> None:
     torch.manual_seed(0)
     first, second = small_runtime().generate_batch(["p", "p"], max_new_tokens=12)
     assert first.root_document.tokens != second.root_document.tokens
+    assert first.generation_config.seed != second.generation_config.seed
+
+
+def test_equal_prompts_with_one_seed_give_equal_documents() -> None:
+    first, second = small_runtime().generate_batch(["p", "p"], max_new_tokens=12, seed=1)
+    same_documents(first.get_all_documents(), second.get_all_documents())
 
 
 def test_errors_in_a_batch() -> None:
