@@ -70,6 +70,41 @@ def test_the_page_on_performance_shows_larger_models_as_they_were_measured() -> 
     assert tables.workloads_table(*tables.WORKLOADS) in page
 
 
+def test_the_page_on_performance_quotes_figures_as_they_were_measured() -> None:
+    page = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    step, linear, sampling, load = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("cpu_step_cpu", "linear_cpu", "sampling_cpu", "serve_load")
+    )
+    (invariant,) = step["batch_invariant_prefill"]
+    assert f"{invariant['context']} tokens take {invariant['cost']:.2f} times as long" in page
+    one, many = (result["times"] for result in step["results"])
+    assert (
+        f"one sequence: int8 is {one['ds2ds-int8']['ctranslate2-int8']:.2f} times CTranslate2's int8, float32 "
+        f"{one['ds2ds-float32']['transformers']:.2f} times transformers and int8 "
+        f"{one['ds2ds-int8']['transformers']:.2f} times; sixteen: int8_dynamic is "
+        f"{many['ds2ds-int8_dynamic']['transformers']:.2f} times transformers and "
+        f"{many['ds2ds-int8_dynamic']['ctranslate2-int8']:.2f} times CTranslate2's int8, float32 "
+        f"{many['ds2ds-float32']['transformers']:.2f} times transformers"
+    ) in page
+    of_one = [result for result in linear["results"] if result["rows"] == 1]
+    torchs, memory = (
+        f"{min(result[name] for result in of_one):.0f} to {max(result[name] for result in of_one):.0f}"
+        for name in ("torch", "sum")
+    )
+    assert f"torch's linear layers: for one row {torchs} GB/s, where memory gives {memory}" in page
+    times: dict[int, list[float]] = {1: [], 8: []}
+    for result in sampling["results"]:
+        if (result["logits"], result["way"]) != ("flat", "top-p"):  # like no language model's
+            numpy, ours = (result["samplers"][name]["microseconds"] for name in ("NumPy", "ds2ds"))
+            times[result["batch"]].append(numpy / ours)
+    one_row, eight = (f"{min(of):.1f} to {max(of):.1f} times less" for of in times.values())
+    assert f"{one_row} than in NumPy, and eight rows {eight}" in page
+    last = load["results"][-1]
+    first = last["time_to_first_token_ms"]["p50"] / 1000
+    assert f"makes it {first:.2f} s and {last['tokens_per_second']:.0f} tokens/s" in page
+
+
 def test_the_page_on_the_server_shows_the_load_as_it_was_measured() -> None:
     table = load(ROOT / "bench" / "read_results.py").serve_load_table(RESULTS / "serve_load.json")
     assert table in (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -94,7 +129,8 @@ def test_the_readme_quotes_link_events_and_compaction_as_they_were_measured() ->
     )
     assert (
         f"A link to a document of 128 tokens costs {here} where it is in the store, {following} of that for following "
-        f"it, and {gone} where it is not"
+        f"it, and {gone} where it is not (demo model, medians; a plain token of that stream takes "
+        f"{event['resident']['plain_us'] / 1e3:.1f} ms;"
     ) in readme
     results = json.loads((RESULTS / "compaction_cpu.json").read_text(encoding="utf-8"))["results"]
     speeds = " and ".join(f"{result['gb_per_second']:.1f} GB/s" for result in results)
