@@ -141,7 +141,7 @@ class Runtime(RuntimeTexts):
         """
         where = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_checkpoint(path, where, _parse_dtype(dtype, where))
-        return cls(model, tokenizer, model.config.layout_policy, **options)
+        return cls(model, tokenizer, **options)
 
     def generate(
         self,

@@ -301,6 +301,17 @@ def test_one_string_is_no_batch() -> None:
         small_runtime().generate_batch("prompt")
 
 
+def test_what_is_no_batch_or_no_prompt_is_named() -> None:
+    runtime = small_runtime()
+    with pytest.raises(ConfigError, match="prompts must be a sequence of prompts, got NoneType"):
+        runtime.generate_batch(None)  # type: ignore[arg-type]
+    prompts: Any = ["p", None]
+    with pytest.raises(ConfigError, match="prompts must be texts or token ids, got None at 1"):
+        runtime.generate_batch(prompts, **OPTIONS)
+    _, error = runtime.generate_batch(prompts, return_errors=True, **OPTIONS)
+    assert isinstance(error, ConfigError)
+
+
 def test_without_a_seed_the_requests_of_a_batch_differ() -> None:
     torch.manual_seed(0)
     first, second = small_runtime().generate_batch(["p", "p"], max_new_tokens=12)
@@ -423,6 +434,26 @@ def test_what_a_runtime_cannot_be_made_of(settings: dict[str, Any], message: str
 def test_an_unknown_layout() -> None:
     with pytest.raises(ConfigError, match=r"layout_policy must be one of .*, got 'nothing'"):
         Runtime(small_model(), TOKENIZER, "nothing", arena_tokens=64).generate("p")
+
+
+def test_a_checkpoint_is_loaded_with_a_layout(tmp_path: Path, checkpoint: Path) -> None:
+    save_checkpoint(small_model(), tmp_path)  # which says none
+    options: dict[str, Any] = {"tokenizer": TOKENIZER, "arena_tokens": 64, "layout_policy": "bos_eos"}
+    assert Runtime.from_pretrained(tmp_path, "cpu", **options).limits.has_marks
+    with pytest.raises(ConfigError, match="layout_policy is 'bos_eos', but the model was trained with"):
+        Runtime.from_pretrained(checkpoint, "cpu", **options)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons() -> None:
+    sizes = {"arena_tokens": 2048, "step_tokens": 16, "max_running": 2, "max_queue": 3}
+    given: dict[str, Any] = {name: np.int64(size) for name, size in sizes.items()}
+    runtime = Runtime(small_model(), TOKENIZER, **given)
+    assert {name: value for name, value in runtime.limits.to_dict().items() if name in sizes} == {
+        name: value for name, value in sizes.items() if name != "step_tokens"
+    }
+    assert all(type(value) is int for name, value in runtime.limits.to_dict().items() if name in sizes)
+    priority: Any = np.int32(1)
+    assert runtime.generate("p", priority=priority, **OPTIONS).root_document.tokens
 
 
 def test_the_models_generate_delegates(monkeypatch: pytest.MonkeyPatch) -> None:

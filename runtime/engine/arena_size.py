@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 
 from ds2ds.attention.flex_kernel import MOST_NUMBERS
@@ -48,8 +50,9 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
     """
     config = model.config
     slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+    if not isinstance(slots, Integral) or isinstance(slots, bool) or slots < 1:
         raise ConfigError(f"arena_tokens must be a positive integer, got {slots!r}")
+    slots = int(slots)
     block, shape = KV_BLOCK[model.device.type], (config.num_layers, config.num_heads, config.head_dim)
     try:
         return KVArena(*shape, slots, block, model.dtype, model.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from ds2ds.errors import ConfigError
@@ -38,12 +39,13 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field.name} must be a positive integer, got {value!r}")
+            object.__setattr__(self, field.name, int(value))
 
 
 def check_priority(priority: Any) -> int:
-    """Raises ConfigError unless it is an integer."""
-    if not isinstance(priority, int) or isinstance(priority, bool):
+    """It as Python's own; raises ConfigError unless it is an integer."""
+    if not isinstance(priority, Integral) or isinstance(priority, bool):
         raise ConfigError(f"priority must be an integer (higher goes first), got {priority!r}")
-    return priority
+    return int(priority)

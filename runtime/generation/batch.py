@@ -28,11 +28,15 @@ def new_requests(
     opened = open_corpus(corpus)
     if isinstance(prompts, str):
         raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
+    if not isinstance(prompts, Iterable):
+        raise ConfigError(f"prompts must be a sequence of prompts, got {type(prompts).__name__}")
     requests: list[Request | Ds2dsError] = []
     new_request = partial(generator.new_request, corpus=opened, config=config, interactive=interactive)
     for number, prompt in enumerate(prompts):
         text, tokens = (prompt, None) if isinstance(prompt, str) else (None, prompt)
         try:
+            if prompt is None:
+                raise ConfigError(f"prompts must be texts or token ids, got None at {number}")
             requests.append(new_request(text, tokens, number=number))
         except Ds2dsError as error:
             if not return_errors:
