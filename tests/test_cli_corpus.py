@@ -94,7 +94,7 @@ def test_search(corpus: str, capsys, monkeypatch) -> None:  # type: ignore[no-un
     ("arguments", "message"),
     [
         (["build", "NOTES", "CORPUS"], "exists: pass --force"),
-        (["build", "NOWHERE", "OUT"], "no folder of markdown at"),
+        (["build", "NOWHERE", "OUT"], "no folder at"),
         (["build", "NOTES", "OUT", "--title-from", "x"], "title_from must be one of name, heading, got 'x'"),
         (["info", "NOWHERE"], "there is no such folder"),
         (["show", "Tree", "-c", "NOTES"], "metadata.json is missing"),

@@ -340,7 +340,7 @@ def test_a_pipe_among_the_notes_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_folders_that_cannot_be_built(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="no folder of markdown at"):
+    with pytest.raises(CorpusError, match="no folder at"):
         build_corpus(tmp_path / "nowhere", tmp_path / "corpus")
     (tmp_path / "notes").mkdir()
     with pytest.raises(CorpusError, match="no markdown files with text under"):

@@ -345,7 +345,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         build_folder(source, tmp_path / "out")
     with pytest.raises(CorpusError, match="it holds the source"):
         build_folder(source, tmp_path)
-    with pytest.raises(CorpusError, match="no folder"):
+    with pytest.raises(CorpusError, match="no folder at"):
         build_folder(tmp_path / "nowhere", tmp_path / "out")
 
 

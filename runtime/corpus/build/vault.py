@@ -38,7 +38,7 @@ def list_files(source: Path) -> list[tuple[Path, PurePosixPath]]:
         CorpusError: no such folder.
     """
     if not source.is_dir():
-        raise CorpusError(f"no folder of markdown at {source}")
+        raise CorpusError(f"no folder at {source}")
     found = []
     for folder, folders, names in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(".")]
