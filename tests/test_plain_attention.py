@@ -199,6 +199,18 @@ def assert_equal(ours: dict[Document, Tensor], theirs: dict[Document, Tensor], a
 TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 60
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_reaches_no_row_that_does_not_read_it(value: float) -> None:
+    document = Document("d", [0] * 9)
+    made = world([document], 0)
+    finite = expected(made)[document]
+    made.v[document][1, 5, 1, 3] = value
+    read = compute(made, whole)[document]
+    assert not read[1, 5:, 1, 3].isfinite().any()
+    read[1, 5:, 1, 3] = finite[1, 5:, 1, 3]
+    torch.testing.assert_close(read, finite, atol=TABLES, rtol=0)
+
+
 @SOME
 @given(worlds(), st.data())
 def test_any_chunks_in_any_batches_equal_the_naive_softmax(made: World, data: st.DataObject) -> None:

@@ -120,7 +120,13 @@ class PlainAttention:
             scores.masked_fill_(piece.future, -torch.inf)
         # At least float32: in half precision exponentials would overflow, and sums lose what is small.
         weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).exp_()
-        return weights.sum(-1, keepdim=True), weights @ values.to(weights.dtype)
+        values = values.to(weights.dtype)
+        read = weights @ values
+        if piece.future is not None and read.isnan().any():
+            # Of a value that is infinite or NaN 0 times is NaN, too: row by row, each with what it sees alone.
+            seen = [(slice(row, row + 1), ~future) for row, future in enumerate(piece.future)]
+            read = torch.cat([weights[:, row, keys] @ values[:, keys] for row, keys in seen], 1)
+        return weights.sum(-1, keepdim=True), read
 
 
 def _add(total: Tensor, out: Tensor, rows: slice, part: tuple[Tensor, Tensor]) -> None:
