@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from foreign_corpus import write_foreign_corpus
 from hypothesis import given, settings
@@ -72,6 +73,8 @@ def test_limit(index: CorpusSearch) -> None:
     assert len(titles(index, "pointers", 2)) == 2
     assert len(titles(index, "c++", 1)) == 1
     assert len(titles(index, "pointers", 2**63 - 1)) > 2
+    two: Any = np.int64(2)
+    assert len(titles(index, "pointers", two)) == 2
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2**63, 2.5, "2", None, True])

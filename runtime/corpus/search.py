@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,9 @@ class CorpusSearch:
         Raises:
             ConfigError: `limit` is no integer from 1 on that SQLite can hold.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or not 1 <= limit <= _MOST:
             raise ConfigError(f"limit must be an integer from 1 to {_MOST}, got {limit!r}")
+        limit = int(limit)
         sql = (
             f"SELECT rowid, bm25(texts, {_TITLE_WEIGHT}, 1.0) AS score FROM texts WHERE texts MATCH ? "
             "ORDER BY score, rowid LIMIT ?"
