@@ -62,7 +62,7 @@ def load_checkpoint(
         dtype: the weights' dtype in memory; None keeps the file's.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or misshapen (all named).
+        CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or misshapen (named).
     """
     path = demo_path() if str(path) == "demo" else Path(path)
     config = _read_config(path)
