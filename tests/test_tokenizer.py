@@ -316,10 +316,16 @@ def test_a_tokenizer_of_transformers_is_read_through() -> None:
     class OfTransformers(Letters):
         backend_tokenizer = tokenizers_gpt2()
         eos_token_id = 7
+        name = "theirs"
 
     tokenizer = as_tokenizer(OfTransformers())
     assert tokenizer.token_bytes(GPT2.encode(SPLIT)[0]) == SPLIT.encode()[:2]
-    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (EOS + 2, 7)
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eos_token_id) == ("theirs", EOS + 2, 7)
+
+    class Own(Described):
+        backend_tokenizer = OfTransformers.backend_tokenizer
+
+    assert as_tokenizer(Own()).token_bytes(65) == b"<65>"
 
 
 def test_a_tokenizer_of_tokenizers_that_is_not_byte_level_is_refused() -> None:

@@ -15,13 +15,14 @@ class ByteLevelTokenizer:
     The library itself is not imported, and the tokenizer given stays as it is: a copy of it is used.
     """
 
-    def __init__(self, given: Any, eos_token_id: int | None = None) -> None:
+    def __init__(self, given: Any, eos_token_id: int | None = None, name: str = "custom") -> None:
         self._given = given = type(given).from_str(given.to_str())
         given.encode_special_tokens = True  # as text, which is what a prompt is
         given.no_truncation()
         given.no_padding()
         self._special = {token for token, added in given.get_added_tokens_decoder().items() if added.special}
         self._bytes = byte_of_character()
+        self.name = name
         self.vocab_size: int = given.get_vocab_size(with_added_tokens=True)
         self.eos_token_id: int | None = given.token_to_id(EOS_TOKEN) if eos_token_id is None else eos_token_id
 
@@ -52,10 +53,12 @@ def byte_level_of(tokenizer: Any) -> ByteLevelTokenizer | None:
         ConfigError: it is a `tokenizers.Tokenizer` that is not byte-level, whose tokens' bytes cannot be told.
     """
     if not _is_of_tokenizers(tokenizer):
-        inside = getattr(tokenizer, "backend_tokenizer", None)
-        if _is_of_tokenizers(inside) and _decoder(inside) == "ByteLevel":
-            return ByteLevelTokenizer(inside, getattr(tokenizer, "eos_token_id", None))
-        return None
+        inside = None if hasattr(tokenizer, "token_bytes") else getattr(tokenizer, "backend_tokenizer", None)
+        if not _is_of_tokenizers(inside) or _decoder(inside) != "ByteLevel":
+            return None
+        return ByteLevelTokenizer(
+            inside, getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "name", "custom")
+        )
     if _decoder(tokenizer) != "ByteLevel":
         raise ConfigError(
             f"tokenizer must have the decoder ByteLevel if it is a tokenizers.Tokenizer, got {_decoder(tokenizer)}: "

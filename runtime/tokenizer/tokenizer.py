@@ -109,8 +109,11 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
         encode, decode = tokenizer
         # Methods of one tokenizer, as front ends pass them: their owner knows the bytes and the special tokens.
         owner, other = (getattr(method, "__self__", None) for method in (encode, decode))
-        if owner is other and (isinstance(owner, tiktoken.Encoding) or byte_level_of(owner) is not None):
-            return as_tokenizer(owner)
+        if owner is other:
+            if isinstance(owner, tiktoken.Encoding):
+                return _from_tiktoken(owner)
+            if (whole := byte_level_of(owner)) is not None:
+                tokenizer, encode, decode = whole, whole.encode, whole.decode
     else:
         encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
     if not (callable(encode) and callable(decode)):
