@@ -8,6 +8,7 @@ but where it is they that are tested, in Triton's interpreter.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import itertools
@@ -356,8 +357,10 @@ def test_a_row_without_usable_logits_ends_its_request_alone(
 class Bench:
     """A store, documents in progress of which all but the last token is computed, and a decoder."""
 
-    def __init__(self, max_seq_len: int = 512, **options: Any) -> None:
+    def __init__(self, max_seq_len: int = 512, own_model: bool = False, **options: Any) -> None:
         self.model = small_model(max_seq_len=max_seq_len)
+        if own_model:  # to be changed: the other one is everybody's
+            self.model = copy.deepcopy(self.model)
         self.store = DocumentStore(KVArena(2, 2, 16, 512), share=False)
         self.decoder = Decoder(self.model, self.store, 4, **{"part": 4, "capture": False, **options})
 
@@ -453,6 +456,28 @@ def test_other_settings_and_other_weights_start_anew(plain_kernels: None) -> Non
     scores_agree(a)
 
 
+def test_what_does_not_follow_from_the_step_before_is_written_by_the_host(plain_kernels: None) -> None:
+    """Where each step is launched once the one before was read."""
+    bench = Bench(ahead=False)
+    a, penalised = bench.document("abc"), Sampling(0.0, 0, 1.0, 0.0, 5.0, 0)
+    for _ in range(4):
+        bench.step(a)
+    assert bench.decoder.edited == 1
+    a.tokens[-1:], a.logprobs[-1:] = [7], [np.nan]  # somebody writes another token than the one drawn
+    bench.step(a)
+    assert bench.decoder.edited == 2
+    for _ in range(3):
+        bench.step(a, sampling=penalised)
+    assert bench.decoder.edited == 3
+    scores_agree(a)
+    again = bench.document("abc")
+    again.tokens, again.logprobs = list(a.tokens[:-3]), list(a.logprobs[:-3])
+    bench.compute(again, len(again.tokens) - 1)
+    for _ in range(3):
+        bench.step(again, sampling=penalised)
+    assert again.tokens == a.tokens
+
+
 def test_a_target_that_is_not_computed_keeps_its_reader_out_of_the_next_flight(plain_kernels: None) -> None:
     bench = Bench()
     target = bench.document("about")
@@ -508,6 +533,34 @@ def test_who_has_left_writes_nothing_any_more(plain_kernels: None) -> None:
     for _ in range(3):
         bench.step(*documents[:3])
     assert torch.equal(slots, before)
+
+
+def test_shapes_of_steps_are_powers_of_two(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else there would be a graph for each number of rows and parts."""
+    bench = Bench()
+    run: list[Bucket] = []
+    monkeypatch.setattr(bench.decoder.graphs, "run", run.append)
+    for number, text in ((1, "abc"), (3, "a" * 19)):  # 1 and 5 parts of 4
+        bench.decoder.decode({d: bench.decoder.row(d, GREEDY) for d in (bench.document(text) for _ in range(number))})
+    assert run == [Bucket(1, 4, False)] * 2 + [Bucket(4, 8, False)] * 2
+
+
+@pytest.mark.parametrize(("asked", "there"), [(1, 16), (16, 16), (17, 32), (33, 64)])
+def test_tables_have_room_for_a_bucket_and_their_columns_are_aligned(asked: int, there: int) -> None:
+    tables = Decoder(small_model(), DocumentStore(KVArena(2, 2, 16, 64)), asked, capture=False).tables
+    assert tables.rows == there
+    assert all(tables.column(name, asked).data_ptr() % 16 == 0 for name in FIELDS)
+
+
+def test_more_of_the_likeliest_tokens_than_there_are_is_all(plain_kernels: None) -> None:
+    drawn = []
+    for top_k in (0, 10**6):
+        bench = Bench()
+        a = bench.document("abc")
+        for _ in range(3):
+            bench.step(a, sampling=Sampling(1.0, top_k, 1.0, 0.0, 1.0, 5))
+        drawn.append(a.tokens)
+    assert drawn[0] == drawn[1]
 
 
 def test_rows_of_the_books() -> None:
@@ -694,17 +747,19 @@ class FakeCuda:
     Attributes:
         live: how many graphs each pool has. As in torch, one that has had some and has none takes no more.
         captured: (pool, stream, of how many rows) of each graph; warmed: the streams that something was computed on.
+        waits: (stream, for which other one) in their order.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.live: Counter[int] = Counter()
         self.captured: list[tuple[int, int, int]] = []
         self.warmed: list[int] = []
+        self.waits: list[tuple[int, int]] = []
         self.stream = 0
         numbers = itertools.count(1)
         for name, stand_in in {
-            "Stream": lambda device: SimpleNamespace(number=next(numbers), wait_stream=lambda other: None),
-            "current_stream": lambda device: SimpleNamespace(number=0, wait_stream=lambda other: None),
+            "Stream": lambda device: self.of_number(next(numbers)),
+            "current_stream": lambda device: self.of_number(0),
             "stream": self.on,
             "graph_pool_handle": lambda: next(numbers),
             "CUDAGraph": FakeGraph,
@@ -720,6 +775,9 @@ class FakeCuda:
 
         monkeypatch.setattr(Graphs, "compute", watched)
 
+    def of_number(self, number: int) -> SimpleNamespace:
+        return SimpleNamespace(number=number, wait_stream=lambda other: self.waits.append((number, other.number)))
+
     @contextlib.contextmanager
     def on(self, stream: SimpleNamespace) -> Iterator[None]:
         self.stream, before = stream.number, self.stream
@@ -730,7 +788,9 @@ class FakeCuda:
     def graph(self, graph: FakeGraph, pool: int, stream: SimpleNamespace, capture_error_mode: str) -> Iterator[None]:
         assert self.live.get(pool) != 0, "use_count > 0 INTERNAL ASSERT FAILED"
         assert stream.number in self.warmed, "a capture on a stream that cuBLAS has no workspace for"
+        assert self.waits[-2:] == [(stream.number, 0), (0, stream.number)], "what is on one stream overtakes another"
         assert not gc.isenabled(), "an old graph may come to its end in a capture"
+        assert capture_error_mode == "thread_local", "another thread's use of the GPU would spoil the capture"
         kept = [tensor.clone() for tensor in (*self.of.tables.state, self.of.arena.data)]
         with self.on(stream):
             yield
@@ -764,6 +824,45 @@ def test_graphs_are_captured_on_one_stream_and_anew_for_other_weights(
     assert pools[0] == pools[1] != pools[2] == pools[3]
     assert len(set(streams)) == 1 and set(cuda.warmed) == {0, streams[0]}
     scores_agree(a, b)
+
+
+ELSEWHERE: dict[str, Callable[[DS2DSModel], None]] = {
+    "a parameter": lambda model: setattr(model.embedding.weight, "data", model.embedding.weight.data.clone()),
+    "an int8 weight": lambda model: setattr(model.loss_fn.weight, "stored", model.loss_fn.weight.stored.clone()),
+    "a rotary table": lambda model: setattr(model.rotary, "sin", model.rotary.sin.clone()),
+}
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_whatever_of_a_model_is_elsewhere_is_captured_anew(
+    what: str, plain_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)  # int8 weights lie as they do on a GPU
+    FakeCuda(monkeypatch)
+    bench = Bench(own_model=True, capture=True)
+    quantise_weights(bench.model)
+    a = bench.document("abc")
+    for captured in (1, 2):
+        for number in range(2):
+            bench.store.use_weights(bytes([captured, number]))
+            bench.step(a)
+            assert bench.decoder.graphs.captured == captured
+        ELSEWHERE[what](bench.model)
+
+
+def test_a_model_that_is_quantised_is_computed_as_one_from_then_on(
+    plain_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    FakeCuda(monkeypatch)
+    bench = Bench(own_model=True, capture=True)
+    a = bench.document("abc")
+    assert bench.decoder.graphs.few_rows == 16
+    bench.step(a)
+    quantise_weights(bench.model, "int8_dynamic")
+    bench.store.use_weights(b"rounded")
+    bench.step(a)
+    assert (bench.decoder.graphs.few_rows, bench.decoder.graphs.captured) == (0, 2)
 
 
 def test_what_was_captured_to_warm_up_is_kept(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:

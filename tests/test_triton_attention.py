@@ -28,7 +28,7 @@ from test_flex_attention import (
 
 from ds2ds.attention.paths import attention_path
 from ds2ds.attention.rotary import Rotary
-from ds2ds.attention.triton_decode import TritonPath, check_arena
+from ds2ds.attention.triton_decode import TritonDecode, TritonPath, check_arena
 from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
@@ -106,6 +106,16 @@ def test_a_row_does_not_depend_on_its_batch_to_the_bit() -> None:
         part = World(some, made.q, made.k, made.v)
         reads.append(compute(store, part, triton(store), one_token_each)[documents[0]])
     assert torch.equal(*reads)
+
+
+def test_tables_are_aligned_however_many_rows_there_are() -> None:
+    """For addresses that are not multiples of 16 bytes Triton compiles a kernel anew, in the midst of a step."""
+    made = world([Document(title, [0] * 3) for title in "abcde"], 7)
+    store = store_for(made, torch.float32)
+    for rows in range(1, 6):
+        decode = TritonDecode(store, Rotary(16, POSITIONS), [Chunk(d, 0, 1) for d in made.documents[:rows]])
+        for column in (decode.position, decode.slot, decode.first, decode.count):
+            assert column.shape == (rows,) and column.is_contiguous() and column.data_ptr() % 16 == 0
 
 
 def test_parts_that_are_not_there_count_nothing() -> None:

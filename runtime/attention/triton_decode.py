@@ -83,9 +83,10 @@ class TritonDecode:
                 raise ValueError(f"position {farthest} exceeds the table's {len(rotary.cos)}")
             rows.append((chunk.start, base + chunk.start, first, len(parts) - first))
         device = store.arena.data.device
-        self.position, self.slot, self.first, self.count = (
-            torch.tensor(rows, dtype=torch.int32).T.contiguous().to(device)
-        )
+        # Padded, so that every column is aligned: for addresses that are not, Triton would compile kernels anew.
+        table = torch.zeros(4, -(-len(rows) // 4) * 4, dtype=torch.int32)
+        table[:, : len(rows)] = torch.tensor(rows, dtype=torch.int32).T
+        self.position, self.slot, self.first, self.count = table.to(device)[:, : len(rows)]
         self.parts = torch.tensor(parts, dtype=torch.int32).to(device)
 
     @torch.inference_mode()

@@ -58,10 +58,10 @@ class Graphs:
         few_rows: int = FEW_ROWS,
     ) -> None:
         self.model, self.arena, self.tables, self.part, self.capture = model, arena, tables, part, capture
-        self.few_rows = few_rows if takes(model) else 0
+        self._most_few_rows = few_rows
         self.captured = 0
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
-        self._weights: list[int] = []
+        self._facts: list[int] = []
         # One for all: cuBLAS keeps a workspace for every stream that it has seen.
         self._stream = torch.cuda.Stream(arena.data.device) if capture else None
         self._pool = torch.cuda.graph_pool_handle() if capture else None
@@ -94,11 +94,18 @@ class Graphs:
         self._graphs[bucket] = graph
         self.captured += 1
 
+    @property
+    def few_rows(self) -> int:
+        """Up to so many rows are computed as `forward` does it: none of a model that it cannot do with as it is now."""
+        return self._most_few_rows if takes(self.model) else 0
+
     def use_weights(self) -> None:
         """Forget what was captured of weights that are elsewhere now; those changed in place are read as they are."""
-        weights = [weight.data_ptr() for weight in chain(self.model.parameters(), self.model.buffers())]
-        if weights != self._weights:
-            self._weights = weights
+        model, rotary = self.model, self.model.rotary
+        read = chain(model.parameters(), model.buffers(), (rotary.cos, rotary.sin))
+        facts = [self.few_rows, *(tensor.data_ptr() for tensor in read)]
+        if facts != self._facts:
+            self._facts = facts
             self._graphs.clear()
             # A pool whose graphs are all gone, but not all of its memory, takes no new ones: torch asserts that.
             self._pool = torch.cuda.graph_pool_handle() if self.capture else None
