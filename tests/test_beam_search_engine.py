@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from ds2ds import Runtime
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
+from ds2ds.documents.generation_result import Trace
+from ds2ds.engine.holding import release_abandoned
+from ds2ds.engine.job import Job
 from ds2ds.errors import ArenaFullError
 
 
@@ -90,6 +94,44 @@ def test_an_abandoned_place_is_inherited() -> None:
     assert (store.computed(fork), fork.settled, fork.origin, store.arena.allocator.used) == (3, 3, None, used)
     assert not store.inherit(fork)
     store.release(origin)  # no effect
+    store.check_integrity()
+
+
+def searching(store: DocumentStore, window: list[Document], *touched: Document) -> Job:
+    return Job((_ for _ in ()), window, Trace(), 0, touched=dict.fromkeys(touched))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_of_forks_the_one_with_most_in_common_gets_the_place_and_the_others_copy_from_it(order: Sequence[int]) -> None:
+    """A root's fork may wait for its turn while the origin is written further, and is forked again."""
+    store = store_of()
+    origin = resident(store, [5, 6, 7, 8, 9], 5)
+    forks = [writing([5, *rest], origin) for rest in ([1], [6, 1], [6, 7, 1])]  # settled to 1, 2 and 3 tokens
+    job = searching(store, [forks[index] for index in order], origin)
+    place = store.entry(origin)
+    release_abandoned(store, job)
+    least, less, most = forks
+    assert store.entry(most) is place and store.entry(origin) is None
+    assert (least.origin, less.origin, most.origin) == (most, most, None)
+    assert [store.computed(most), store.found(less), store.found(least)] == [3, 2, 1]
+    assert list(job.touched) == [most]
+    for fork in (least, less):
+        store.reserve(fork, nothing)
+    assert [store.computed(fork) for fork in forks] == [1, 2, 3]
+    store.check_integrity()
+
+
+def test_what_is_written_on_or_cannot_be_inherited_stays_for_its_forks_and_nothing_else_does() -> None:
+    store = store_of()
+    live, found, gone = (resident(store, [5, 6, 7, token], 3) for token in (1, 2, 3))
+    found.capacity = None
+    store.complete(found)
+    forks = [writing([5, 6, 7, 9], origin) for origin in (live, found)]
+    job = searching(store, [live, *forks], live, found, gone)
+    release_abandoned(store, job)
+    assert [fork.origin for fork in forks] == [live, found]
+    assert [store.found(fork) for fork in forks] == [3, 3]
+    assert list(job.touched) == [live, found] and store.entry(gone) is None
     store.check_integrity()
 
 

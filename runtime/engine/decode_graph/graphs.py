@@ -61,7 +61,7 @@ class Graphs:
         self._most_few_rows = few_rows
         self.captured = 0
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
-        self._facts: list[int] = []
+        self._addresses: list[int] = []
         # One for all: cuBLAS keeps a workspace for every stream that it has seen.
         self._stream = torch.cuda.Stream(arena.data.device) if capture else None
         self._pool = torch.cuda.graph_pool_handle() if capture else None
@@ -103,9 +103,9 @@ class Graphs:
         """Forget what was captured of weights that are elsewhere now; those changed in place are read as they are."""
         model, rotary = self.model, self.model.rotary
         read = chain(model.parameters(), model.buffers(), (rotary.cos, rotary.sin))
-        facts = [self.few_rows, *(tensor.data_ptr() for tensor in read)]
-        if facts != self._facts:
-            self._facts = facts
+        addresses = [tensor.data_ptr() for tensor in read]
+        if addresses != self._addresses:
+            self._addresses = addresses
             self._graphs.clear()
             # A pool whose graphs are all gone, but not all of its memory, takes no new ones: torch asserts that.
             self._pool = torch.cuda.graph_pool_handle() if self.capture else None

@@ -1,0 +1,128 @@
+"""The rules of a beam search alone: no model, no arena, but a table of probabilities in which EOS is never far."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from beam_reference import search
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from link_graphs import EOS, IDS, VOCABULARY, TinyTokenizer, tiny_model
+
+from ds2ds import GenerationConfig
+from ds2ds.engine.work import Rank, Sampled
+from ds2ds.generation.beam_search import BeamSearch
+from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
+
+Table = Callable[[tuple[int, ...]], list[float]]
+"""The log-probability of every token after those written."""
+
+PROMPT = [IDS[b"x"]]
+WRITTEN = (EOS, *(IDS[text] for text in (b"A", b"x", b".", b" t")))  # no links in them
+
+
+def drawn(seed: int) -> Table:
+    """Other probabilities after whatever was written, of five tokens; no two are equal."""
+
+    def table(tokens: tuple[int, ...]) -> list[float]:
+        dice = Random(f"{seed} {tokens}")
+        weights = [dice.random() + 0.05 for _ in WRITTEN]
+        logprobs = dict(zip(WRITTEN, (math.log(weight / sum(weights)) for weight in weights), strict=True))
+        return [logprobs.get(token, -math.inf) for token in range(len(VOCABULARY))]
+
+    return table
+
+
+def even(tokens: tuple[int, ...]) -> list[float]:
+    """All five alike."""
+    return [-math.log(5) if token in WRITTEN else -math.inf for token in range(len(VOCABULARY))]
+
+
+class Watched:
+    """A table, and the longest tokens that it was asked about."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.longest = table, 0
+
+    def __call__(self, tokens: tuple[int, ...]) -> list[float]:
+        self.longest = max(self.longest, len(tokens))
+        return self.table(tokens)
+
+
+@functools.cache
+def generator() -> LinkedDocumentGenerator:
+    return LinkedDocumentGenerator(tiny_model(0), tokenizer=TinyTokenizer())
+
+
+def searched(table: Table, **options: Any) -> BeamSearch:
+    """Search as the engine lets it, with what the table says."""
+    beams = BeamSearch(generator().new_request(None, PROMPT, None, GenerationConfig(eos_token_id=EOS, **options)))
+    work = beams.run()
+    answer = None
+    while True:
+        try:
+            asked = work.send(answer)
+        except StopIteration:
+            return beams
+        assert isinstance(asked, Rank) and asked.most == 2 * options["num_beams"]
+        assert set(asked.documents) <= set(beams.window)
+        answer = []
+        for document in asked.documents:
+            logprobs = table(tuple(document.tokens[len(PROMPT) :]))
+            found = [Sampled(token, logprob) for token, logprob in enumerate(logprobs) if logprob > -math.inf]
+            answer.append(sorted(found, key=lambda one: -one.logprob)[: asked.most])
+
+
+def assert_by_the_rules(table: Table, most: int, **options: Any) -> None:
+    theirs, ours = Watched(table), Watched(table)
+    expected = search(
+        theirs,
+        lambda tokens: tokens[-1] == EOS or len(tokens) == most,
+        num_beams=options["num_beams"],
+        length_penalty=options["length_penalty"],
+        early_stopping=options["early_stopping"],
+        most_tokens=most,
+    )
+    beams = searched(ours, max_link_depth=0, **options)
+    assert [tuple(one.token for one in found.sent) for found in beams.finished] == [one.tokens for one in expected]
+    assert [beams.score(one) for one in beams.finished] == pytest.approx([one.score for one in expected])
+    assert ours.longest == theirs.longest, "it went on though nothing could improve, or stopped before"
+    assert beams.window == []
+
+
+SETTINGS: dict[str, Any] = {
+    "num_beams": st.integers(2, 5),
+    "length_penalty": st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.5]),
+    "early_stopping": st.sampled_from([True, False, "never"]),
+    "most": st.integers(1, 7),
+    "limit": st.sampled_from(["max_new_tokens", "max_tokens_per_document", "max_context_length"]),
+}
+
+
+def limited(limit: str, most: int) -> dict[str, int]:
+    limits = {"max_new_tokens": 50, "max_tokens_per_document": 60, "max_context_length": 70}
+    return limits | {limit: most + (0 if limit == "max_new_tokens" else len(PROMPT))}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), **SETTINGS)
+def test_it_goes_by_the_rules(seed: int, most: int, limit: str, **options: Any) -> None:
+    assert_by_the_rules(drawn(seed), most, **options, **limited(limit, most))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(**SETTINGS)
+def test_equals_go_by_rank_and_then_by_token(most: int, limit: str, **options: Any) -> None:
+    assert_by_the_rules(even, most, **options, **limited(limit, most))
+
+
+def test_fewer_to_return_are_the_best_of_as_many() -> None:
+    options: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 5, "max_link_depth": 0}
+    every, one = (searched(drawn(3), num_return_sequences=number, **options) for number in (4, 1))
+    assert [found.sent for found in one.finished] == [found.sent for found in every.finished]
+    assert one.best == one.finished[:1] and every.best == every.finished
