@@ -78,17 +78,27 @@ def searched(table: Table, **options: Any) -> BeamSearch:
             answer.append(sorted(found, key=lambda one: -one.logprob)[: asked.most])
 
 
-def assert_by_the_rules(table: Table, most: int, **options: Any) -> None:
+def assert_by_the_rules(
+    table: Table, most: int, limit: str, stops: tuple[bytes, ...], links: bool, **options: Any
+) -> None:
+    """At most so many tokens, by one of the limits; what is in `stops` ends a hypothesis as EOS does.
+
+    Args:
+        links: they would be followed, and what they bring in written: any number of tokens may be to come.
+    """
     theirs, ours = Watched(table), Watched(table)
+    ends = {EOS, *(IDS[text] for text in stops)}
     expected = search(
         theirs,
-        lambda tokens: tokens[-1] == EOS or len(tokens) == most,
+        lambda tokens: tokens[-1] in ends or len(tokens) == most,
         num_beams=options["num_beams"],
         length_penalty=options["length_penalty"],
         early_stopping=options["early_stopping"],
-        most_tokens=most,
+        most_tokens=math.inf if links else most,
     )
-    beams = searched(ours, max_link_depth=0, **options)
+    limits = {"max_new_tokens": 50, "max_tokens_per_document": 60, "max_context_length": 70}
+    limits |= {limit: most + (0 if limit == "max_new_tokens" else len(PROMPT))}
+    beams = searched(ours, max_link_depth=int(links), stop=[text.decode() for text in stops], **limits, **options)
     assert [tuple(one.token for one in found.sent) for found in beams.finished] == [one.tokens for one in expected]
     assert [beams.score(one) for one in beams.finished] == pytest.approx([one.score for one in expected])
     assert ours.longest == theirs.longest, "it went on though nothing could improve, or stopped before"
@@ -101,24 +111,21 @@ SETTINGS: dict[str, Any] = {
     "early_stopping": st.sampled_from([True, False, "never"]),
     "most": st.integers(1, 7),
     "limit": st.sampled_from(["max_new_tokens", "max_tokens_per_document", "max_context_length"]),
+    "stops": st.sampled_from([(), (b"A",), (b"A", b".")]),
+    "links": st.booleans(),
 }
 
 
-def limited(limit: str, most: int) -> dict[str, int]:
-    limits = {"max_new_tokens": 50, "max_tokens_per_document": 60, "max_context_length": 70}
-    return limits | {limit: most + (0 if limit == "max_new_tokens" else len(PROMPT))}
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), **SETTINGS)
-def test_it_goes_by_the_rules(seed: int, most: int, limit: str, **options: Any) -> None:
-    assert_by_the_rules(drawn(seed), most, **options, **limited(limit, most))
+def test_it_goes_by_the_rules(seed: int, **case: Any) -> None:
+    assert_by_the_rules(drawn(seed), **case)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(**SETTINGS)
-def test_equals_go_by_rank_and_then_by_token(most: int, limit: str, **options: Any) -> None:
-    assert_by_the_rules(even, most, **options, **limited(limit, most))
+def test_equals_go_by_rank_and_then_by_token(**case: Any) -> None:
+    assert_by_the_rules(even, **case)
 
 
 def test_fewer_to_return_are_the_best_of_as_many() -> None:

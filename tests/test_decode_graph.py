@@ -71,6 +71,7 @@ pytestmark = [
 ]
 
 GREEDY = Sampling(0.0, 0, 1.0, 0.0, 1.0, 0)
+PENALISED = Sampling(0.0, 0, 1.0, 0.0, 5.0, 0)
 TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
 PROMPTS = ["see [a](A) and [l](Long) now", "p", "x [b](B)", "[q](Unknown)", "y" * 30]
 
@@ -316,6 +317,13 @@ def test_views_in_too_many_parts_are_decoded_without_it(plain_kernels: None, mon
         assert_same_as_alone(one, prompt, corpus, **options)
 
 
+def test_a_view_may_have_as_many_parts_as_the_tables(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MOST_PARTS", 8)
+    bench = Bench()
+    most, more = (bench.document("a" * length) for length in (32, 33))
+    assert bench.decoder.row(most, GREEDY) is not None and bench.decoder.row(more, GREEDY) is None
+
+
 def test_up_to_the_model_s_last_position(plain_kernels: None) -> None:
     options: dict[str, Any] = {"max_context_length": 40, "max_tokens_per_document": 40, "max_new_tokens": 100}
     options |= {"eos_token_id": TOKENIZER.vocab_size, "seed": 3, "temperature": 1.0, "logprobs": True}
@@ -446,12 +454,12 @@ def test_other_settings_and_other_weights_start_anew(plain_kernels: None) -> Non
     bench = Bench()
     a = bench.document("abc")
     bench.step(a)
-    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    bench.step(a, sampling=PENALISED)
     assert bench.decoder.dropped == 1
-    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    bench.step(a, sampling=PENALISED)
     flights = bench.decoder.flights
     bench.store.use_weights(b"others")
-    bench.step(a, sampling=Sampling(0.0, 0, 1.0, 0.0, 5.0, 0))
+    bench.step(a, sampling=PENALISED)
     assert bench.decoder.flights == flights + 2
     scores_agree(a)
 
@@ -459,7 +467,7 @@ def test_other_settings_and_other_weights_start_anew(plain_kernels: None) -> Non
 def test_what_does_not_follow_from_the_step_before_is_written_by_the_host(plain_kernels: None) -> None:
     """Where each step is launched once the one before was read."""
     bench = Bench(ahead=False)
-    a, penalised = bench.document("abc"), Sampling(0.0, 0, 1.0, 0.0, 5.0, 0)
+    a = bench.document("abc")
     for _ in range(4):
         bench.step(a)
     assert bench.decoder.edited == 1
@@ -467,15 +475,11 @@ def test_what_does_not_follow_from_the_step_before_is_written_by_the_host(plain_
     bench.step(a)
     assert bench.decoder.edited == 2
     for _ in range(3):
-        bench.step(a, sampling=penalised)
+        bench.step(a, sampling=PENALISED)
     assert bench.decoder.edited == 3
     scores_agree(a)
-    again = bench.document("abc")
-    again.tokens, again.logprobs = list(a.tokens[:-3]), list(a.logprobs[:-3])
-    bench.compute(again, len(again.tokens) - 1)
-    for _ in range(3):
-        bench.step(again, sampling=penalised)
-    assert again.tokens == a.tokens
+    listed = np.unpackbits(bench.decoder.tables.listed[0].numpy().view("uint8"), bitorder="little")
+    assert set(np.flatnonzero(listed)) == set(a.tokens)
 
 
 def test_a_target_that_is_not_computed_keeps_its_reader_out_of_the_next_flight(plain_kernels: None) -> None:
@@ -545,6 +549,16 @@ def test_shapes_of_steps_are_powers_of_two(plain_kernels: None, monkeypatch: pyt
     assert run == [Bucket(1, 4, False)] * 2 + [Bucket(4, 8, False)] * 2
 
 
+def test_a_step_has_penalties_if_any_row_has(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawn in ((PENALISED, GREEDY), (GREEDY, PENALISED), (GREEDY, GREEDY)):
+        bench = Bench(ahead=False)
+        run: list[Bucket] = []
+        monkeypatch.setattr(bench.decoder.graphs, "run", run.append)
+        documents = (bench.document("abc") for _ in drawn)
+        bench.decoder.decode({d: bench.decoder.row(d, one) for d, one in zip(documents, drawn, strict=True)})
+        assert run == [Bucket(2, 4, PENALISED in drawn)]
+
+
 @pytest.mark.parametrize(("asked", "there"), [(1, 16), (16, 16), (17, 32), (33, 64)])
 def test_tables_have_room_for_a_bucket_and_their_columns_are_aligned(asked: int, there: int) -> None:
     tables = Decoder(small_model(), DocumentStore(KVArena(2, 2, 16, 64)), asked, capture=False).tables
@@ -554,7 +568,7 @@ def test_tables_have_room_for_a_bucket_and_their_columns_are_aligned(asked: int,
 
 def test_more_of_the_likeliest_tokens_than_there_are_is_all(plain_kernels: None) -> None:
     drawn = []
-    for top_k in (0, 10**6):
+    for top_k in (0, 2**40):
         bench = Bench()
         a = bench.document("abc")
         for _ in range(3):
@@ -716,6 +730,10 @@ def test_warming_up_captures_every_bucket_that_may_come(monkeypatch: pytest.Monk
     assert {bucket.rows for bucket in prepared} == {1, 2, 4, 8, 16, 32, 64}
     assert {bucket.width for bucket in prepared} == {4, 8, 16}  # 512 positions, in parts of 64, and as many more
     assert len(set(prepared)) == len(prepared) == 7 * 3 * 2
+    prepared.clear()
+    decoder.warm_up(1000, parts=1000)  # but none that the tables have no room for
+    assert max(prepared) == (64, 128, False)
+    assert max(bucket.width for bucket in prepared) == 128
 
 
 def test_without_a_gpu_there_is_nothing_to_warm_up() -> None:
