@@ -15,6 +15,7 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,13 +51,17 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
+from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.decode_graph import decoder as decoder_module
 from ds2ds.engine.decode_graph import graphs
+from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.decoder import Decoder, Flight
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.row import Row, row_at
+from ds2ds.engine.job import Job
+from ds2ds.engine.planning import Planned
 from ds2ds.engine.step import forward
-from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.engine.work import Compute, Sampled, Sampling
 from ds2ds.generation.linked_doc_generator import Running
 from ds2ds.kernels import SampleOutput, decode_tables
 from ds2ds.kernels import few_rows as few_rows_kernels
@@ -537,6 +542,35 @@ def test_who_has_left_writes_nothing_any_more(plain_kernels: None) -> None:
     for _ in range(3):
         bench.step(*documents[:3])
     assert torch.equal(slots, before)
+
+
+def test_what_the_next_token_reads_is_attached_and_what_is_not_decoded_is_left_to_others(plain_kernels: None) -> None:
+    bench = Bench()
+    bench.store.share = True
+    found = Document("found", encode("about"))
+    bench.compute(found, 5)
+    target = Document("found", encode("about"))
+    a = bench.document("abc")
+    a.add_grant(3, target)
+    asked = {
+        "decoded": (a, GREEDY, True),
+        "with the likeliest tokens": (bench.document("by"), replace(GREEDY, top=2), True),
+        "prefilled": (bench.document("d"), GREEDY, False),
+    }
+    batch = [
+        Planned(
+            Chunk(document, len(document.tokens) - 1, len(document.tokens)),
+            Job((_ for _ in ()), [], Trace(), 0, waiting=Compute(document, sampling)),
+            decodes,
+        )
+        for document, sampling, decodes in asked.values()
+    ]
+    decoding, rest = decodable(bench.decoder, bench.store, batch)
+    assert {document: one for document, (one, _) in decoding.items()} == {a: batch[0]}
+    assert rest == batch[1:]
+    # It is there for the step that is launched next: the document need not be left out of that.
+    assert bench.store.entry(target) is bench.store.entry(found)
+    assert list(batch[0].job.touched) == [target]
 
 
 def test_shapes_of_steps_are_powers_of_two(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
