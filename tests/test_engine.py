@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -491,6 +493,29 @@ def test_the_default_arena_of_a_large_gpu(layers: int, width: int, most: int, mo
 def test_an_arena_without_room(arena_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"arena_tokens must be a positive integer, got {arena_tokens}"):
         Engine(small_model(), arena_tokens)
+
+
+def test_steps_are_taken_on_the_arenas_gpu_whichever_is_the_threads_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several GPUs, which are stood in for."""
+    done: list[str] = []
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        done.append(f"on {device}")
+        yield
+        done.append("back")
+
+    engine = small_runtime().engine
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(engine, "_step", lambda: done.append("step"))
+    engine.step()
+    assert done == ["step"]
+    there = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda", 1)))
+    monkeypatch.setattr(engine, "store", SimpleNamespace(arena=there))
+    monkeypatch.setattr(engine, "decoder", SimpleNamespace(warm_up=lambda rows, penalised: done.append("warm up")))
+    engine.step()
+    engine.warm_up()
+    assert done == ["step", "on cuda:1", "step", "back", "on cuda:1", "warm up", "back"]
 
 
 def test_stepping_an_idle_engine_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,6 +84,19 @@ def test_the_gated_unit(rows: int, width: int, dtype: torch.dtype, seed: int) ->
 def test_a_cpu_has_no_use_for_them() -> None:
     with torch.inference_mode():
         assert not fuses(torch.ones(2, 4))
+
+
+def test_they_are_for_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is stood in for. Triton would launch them on that one, wherever their arguments are."""
+
+    class Rows(SimpleNamespace):
+        def __len__(self) -> int:
+            return 2
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with torch.inference_mode():
+        found = [fuses(Rows(is_cuda=True, dtype=torch.bfloat16, get_device=lambda at=at: at)) for at in range(3)]
+    assert found == [False, True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

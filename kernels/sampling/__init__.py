@@ -94,5 +94,6 @@ def sample_rows(
     if triton:
         from .launch import sample_on_device
 
-        return sample_on_device(logits, settings, penalty)
+        with torch.cuda.device_of(logits):  # no effect on a CPU, where the kernels are interpreted
+            return sample_on_device(logits, settings, penalty)
     return SampleOutput(*(torch.from_numpy(a).to(logits.device) for a in sample_on_host(logits, rows, listed)))

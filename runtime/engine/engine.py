@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ds2ds.attention.flex_kernel import DECODE, FAN
 from ds2ds.attention.paths import WarmsUp, attention_path
@@ -135,10 +138,11 @@ class Engine:
     def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
         """Compile and capture ahead what steps on a GPU need, so that none waits for it; see `Runtime.warm_up`."""
         rows = min(rows or self.limits.max_running, self.limits.max_running)
-        if isinstance(self.attention, WarmsUp):
-            self.attention.warm_up(min(rows * FAN, DECODE.most))
-        if self.decoder is not None:
-            self.decoder.warm_up(rows, penalised=repetition_penalty)
+        with self._on_device():
+            if isinstance(self.attention, WarmsUp):
+                self.attention.warm_up(min(rows * FAN, DECODE.most))
+            if self.decoder is not None:
+                self.decoder.warm_up(rows, penalised=repetition_penalty)
 
     def run(self, job: Job, reader: Callable[[Any], Any] | None = None) -> Iterator[None]:
         """Step until the job is done, yielding after each step. Left early, the job is cancelled.
@@ -183,7 +187,7 @@ class Engine:
 
     def step(self) -> None:
         """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine."""
-        with self.lock:
+        with self.lock, self._on_device():
             self._step()
 
     def _step(self) -> None:
@@ -215,6 +219,11 @@ class Engine:
             raise RuntimeError(
                 f"documents {sorted(d.title for d in loose)} are in use, but no request runs that has them"
             )
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches, and events are recorded, on the current GPU, which each thread has of its own."""
+        device = self.store.arena.data.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _admit(self) -> None:
         """Start queued jobs in their turn, while there is room for them."""

@@ -12,8 +12,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether `fused` has what such a tensor needs, here and now."""
-    return x.is_cuda and len(x) > 0 and x.dtype in DTYPES and not torch.is_grad_enabled() and triton_is_there()
+    """Whether `fused` has what such a tensor needs, here and now. Triton launches on the current GPU alone."""
+    suits = x.is_cuda and len(x) > 0 and x.dtype in DTYPES and not torch.is_grad_enabled()
+    return suits and x.get_device() == torch.cuda.current_device() and triton_is_there()
 
 
 def fused() -> ModuleType:
