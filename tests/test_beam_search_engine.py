@@ -19,6 +19,7 @@ from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.holding import release_abandoned
 from ds2ds.engine.job import Job
+from ds2ds.engine.work import AnyWork, Rank
 from ds2ds.errors import ArenaFullError
 
 
@@ -133,6 +134,24 @@ def test_what_is_written_on_or_cannot_be_inherited_stays_for_its_forks_and_nothi
     assert [store.found(fork) for fork in forks] == [3, 3]
     assert list(job.touched) == [live, found] and store.entry(gone) is None
     store.check_integrity()
+
+
+def test_a_dead_hypothesis_leaves_its_document_to_a_fork_and_not_to_others() -> None:
+    """Though it was complete: what is shared is what live hypotheses have written."""
+    engine = Runtime(tiny_model(0), TinyTokenizer(), arena_tokens=256).engine
+    origin = resident(engine.store, [5, 6, 7, 8], 3)
+    origin.capacity = None
+    fork, place = writing([5, 6, 7, 9], origin), engine.store.entry(origin)
+
+    def work() -> AnyWork:
+        yield Rank((origin,), 2)
+        yield Rank((fork,), 2)
+
+    job = Job(work(), [fork], Trace(), 0, touched={origin: None})
+    job.waiting = next(job.coroutine)
+    engine._send(job, [[]])
+    assert job.waiting == Rank((fork,), 2)
+    assert engine.store.entry(fork) is place and engine.store.shared() == []
 
 
 def test_a_place_that_others_may_find_is_not_inherited() -> None:

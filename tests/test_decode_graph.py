@@ -626,7 +626,9 @@ def test_rows_of_the_books() -> None:
     assert row.following() == row_at(store, a, 5, GREEDY, 4)
     assert row.precedes(row.following())
     assert not row.precedes(row)
+    assert not row.precedes(row.following()._replace(slot=row.slot))  # it has moved
     assert row_at(store, a, 3, GREEDY, 4).others.parts == others[:3]
+    assert row.others.last(a, 4) and row.others.last(a, 5) and not row.others.last(a, 3)
     with pytest.raises(KeyError):
         row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, 4)
 
@@ -869,11 +871,14 @@ def test_graphs_are_captured_on_one_stream_and_anew_for_other_weights(
         bench.step(a)
         bench.step(a, b)
         bench.step(a, b)
-        assert bench.decoder.graphs.captured == 2 * number
+        # Of as many rows, but more parts: another graph.
+        bench.step(bench.document("c" * 18))
+        bench.step(a)
+        assert bench.decoder.graphs.captured == 3 * number
     assert gc.isenabled()
     pools, streams, rows = zip(*cuda.captured, strict=True)
-    assert rows == (1, 2, 1, 2)
-    assert pools[0] == pools[1] != pools[2] == pools[3]
+    assert rows == (1, 2, 1) * 2
+    assert pools[0] == pools[1] == pools[2] != pools[3] == pools[4] == pools[5]
     assert len(set(streams)) == 1 and set(cuda.warmed) == {0, streams[0]}
     scores_agree(a, b)
 
