@@ -17,6 +17,7 @@ from link_graphs import EOS, IDS, VOCABULARY, TinyTokenizer, tiny_model
 from ds2ds import GenerationConfig
 from ds2ds.engine.work import Rank, Sampled
 from ds2ds.generation.beam_search import BeamSearch
+from ds2ds.generation.hypothesis import Hypothesis
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 
 Table = Callable[[tuple[int, ...]], list[float]]
@@ -133,3 +134,14 @@ def test_fewer_to_return_are_the_best_of_as_many() -> None:
     every, one = (searched(drawn(3), num_return_sequences=number, **options) for number in (4, 1))
     assert [found.sent for found in one.finished] == [found.sent for found in every.finished]
     assert one.best == one.finished[:1] and every.best == every.finished
+
+
+def test_a_fork_of_what_is_not_computed_yet_copies_from_where_that_would() -> None:
+    request = generator().new_request(None, PROMPT, None, GenerationConfig(eos_token_id=EOS, num_beams=2))
+    first = Hypothesis(request)
+    first.write(Sampled(IDS[b"A"], 0.0))
+    fork = Hypothesis(request, first.moment())
+    again = Hypothesis(request, fork.moment())
+    assert fork.document is not None and again.document is not None and first.document is not None
+    assert fork.document.origin is again.document.origin is first.document
+    assert again.sent == first.sent and again.document.tokens == [*PROMPT, IDS[b"A"]]

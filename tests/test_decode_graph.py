@@ -784,11 +784,12 @@ def test_what_runs_before_a_capture_leaves_no_trace(plain_kernels: None) -> None
     bench = Bench()
     bench.store.arena.data.nan_to_num_()
     bench.step(bench.document("abc"), bench.document("by"), sampling=Sampling(1.0, 0, 1.0, 0.0, 1.5, 0))
-    state = (*bench.decoder.tables.state, bench.store.arena.data)
+    tables = bench.decoder.tables
+    state = tables.fields, tables.others, tables.drawn, tables.listed, bench.store.arena.data
     before = [tensor.clone() for tensor in state]
     with bench.decoder.graphs._undisturbed():
         bench.decoder.graphs.compute(Bucket(4, 8, True))
-        assert not torch.equal(bench.decoder.tables.drawn, before[2])
+        assert not torch.equal(tables.drawn, before[2]) and not torch.equal(tables.listed, before[3])
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(state, before, strict=True))
 
 
