@@ -32,7 +32,9 @@ NO_SKIP, ANOTHER, ITSELF = 0, 1, 2  # SKIP of kernels
 
 _BLOCK = 1024
 _ROUNDED = 4096
-_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
+# Not fused: where a thread has one number of a vector, its square and the sum with a neighbour's would be, and each of
+# the two would round the other's square: sums that differ in a bit, of which threads store any for all to use.
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 _OF_A_HEAD = _OPTIONS | {"num_warps": 1}
 
 
