@@ -106,7 +106,7 @@ def test_random_moves_of_many_tiles(moves: Moves, shape: tuple[int, ...], tile: 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(moves_within(), st.sampled_from([1, 2, 4, 16]))
 def test_what_is_stored_is_not_loaded_later(moves: Moves, slots: int) -> None:
-    """Which the kernel's single barrier rests on; that there is one, and where, only a GPU can test."""
+    """Which the kernel's single barrier rests on; that it is enough, and needed, is for test_ptx_kernels.py."""
     kernel = pytest.importorskip("ds2ds.kernels.compaction_triton")
     table = kernel.chunk_table(moves, slots)
     assert table.dtype == np.int32

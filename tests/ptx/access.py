@@ -63,15 +63,16 @@ def _matrix(bundle: Bundle, one: Instruction, threads: Array, shared: Memory, by
     if not threads.all() or (rows % 16).any():
         raise Fault(f"shared: not aligned to 16 bytes, or threads are missing: {by.text}")
     i, j = np.arange(32) // 4, np.arange(32) % 4
-    # A thread has two numbers that are neighbours in a row or, transposed, in a column.
-    halves = [(2 * j, i), (2 * j + 1, i)] if "trans" in one.op else [(i, 2 * j), (i, 2 * j + 1)]
+    # A thread has two numbers that are neighbours in a row, 4 bytes, or, transposed, in a column.
+    kind, pieces = (np.uint16, [(2 * j, i), (2 * j + 1, i)]) if "trans" in one.op else (np.uint32, [(i, 2 * j)])
     for number, name in enumerate(registers):
-        addresses = [(rows[:, 8 * number + row] + 2 * column).ravel() for row, column in halves]
+        addresses = [(rows[:, 8 * number + row] + 2 * column).ravel() for row, column in pieces]
         if loads:
-            bundle.registers[name] = pair(*(shared.load(address, 2, 1, by)[:, 0] for address in addresses))
+            loaded = [shared.load(address, kind().itemsize, 1, by)[:, 0] for address in addresses]
+            bundle.registers[name] = pair(*loaded) if len(loaded) == 2 else loaded[0]
         else:
             for half, address in enumerate(addresses):
-                shared.store(address, part(bundle.registers[name], np.uint16, half)[:, None], by)
+                shared.store(address, part(bundle.registers[name], kind, half)[:, None], by)
 
 
 def _copy(bundle: Bundle, one: Instruction, threads: Array, memory: Memory, by: Access) -> None:
