@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
-WIDTHS = {"pred": 1, "b16": 16, "b32": 32, "b64": 64}
 SPECIAL = tuple(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz")
 
-_ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)^\{(.*?)^\}", re.DOTALL | re.MULTILINE)
+_ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)^\{(.*?)^\}\s*(?:\.file|\Z)", re.DOTALL | re.MULTILINE)
 _PARAMETER = re.compile(r"\.param\s+\.([bsuf]\d+)[^,]*?\b(\w+)\s*(?:,|$)", re.MULTILINE)
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%\w+)<\d+>;")
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%?)(\w+)<\d+>;")
 _FILE = re.compile(r'^\s*\.file\s+(\d+) "(?:.*/)?([^"/]+)"', re.MULTILINE)
 _LOCATION = re.compile(r"\.loc\s+(\d+) (\d+)")
 _INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*);")
@@ -64,7 +63,8 @@ class Code:
             return 32
         if register in self.parameters:
             return int(self.parameters[register][1:])
-        return WIDTHS[self.registers[register.rstrip("0123456789")]]
+        kind = self.registers[register.rstrip("0123456789")]
+        return 1 if kind == "pred" else int(kind[1:])
 
     def without(self, pattern: str, number: int = 0) -> Code:
         """The same without one instruction, that of this number among those whose text has the pattern."""
@@ -91,13 +91,18 @@ def parse(ptx: str) -> Code:
     name, parameters, _, body = entry.groups()
     files = dict(_FILE.findall(ptx))
     code = Code(name, {name: kind for kind, name in _PARAMETER.findall(parameters)}, {})
-    source = ""
+    source, local = "", list[str]()
     for line in body.splitlines():
         line = _SCOPE.sub(r"\1", line.partition("//")[0].strip())
+        if local:  # within braces, registers of their own
+            line = re.sub(rf"(?<![\w.%])({'|'.join(local)})(?=\d+\b)", r"%.\1", line)
+            local = [] if line == "}" else local
         if found := _LOCATION.match(line):
             source = f"{files.get(found[1], found[1])}:{found[2]}"
         elif found := _REGISTERS.match(line):
-            code.registers[found[2]] = found[1]
+            code.registers[f"%{'' if found[2] else '.'}{found[3]}"] = found[1]
+            if not found[2]:
+                local.append(found[3])
         elif line.endswith(":"):
             code.labels[line[:-1]] = len(code.instructions)
         elif found := _INSTRUCTION.fullmatch(line):
