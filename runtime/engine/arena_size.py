@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 
 from ds2ds.attention.flex_kernel import MOST_NUMBERS
 from ds2ds.cache.arena import KVArena
+from ds2ds.engine.limits import positive
 from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
 
@@ -49,10 +48,7 @@ def make_arena(model: DS2DSModel, arena_tokens: int | None = None) -> KVArena:
         ConfigError: arena_tokens is no positive integer, or more than there is memory for.
     """
     config = model.config
-    slots = default_arena_tokens(model) if arena_tokens is None else arena_tokens
-    if not isinstance(slots, Integral) or isinstance(slots, bool) or slots < 1:
-        raise ConfigError(f"arena_tokens must be a positive integer, got {slots!r}")
-    slots = int(slots)
+    slots = default_arena_tokens(model) if arena_tokens is None else positive("arena_tokens", arena_tokens)
     block, shape = KV_BLOCK[model.device.type], (config.num_layers, config.num_heads, config.head_dim)
     try:
         return KVArena(*shape, slots, block, model.dtype, model.device)

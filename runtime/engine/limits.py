@@ -38,10 +38,14 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{field.name} must be a positive integer, got {value!r}")
-            object.__setattr__(self, field.name, int(value))
+            object.__setattr__(self, field.name, positive(field.name, getattr(self, field.name)))
+
+
+def positive(name: str, value: Any) -> int:
+    """It as Python's own; raises ConfigError unless it is a positive integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
 
 
 def check_priority(priority: Any) -> int:

@@ -158,7 +158,7 @@ INLINE void tile(const struct product *p, int count, int digits, int blocks, int
         const int64_t start = once ? 0 : k, end = once || padded - k <= MOST_AT_ONCE ? padded : k + MOST_AT_ONCE;
         for (int r = 0; r < count; r++)
             for (int v = 0; v < vecs; v++)
-                total[r * vecs + v] = (start ? 0 : SIGNED * 128) * *(const ints *)(p->sums + block * BLOCK + v * LANES);
+                total[r * vecs + v] = SIGNED * 128 * *(const ints *)(p->sums + block * BLOCK + v * LANES);
         for (; k < end; k += GROUP) {
             ints weights[BLOCKS * VECS];
             ahead = fetch(ahead, lines);
@@ -185,7 +185,7 @@ INLINE void tile(const struct product *p, int count, int digits, int blocks, int
         for (int r = 0; r < count; r += digits) {
             /* The middle times the sum of the weights is too much. */
             vec some;
-            if (digits == 1) some = __builtin_convertvector(total[r * vecs + v] - middle(1) * sums, vec);
+            if (digits == 1) some = __builtin_convertvector(total[r * vecs + v] - middle(digits) * sums, vec);
             else {
                 const doubles one = number[r / digits * vecs + v], more = __builtin_convertvector(sums, doubles);
                 some = __builtin_convertvector(one - more * middle(digits), vec);

@@ -19,8 +19,10 @@ off by as much as NVIDIA's documentation allows, but not in the same way; a fuse
     code       PTX taken apart
     values     what single instructions compute
     translate  instructions as Python
+    kernel     code, and what of it is translated
     memory     memory that keeps account of who touches it
     machine    warps, barriers, programs, and chance
     access     the instructions that touch memory
+    compiling  kernels to PTX, in another process
     device     launches of our kernels, on tensors
 """

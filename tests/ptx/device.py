@@ -49,13 +49,8 @@ class Device:
         bundles: int | None = None,
         change: Callable[[str, Kernel], Kernel] | None = None,
     ) -> None:
-        self.capability, self.seed, self.together, self.bundles, self.change = (
-            capability,
-            seed,
-            together,
-            bundles,
-            change,
-        )
+        self.capability, self.seed, self.change = capability, seed, change
+        self.together, self.bundles = together, bundles
         self.results: list[tuple[str, Result]] = []
         # Of memory that `empty` has given: itself, so that it stays, and which of its bytes have been written.
         self._made: dict[int, tuple[torch.Tensor, Array]] = {}
