@@ -2,8 +2,8 @@
 
     python bench/processors.py
 
-The C files compiled with AVX512, AVX2 or neither; one sequence, in a process of its own for each. Not what such a
-processor achieves, as this one is no other, but what its instructions cost.
+The C files compiled with AVX512 (but not VNNI, its products of bytes), AVX2 or neither; one sequence, in a process of
+its own for each. Not what such a processor achieves, as this one is no other, but what its instructions cost.
 
 Prints a table, writes bench/results/processors_cpu.json; the last line of the output is the same JSON.
 """
@@ -35,7 +35,7 @@ from ds2ds.native.operations import available
 from ds2ds.runtime import Runtime
 
 RESULT = Path(__file__).parent / "results" / "processors_cpu.json"
-PROCESSORS = {"native": "this processor's", "x86-64-v3": "AVX2", "x86-64": "neither"}
+PROCESSORS = {"native": "this processor's", "x86-64-v4": "AVX512", "x86-64-v3": "AVX2", "x86-64": "neither"}
 WITHOUT = "no compiled code"
 WEIGHTS = ("float32", "int8", "int8_dynamic")
 
@@ -92,12 +92,13 @@ def main(
     if only:
         worker(only, size, context, tokens, rounds, threads)
         return
-    others = () if platform.machine() == "x86_64" else ("x86-64-v3", "x86-64")
+    x86 = platform.machine() == "x86_64"
+    there = {"native": True, "x86-64-v4": x86 and "avx512bw" in library._processor(), "x86-64-v3": x86, "x86-64": x86}
     options = {"size": size, "context": context, "tokens": tokens, "rounds": rounds, "threads": threads}
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for processor, vectors in {**PROCESSORS, WITHOUT: WITHOUT}.items():
-            if processor not in others:
+            if there.get(processor, True):
                 Console(stderr=True).print(f"{vectors} ...")
                 results.append({"vectors": vectors, **measure(processor, as_arguments(options), scratch)})
     measured = {"environment": environment(), "settings": options, "results": results}
