@@ -32,8 +32,8 @@ def test_they_write_what_they_wrote(name: str, tmp_path: Path) -> None:
     made = run(f"{name}.py", tmp_path, *SMALL, *(("--contestant", "ds2ds-float32") if name == "busy" else ()))
     kept = json.loads((RESULTS / f"{name}_cpu.json").read_text())
     assert made.keys() == kept.keys() and made["settings"].keys() == kept["settings"].keys()
-    assert len(made["results"]) == 4
-    for one, other in zip(made["results"], kept["results"], strict=False):
-        assert one.keys() == other.keys()
-        kinds = ("contestant", "condition") if name == "busy" else ("vectors",)
-        assert [one[kind] for kind in kinds] == [other[kind] for kind in kinds]
+    kinds = ("contestant", "condition") if name == "busy" else ("vectors",)
+    kept_of = {tuple(one[kind] for kind in kinds): one for one in kept["results"]}
+    assert len(made["results"]) >= 4  # of processors one less where there is no AVX512
+    for one in made["results"]:
+        assert one.keys() == kept_of[tuple(one[kind] for kind in kinds)].keys()
