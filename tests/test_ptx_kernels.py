@@ -56,7 +56,9 @@ def test_compaction_without_its_barrier_is_found_out(row: int) -> None:
     assert any("stores what another touches" in finding for finding in device.findings)
 
 
-SMALL = Sizes(tile=256, group=16, capacity=128, chunk=256, scan_warps=2, draw_warps=2, row_warps=4)
+SMALL = Sizes(
+    tile=256, group=16, capacity=128, chunk=256, pool=128, sample=128, pairs=32, scan_warps=2, draw_warps=2, row_warps=4
+)
 """Several tiles, groups and chunks of a short row, and more candidates than its buffer holds; of few warps."""
 ROWS: list[dict] = [
     {"temperature": 0.0},
@@ -115,7 +117,8 @@ class Enough(Exception):
 
 def test_every_barrier_of_scan_is_needed() -> None:
     """Taken out one at a time: what then conflicts is found."""
-    logits, rows = LOGITS["random"].repeat(2, 1), [{"top_k": 7}, {"top_p": 0.9}]
+    rows = [{"top_k": 7}, {"top_p": 0.9}, {"temperature": 0.0}]
+    logits = LOGITS["random"].repeat(len(rows), 1)
     found: list[bool] = []
 
     def change(name: str, kernel: Kernel) -> Kernel:

@@ -21,8 +21,8 @@ from ds2ds.kernels.sampling.arithmetic import (
     from_key,
     gumbel,
     gumbel_at,
-    gumbel_from,
     ordered_key,
+    words_from,
 )
 from ds2ds.kernels.sampling.launch import SIZES, Sizes, sample_on_device
 
@@ -35,9 +35,9 @@ pytestmark = [
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 # So small that a short row has several tiles, groups and chunks, and more candidates than its buffer holds.
 SMALL = [
-    Sizes(tile=16, group=4, capacity=8, chunk=16),
-    Sizes(tile=32, group=8, capacity=16, chunk=64),
-    Sizes(tile=64, group=4, capacity=64, chunk=32),
+    Sizes(tile=16, group=4, capacity=8, chunk=16, pool=8, sample=16, pairs=4),
+    Sizes(tile=32, group=8, capacity=16, chunk=64, pool=32, sample=64, pairs=8),
+    Sizes(tile=64, group=4, capacity=64, chunk=32, pool=32, sample=32, pairs=16),
 ]
 
 
@@ -261,7 +261,7 @@ def every_function(y, x, words, keys, seed, position, out, size, N: tl.constexpr
     tl.store(out + size + at, exact_log(tl.load(x + at)))
     tl.store(out + 2 * size + at, gumbel(tl.load(words + at).to(tl.uint32, bitcast=True)))
     tl.store(out + 3 * size + at, gumbel_at(tl.load(seed), tl.load(position), at))
-    tl.store(out + 4 * size + at, gumbel_from(tl.load(seed), tl.load(position), tl.program_id(0) * N, N))
+    tl.store(out + 4 * size + at, gumbel(words_from(tl.load(seed), tl.load(position), tl.program_id(0) * N, N)))
     tl.store(out + 5 * size + at, from_key(ordered_key(value)))
     tl.store(keys + at, ordered_key(value).to(tl.int64))
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import elementary
+from . import elementary, philox
 
 LOG2_E = tl.constexpr(elementary.LOG2_E)
+LN2 = tl.constexpr(elementary.LN2)
 LN2_HIGH = tl.constexpr(elementary.LN2_HIGH)
 LN2_LOW = tl.constexpr(elementary.LN2_LOW)
 EXP_FLOOR = tl.constexpr(elementary.EXP_FLOOR)
 SQRT_HALF_BITS = tl.constexpr(elementary.SQRT_HALF_BITS)
 MANTISSA_BITS = tl.constexpr(elementary.MANTISSA_BITS)
+MULTIPLIER_0, MULTIPLIER_1 = map(tl.constexpr, philox.MULTIPLIERS)
+WEYL_0, WEYL_1 = map(tl.constexpr, philox.WEYL)
 E0, E1, E2, E3, E4 = map(tl.constexpr, elementary.EXP_POLYNOMIAL)
 L0, L1, L2, L3, L4, L5, L6, L7 = map(tl.constexpr, elementary.LOG_POLYNOMIAL)
 
@@ -65,6 +68,17 @@ def gumbel(words):
 
 
 @triton.jit
+def gumbel_bound(words):
+    """At least ``gumbel``, but for rounding; at most 0.06 more where u is small, as where noise is large.
+
+    -log1p(-u) >= u, and a float's bits, as a number, are its logarithm to base 2 with a straight line between powers
+    of two, which is nowhere above it.
+    """
+    u = words.to(tl.float32) + 0.5
+    return 159 * LN2 - u.to(tl.int32, bitcast=True).to(tl.float32) * (LN2 / 8388608)  # exponents count from -127
+
+
+@triton.jit
 def gumbel_at(seed, position, ids):
     """The noise of token ids int32 [N] of one row: seed and position are int64 scalars."""
     w0, w1, w2, w3 = _words(seed, position, ids >> 2)
@@ -73,18 +87,31 @@ def gumbel_at(seed, position, ids):
 
 
 @triton.jit
-def gumbel_from(seed, position, first, SIZE: tl.constexpr):
-    """The noise of the SIZE tokens from ``first`` on, a multiple of 4: four words from every run of Philox."""
+def words_from(seed, position, first, SIZE: tl.constexpr):
+    """The random words of the SIZE tokens from ``first`` on, a multiple of 4: four from every run of Philox."""
     w0, w1, w2, w3 = _words(seed, position, (first >> 2) + tl.arange(0, SIZE // 4))
-    return gumbel(tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (SIZE,)))
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (SIZE,))
 
 
 @triton.jit
 def _words(seed, position, blocks):
-    low = (position & 0xFFFFFFFF).to(tl.uint32)
-    high = (position >> 32).to(tl.uint32)
+    """``philox.philox4x32``. Not tl.philox: it multiplies twice, for the lower halves and for the upper ones."""
     zero = tl.zeros_like(blocks).to(tl.uint32)
-    return tl.philox(seed, blocks.to(tl.uint32), zero + low, zero + high, zero)
+    c0, c1, c2, c3 = blocks.to(tl.uint32), zero + _low(position), zero + _low(position >> 32), zero
+    k0, k1 = _low(seed), _low(seed >> 32)
+    for _ in tl.static_range(10):
+        product_0 = c0.to(tl.uint64) * MULTIPLIER_0
+        product_1 = c2.to(tl.uint64) * MULTIPLIER_1
+        c0, c1 = _low(product_1 >> 32) ^ c1 ^ k0, _low(product_1)
+        c2, c3 = _low(product_0 >> 32) ^ c3 ^ k1, _low(product_0)
+        k0 += WEYL_0
+        k1 += WEYL_1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _low(x):
+    return (x & 0xFFFFFFFF).to(tl.uint32)
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import exact_exp, ordered_key
-from .scan import LEVEL_WIDTH, LEVELS
+from .arithmetic import LOG2_E, exact_exp, ordered_key
+from .scan import LEVEL_WIDTH, LEVELS, finite
 from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, load_row, search, weight_of_all
 
 # SampleStatus, as kernels need it.
@@ -19,6 +19,11 @@ INVALID = tl.constexpr(3)
 # are cut off at 2**-44, come to less than half of this.
 ROUGH = tl.constexpr(1e-4)
 
+# What is between two levels is cut into so many parts, and so is again what the cut is found to be in: within so many
+# standard errors.
+PARTS = tl.constexpr(16)
+SIGMAS = tl.constexpr(5.0)
+
 
 @triton.jit(do_not_specialize=["words", "tiles"])
 def choose(
@@ -26,10 +31,10 @@ def choose(
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
     top, raw_top, raw_total, pending, low_key, high_key, count, chosen, xs, ws, ids, capacity,
     tokens, logprobs, status,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, SAMPLE: tl.constexpr,
 ):  # fmt: skip
-    """One row: its status, its token if greedy; else the keys above which all tokens are kept and below which none is,
-    and for top-k the tokens between.
+    """One row: its status, its token if greedy; else the keys above which all tokens are likely to be kept and below
+    which none is, and for top-k the tokens between.
     """
     row = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, TILES)
@@ -48,17 +53,17 @@ def choose(
 
     peaks = tl.load(peak + at, mask=here, other=-float("inf"))
     largest = tl.max(peaks)
-    token = tl.min(tl.where(here & (peaks == largest), tl.load(first + at, mask=here, other=MANY), MANY))
     raw_peaks = tl.load(raw_peak + at, mask=here, other=-float("inf"))
     raw_largest = tl.max(raw_peaks)
     sums = tl.load(raw_sum + at, mask=here, other=0.0).to(tl.float64)
-    scaled = tl.where(raw_peaks > -float("inf"), sums * tl.exp(raw_peaks - raw_largest).to(tl.float64), 0.0)
-    total = tl.sum(scaled)
+    total = tl.sum(sums * tl.exp(raw_peaks - finite(raw_largest)).to(tl.float64))
     tl.store(top + row, largest)
     tl.store(raw_top + row, raw_largest)
     tl.store(raw_total + row, total)
 
-    state = tl.where(largest == float("inf"), NOT_FINITE, tl.where(largest == -float("inf"), EMPTY, OK))
+    # A sum is NaN where a logit is NaN or +inf; a penalty may have made one +inf.
+    sound = (total == total) & (largest < float("inf"))
+    state = tl.where(sound, tl.where(largest == -float("inf"), EMPTY, OK), NOT_FINITE)
     state = tl.where(valid, state, INVALID)
     drawn = (state == OK) & (t > 0)
     tl.store(status + row, state)
@@ -67,6 +72,8 @@ def choose(
         tl.store(tokens + row, -1)
         tl.store(logprobs + row, float("nan"))
     elif t == 0:
+        firsts = tl.load(first + at, mask=here, other=MANY)
+        token = tl.min(tl.where(here & (peaks == largest), firsts, MANY))
         raw = tl.load(logits + row * stride + token).to(tl.float64)
         tl.store(tokens + row, token)
         tl.store(logprobs + row, (raw - raw_largest - tl.log(total)).to(tl.float32))
@@ -75,21 +82,29 @@ def choose(
         low = tl.full((), LEAST_KEY, tl.uint32)
         high = tl.full((), INFINITE_KEY, tl.uint32)
         found = tl.full((), 0, tl.int32)
+        facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
         if (k > 0) & (k < vocab):
             found += MANY
             groups = tl.cdiv(vocab, GROUP)
             if (k < groups) & (k <= capacity // GROUP):
-                facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
                 buffer = (xs + row * capacity, ws + row * capacity, ids + row * capacity)
                 group_list = chosen + row * (capacity // GROUP)
                 low, found = gather_groups(
-                    k, groups, group_peak + row * groups, group_list, facts, buffer, GROUP, PENALISED, CHUNK
-                )
+                    k, capacity // GROUP, groups, group_peak + row * groups, group_list, facts, buffer,
+                    GROUP, PENALISED, CHUNK,
+                )  # fmt: skip
         elif p < 1:
             anchors = tl.load(anchor + at, mask=here, other=-float("inf"))
             if tl.max((anchors != anchors).to(tl.int32)) == 0:
                 whole = tl.load(level_all + at, mask=here, other=0.0)
-                low, high = bracket(p, t, largest, peaks, anchors, here, level + at * LEVELS, whole)
+                low_x, high_x, share, doubt, within = bracket(
+                    p, t, largest, peaks, anchors, here, level + at * LEVELS, whole
+                )
+                # So many tokens at most: none weighs less than one at the lower level.
+                many = within > CHUNK * tl.exp2((low_x - largest) * (LOG2_E / t))
+                if many & (low_x > -float("inf")):
+                    low_x, high_x = narrow(low_x, high_x, share, doubt, facts, SAMPLE, PENALISED, CHUNK)
+                low, high = ordered_key(low_x) + 1, ordered_key(high_x)
         else:
             high = low - 1
         tl.store(low_key + row, low.to(tl.int32, bitcast=True))
@@ -99,15 +114,19 @@ def choose(
 
 @triton.jit
 def gather_groups(
-    k, groups, group_peak, group_list, row, buffer,
+    k, room, groups, group_peak, group_list, row, buffer,
     GROUP: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Put the tokens of the k groups with the largest maxima, ties to the lower ones, into the buffer.
+    """Put the k largest tokens into the buffer, and others that are as large as the smallest of some k groups' maxima.
 
-    The k largest tokens are among them: each of these groups has a token, its maximum, that ranks above every token
-    of every other group. Tokens below the smallest of the maxima are left out, as k tokens are above them.
+    All of the k largest are in the k groups with the largest maxima, ties to the lower ones: each of these groups has
+    a token, its maximum, that ranks above every token of every other group. Up to twice as many groups will do as well,
+    where they are found sooner.
 
-    Returns the smallest of those maxima as a key, and how many places of the buffer are taken.
+    Args:
+        room: groups that there is room for in the list, and whose tokens the buffer has room for.
+
+    Returns the smallest of the maxima, or less, as a key, and how many places of the buffer are taken.
     """
     lane = tl.arange(0, CHUNK)
     # Weights and ids play no part where candidates are counted.
@@ -115,46 +134,58 @@ def gather_groups(
     no_cut = (0, 0)
     present = weight_of_all(row, pool, no_cut, COUNT, PENALISED, CHUNK)
     goal = tl.minimum(k.to(tl.int64), present)
+    few = tl.minimum(goal, room - goal)
     none = goal * 0
     least = tl.full((), LEAST_KEY, tl.uint32)
-    key, _, above = search(goal, none, present, least, ordered_key(row[4]), row, pool, no_cut, COUNT, PENALISED, CHUNK)
-    ties = (goal - above).to(tl.int32)
-    passed = ties * 0
-    taken = ties * 0
+    last = ordered_key(row[4])
+    key, upper, reached, above = search(
+        goal, none, present, few, least, last, row, pool, no_cut, COUNT, PENALISED, CHUNK
+    )
+    between = reached - above
+    some = tl.where(between <= few, between, goal - above).to(tl.int32)
+    passed = some * 0
+    taken = some * 0
     for start in range(0, groups, CHUNK):
         group = start + lane
         largest = ordered_key(tl.load(group_peak + group, mask=group < groups, other=-float("inf")))
-        tie = (largest == key).to(tl.int32)
-        take = ((largest > key) | ((tie != 0) & (passed + tl.cumsum(tie) <= ties))).to(tl.int32)
+        one = ((largest >= key) & (largest <= upper)).to(tl.int32)
+        take = ((largest > upper) | ((one != 0) & (passed + tl.cumsum(one) <= some))).to(tl.int32)
         tl.store(group_list + taken + tl.cumsum(take) - 1, group, mask=take != 0)
-        passed += tl.sum(tie)
+        passed += tl.sum(one)
         taken += tl.sum(take)
     tl.debug_barrier()  # the list is read by other threads than those that wrote it
 
     logits, listed, by, vocab, top, t = row
     xs, ws, ids = buffer
-    found = taken * GROUP
-    for start in range(0, found, CHUNK):
+    found = some * 0
+    for start in range(0, taken * GROUP, CHUNK):
         place = start + lane
-        token = tl.load(group_list + place // GROUP, mask=place < found, other=0) * GROUP + place % GROUP
+        here = place < taken * GROUP
+        token = tl.load(group_list + place // GROUP, mask=here, other=0) * GROUP + place % GROUP
         _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
-        x = tl.where(ordered_key(x) >= key, x, -float("inf"))
-        tl.store(xs + place, x, mask=place < found)
-        tl.store(ws + place, exact_exp(tl.div_rn(x - top, t)), mask=place < found)
-        tl.store(ids + place, token, mask=place < found)
+        asked = here & (ordered_key(x) >= key)
+        to = found + tl.cumsum(asked.to(tl.int32)) - 1
+        tl.store(xs + to, x, mask=asked)
+        tl.store(ws + to, exact_exp(tl.div_rn(x - top, t)), mask=asked)
+        tl.store(ids + to, token, mask=asked)
+        found += tl.sum(asked.to(tl.int32))
     return key, found
 
 
 @triton.jit
 def bracket(p, t, largest, peaks, anchors, here, levels, total):
-    """The keys between which top-p cuts: the lowest that may be kept, and the highest that may not be.
+    """The levels between which top-p cuts: the lower one's tokens may be kept, the upper one's may not be.
 
-    From rough sums, so with a margin: all tokens above the upper bound are short of the goal, and those from the
-    lower one on are enough.
+    From rough sums, so with a margin: all tokens above the upper level are short of the goal, and those above the lower
+    one are enough.
 
     Args:
         peaks, anchors, total: [TILES], the largest logit, the first level and the weight of every tile.
         levels: [TILES], where the weights above the levels of each tile are.
+
+    Returns:
+        Both levels, infinite where there is none; of the weight between them the share that is above the cut, and how
+        far off that may be; and the weight between them, where the largest logit weighs 1.
     """
     scale = tl.where(peaks > -float("inf"), tl.exp((peaks - largest) / t), 0.0)
     goal = p * tl.sum(total * scale)
@@ -166,6 +197,55 @@ def bracket(p, t, largest, peaks, anchors, here, levels, total):
     sums = tl.load(levels[:, None] + tl.where(known, steps, 0.0).to(tl.int32), mask=known, other=0.0)
     weight = tl.sum(sums * scale[:, None], axis=0)
     bound = at_level * (t * LEVEL_WIDTH)
-    high = tl.min(tl.where(weight * (1 + ROUGH) < goal * (1 - ROUGH), bound, float("inf")))
-    low = tl.max(tl.where(weight * (1 - ROUGH) > goal * (1 + ROUGH), bound, -float("inf")))
-    return ordered_key(low) + 1, ordered_key(high)
+    short = weight * (1 + ROUGH) < goal * (1 - ROUGH)
+    enough = weight * (1 - ROUGH) > goal * (1 + ROUGH)
+    high = tl.min(tl.where(short, bound, float("inf")))
+    low = tl.max(tl.where(enough, bound, -float("inf")))
+    above = tl.max(tl.where(short, weight, 0.0))
+    within = tl.maximum(tl.min(tl.where(enough, weight, float("inf"))) - above, goal * ROUGH)
+    return low, high, (goal - above) / within, 2 * ROUGH * goal / within, within
+
+
+@triton.jit
+def narrow(low, high, share, doubt, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
+    """Bounds closer to the cut, which SAMPLE tokens from all over the row suggest. `finish` sees whether they hold.
+
+    Args:
+        low, high: float32, bounds of the cut.
+        share: of the weight between them that is above the cut; doubt: how far off it may be.
+    """
+    high = tl.minimum(high, row[4])
+    lower = low
+    upper = high
+    for _ in tl.static_range(2):
+        bounds = lower + (upper - lower) * (tl.arange(0, PARTS).to(tl.float32) / PARTS)
+        above, total, squares = sample_above(bounds, low, high, row, SAMPLE, PENALISED, CHUNK)
+        error = SIGMAS * tl.sqrt(squares * share * (1 - share)) + doubt * total
+        closer = tl.max(tl.where(above > share * total + error, bounds, lower))
+        upper = tl.min(tl.where(above < share * total - error, bounds, upper))
+        lower = closer
+    return lower, upper
+
+
+@triton.jit
+def sample_above(
+    bounds, low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
+    """Of a sample of the tokens between ``low`` and ``high``, where the latter weighs 1: the weight above each of
+    ``bounds`` [PARTS], that of all, and the sum of the squares.
+    """
+    logits, listed, by, vocab, _top, t = row
+    PIECE: tl.constexpr = SAMPLE // 16
+    apart = tl.cdiv(vocab, SAMPLE)
+    sums = tl.zeros((PIECE, PARTS), tl.float32)
+    total = tl.zeros((PIECE,), tl.float32)
+    squares = tl.zeros((PIECE,), tl.float32)
+    for start in range(0, SAMPLE, PIECE):
+        i = start + tl.arange(0, PIECE)
+        # One of so many, not always the same one of them.
+        _raw, x = load_row(logits, listed, by, i * apart + tl.minimum(i & 31, apart - 1), vocab, PENALISED)
+        w = tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
+        sums += tl.where(x[:, None] > bounds[None, :], w[:, None], 0.0)
+        total += w
+        squares += w * w
+    return tl.sum(sums, axis=0), tl.sum(total), tl.sum(squares)

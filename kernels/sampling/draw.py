@@ -5,19 +5,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import exact_exp, gumbel_from, ordered_key
-from .search import MANY, load_row, mass
+from .arithmetic import exact_exp, from_key, gumbel_bound, words_from
+from .search import load_row, mass
+
+# Scores are bounded with the temperature's inverse, down to this one.
+LEAST_TEMPERATURE = tl.constexpr(1e-30)
 
 
 @triton.jit(do_not_specialize=["words"])
 def draw(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
-    top, pending, low_key, high_key, count, xs, ws, ids, capacity,
-    mass_all, mass_above, best_score, best_token,
+    top, pending, low_key, high_key, count, ids, capacity,
+    mass_both, score_bound,
     PENALISED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one row without top-k: the mass of all its tokens and of those that are certain to be kept, the best
-    score among the latter; the tokens in question go to the row's buffer, as far as they fit in.
+    """One tile of one row without top-k: the mass of all its tokens and of those that are to be kept, and a bound of
+    the scores of those that may be; the tokens in question go to the row's buffer, as far as they fit in.
     """
     # From the end: what the last tiles of `scan` have read may still be in the L2 cache.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
@@ -32,31 +35,34 @@ def draw(
         if PENALISED:
             by = tl.load(penalty + row)
         _raw, x = load_row(logits + row * stride, listed + row * words, by, token, vocab, PENALISED)
-        y = tl.div_rn(x - tl.load(top + row), tl.load(temperature + row))
-        w = exact_exp(y)
-        key = ordered_key(x)
-        low = tl.load(low_key + row).to(tl.uint32, bitcast=True)
-        high = tl.load(high_key + row).to(tl.uint32, bitcast=True)
-        certain = key > high
-        if p < 1:
-            masses = mass(w)
-            tl.store(mass_all + at, tl.sum(masses))
-            tl.store(mass_above + at, tl.sum(tl.where(certain, masses, 0)))
-            asked = (key >= low) & (key <= high)
-            number = tl.sum(asked.to(tl.int32))
-            if number > 0:
-                # Programs take places in any order. It is a set: nothing that follows depends on the order.
-                place = tl.atomic_add(count + row, number) + tl.cumsum(asked.to(tl.int32)) - 1
-                fits = asked & (place < capacity)
-                at_place = row * capacity + place
-                tl.store(xs + at_place, x, mask=fits)
-                tl.store(ws + at_place, w, mask=fits)
-                tl.store(ids + at_place, token, mask=fits)
-        free = certain & (x > -float("inf")) & (w >= tl.load(min_p + row))
-        best = tl.full((TILE,), -float("inf"), tl.float32)
-        if tl.max(free.to(tl.int32)) != 0:
-            noise = gumbel_from(tl.load(seed + row), tl.load(position + row), start, TILE)
-            best = tl.where(free, y + noise, -float("inf"))
-        score = tl.max(best)
-        tl.store(best_score + at, score)
-        tl.store(best_token + at, tl.min(tl.where(best == score, token, MANY)))
+        t = tl.load(temperature + row)
+        m = tl.load(min_p + row)
+        below = x - tl.load(top + row)
+        low = from_key(tl.load(low_key + row).to(tl.uint32, bitcast=True))
+        high = from_key(tl.load(high_key + row).to(tl.uint32, bitcast=True))
+        scores = tl.where(x >= low, below * tl.minimum(1 / t, 1e38), -float("inf"))
+        any_kept = True
+        if (p < 1) | (m > 0):
+            y = below
+            if t != 1:
+                y = tl.div_rn(below, t)
+            w = exact_exp(y)
+            if m > 0:
+                scores = tl.where(w >= m, scores, -float("inf"))
+            any_kept = tl.max(scores) > -float("inf")
+            if p < 1:
+                masses = mass(w)
+                # Side by side, so that one exchange between threads adds up both.
+                both = tl.sum(tl.join(masses, tl.where(x > high, masses, 0)), axis=0)
+                tl.store(mass_both + at * 2 + tl.arange(0, 2), both)
+                asked = (x >= low) & (x <= high)
+                # Tokens take places in any order. It is a set: nothing that follows depends on the order.
+                place = tl.atomic_add(count + row + tl.zeros_like(token), 1, mask=asked, sem="relaxed")
+                tl.store(ids + row * capacity + place, token, mask=asked & (place < capacity))
+        bound = tl.full((), -float("inf"), tl.float32)
+        if any_kept:
+            noise = gumbel_bound(words_from(tl.load(seed + row), tl.load(position + row), start, TILE))
+            bound = tl.max(scores + noise)
+            # An inverse that is infinite or nearly so says nothing.
+            bound = tl.where((t < LEAST_TEMPERATURE) & (bound > -float("inf")), float("inf"), bound)
+        tl.store(score_bound + at, bound)

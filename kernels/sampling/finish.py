@@ -5,17 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import exact_exp, from_key, gumbel_at, ordered_key
-from .search import COUNT, LAST_ID, MANY, MASS, TIES, candidates, kept, mass, search, weight_of_all
+from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, words_from
+from .cut import cut_at
+from .search import COUNT, INFINITE_KEY, LAST_ID, LEAST_KEY, MANY, MASS, candidates, kept, load_row, mass, weight_of_all
+
+# Bounds of scores may be this much too low, for rounding.
+SLACK = tl.constexpr(1e-4)
 
 
 @triton.jit(do_not_specialize=["words", "tiles"])
 def finish(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
     top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids, capacity,
-    mass_all, mass_above, best_score, best_token, tiles,
+    mass_both, score_bound, tiles, spare,
     tokens, logprobs,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One row: the cuts of top-k and top-p among the tokens in question, the best score among those kept, the token."""
     row = tl.program_id(0).to(tl.int64)
@@ -35,75 +39,111 @@ def finish(
         found = tl.load(count + row)
         whole = found > capacity
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
-        pool = (
-            tl.where(whole, vocab, found),
-            xs + row * capacity, ws + row * capacity, ids + row * capacity,
-            whole, low, high,
-        )  # fmt: skip
+        at_xs, at_ws, at_ids = xs + row * capacity, ws + row * capacity, ids + row * capacity
         ranked = (k > 0) & (k < vocab)
+        unranked = (k == 0) | (k >= vocab)
+        bounds = tl.full((TILES,), -float("inf"), tl.float32)
+        if unranked:
+            bounds = tl.load(score_bound + at, mask=here, other=-float("inf"))
+        total = tl.full((), 0, tl.int64)
+        base = tl.full((), 0, tl.int64)
+        reached = tl.full((), 0, tl.int64)
+        if (p < 1) & unranked:
+            total = tl.sum(tl.load(mass_both + at * 2, mask=here, other=0))
+            base = tl.sum(tl.load(mass_both + at * 2 + 1, mask=here, other=0))
+            goal = goal_of(total, p)
+            reached = base
+            if whole:
+                pool = (vocab, at_xs, at_ws, at_ids, whole, low, high)
+                reached += weight_of_all(facts, pool, (low, LAST_ID), MASS, PENALISED, CHUNK)
+            else:
+                reached += fetch(found, at_xs, at_ws, at_ids, facts, PENALISED, CHUNK)
+            if (goal <= base) | (goal > reached):
+                # What `choose` suggested does not hold. Any token may be kept.
+                whole = whole | True
+                low = tl.full((), LEAST_KEY, tl.uint32)
+                high = tl.full((), INFINITE_KEY, tl.uint32)
+                base = base * 0
+                reached = total
+                bounds = tl.where(here, float("inf"), bounds)
+        pool = (tl.where(whole, vocab, found), at_xs, at_ws, at_ids, whole, low, high)
+        at_spare = spare + row * 3 * PAIRS
         last = tl.minimum(high, ordered_key(largest))
         cut_key = low
         cut_id = tl.full((), LAST_ID, tl.int32)
-        base = tl.full((), 0, tl.int64)
 
         if ranked:
             present = weight_of_all(facts, pool, (cut_key, cut_id), COUNT, PENALISED, CHUNK)
             goal = tl.minimum(k.to(tl.int64), present)
-            cut_key, reached, above = search(
-                goal, base, present, low, last, facts, pool, (cut_key, cut_id), COUNT, PENALISED, CHUNK
+            cut_key, cut_id = cut_at(
+                goal, base, present, last, facts, pool, (cut_key, cut_id), at_spare, COUNT, PENALISED, CHUNK, PAIRS
             )
-            cut_id = last_of_ties(goal - above, reached - above, cut_id, facts, pool, cut_key, PENALISED, CHUNK)
         if p < 1:
-            total = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK)
-            reached = total
-            if not ranked:
-                base = tl.sum(tl.load(mass_above + at, mask=here, other=0))
-                reached = base + total
-                total = tl.sum(tl.load(mass_all + at, mask=here, other=0))
-            goal = tl.ceil(total.to(tl.float64) * p.to(tl.float64)).to(tl.int64)
-            key, reached, above = search(
-                goal, base, reached, cut_key, last, facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK
+            if ranked:
+                total = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK)
+                reached = total
+            goal = goal_of(total, p)
+            cut_key, cut_id = cut_at(
+                goal, base, reached, last, facts, pool, (cut_key, cut_id), at_spare, MASS, PENALISED, CHUNK, PAIRS
             )
-            each = mass(exact_exp(tl.div_rn(from_key(key) - largest, t)))
-            before = tl.where(key == cut_key, cut_id, LAST_ID)
-            need = (goal - above + each - 1) // each
-            cut_id = last_of_ties(need, (reached - above) // each, before, facts, pool, key, PENALISED, CHUNK)
-            cut_key = key
 
         scores = tl.full((CHUNK,), -float("inf"), tl.float32)
         chosen = tl.full((CHUNK,), MANY, tl.int32)
+        seed_of_row = tl.load(seed + row)
+        place = tl.load(position + row)
         least = tl.load(min_p + row)
-        for start in range(0, pool[0], CHUNK):
-            x, w, token = candidates(start + tl.arange(0, CHUNK), facts, pool, PENALISED)
-            free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (w >= least)
-            if tl.max(free.to(tl.int32)) != 0:
-                noise = gumbel_at(tl.load(seed + row), tl.load(position + row), token)
-                score = tl.where(free, tl.div_rn(x - largest, t) + noise, -float("inf"))
-                better = (score > scores) | ((score == scores) & (token < chosen))
-                scores = tl.where(better, score, scores)
-                chosen = tl.where(better, token, chosen)
+        if ranked:
+            for start in range(0, pool[0], CHUNK):
+                x, w, token = candidates(start + tl.arange(0, CHUNK), facts, pool, PENALISED)
+                free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (w >= least)
+                if tl.max(free.to(tl.int32)) != 0:
+                    score = tl.div_rn(x - largest, t) + gumbel_at(seed_of_row, place, token)
+                    scores, chosen = best_of(scores, chosen, tl.where(free, score, -float("inf")), token)
+        # Tile by tile, from the one with the highest bound, until no other can have a better score; mostly one.
+        highest = tl.max(bounds)
+        while (highest > -float("inf")) & (highest >= tl.max(scores) - SLACK):
+            one = tl.min(tl.where(bounds == highest, tile, MANY))
+            for start in range(one * TILE, (one + 1) * TILE, CHUNK):
+                token = start + tl.arange(0, CHUNK)
+                _raw, x = load_row(facts[0], facts[1], by, token, vocab, PENALISED)
+                y = tl.div_rn(x - largest, t)
+                free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (exact_exp(y) >= least)
+                score = y + gumbel(words_from(seed_of_row, place, start, CHUNK))
+                scores, chosen = best_of(scores, chosen, tl.where(free, score, -float("inf")), token)
+            bounds = tl.where(tile == one, -float("inf"), bounds)
+            highest = tl.max(bounds)
         best = tl.max(scores)
         winner = tl.min(tl.where(scores == best, chosen, MANY))
-        if not ranked:
-            tile_scores = tl.load(best_score + at, mask=here, other=-float("inf"))
-            tile_best = tl.max(tile_scores)
-            tile_tokens = tl.load(best_token + at, mask=here & (tile_scores == tile_best), other=MANY)
-            tile_winner = tl.min(tile_tokens)
-            ahead = (tile_best > best) | ((tile_best == best) & (tile_winner < winner))
-            winner = tl.where(ahead, tile_winner, winner)
         raw = tl.load(logits + row * stride + winner).to(tl.float64)
         tl.store(tokens + row, winner)
         tl.store(logprobs + row, (raw - tl.load(raw_top + row) - tl.log(tl.load(raw_total + row))).to(tl.float32))
 
 
 @triton.jit
-def last_of_ties(need, number, last, row, pool, key, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
-    """The id of the last token to keep where ``need`` of ``number`` tokens with this key are: the lower ids."""
-    if need < number:
-        none = need * 0
-        zero = tl.full((), 0, tl.uint32)
-        end = tl.full((), LAST_ID, tl.uint32)
-        every = weight_of_all(row, pool, (key, last), TIES, PENALISED, CHUNK)
-        place, _, _ = search(need, none, every, zero, end, row, pool, (key, last), TIES, PENALISED, CHUNK)
-        last = -place.to(tl.int32) + LAST_ID
-    return last
+def fetch(found, xs, ws, ids, row, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
+    """Put logits and weights of the candidates beside their ids. Returns their mass."""
+    logits, listed, by, vocab, top, t = row
+    total = tl.zeros((CHUNK,), tl.int64)
+    for start in range(0, found, CHUNK):
+        at = start + tl.arange(0, CHUNK)
+        token = tl.load(ids + at, mask=at < found, other=MANY)
+        _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
+        w = exact_exp(tl.div_rn(x - top, t))
+        tl.store(xs + at, x, mask=at < found)
+        tl.store(ws + at, w, mask=at < found)
+        total += mass(w)
+    tl.debug_barrier()  # what is stored here may be read by other threads
+    return tl.sum(total)
+
+
+@triton.jit
+def best_of(scores, chosen, score, token):
+    """The better ones of each pair, equal ones by the lower id."""
+    better = (score > scores) | ((score == scores) & (token < chosen))
+    return tl.where(better, score, scores), tl.where(better, token, chosen)
+
+
+@triton.jit
+def goal_of(total, p):
+    """The mass that top-p asks for."""
+    return tl.ceil(total.to(tl.float64) * p.to(tl.float64)).to(tl.int64)

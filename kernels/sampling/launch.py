@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 TYPES = {
     **dict.fromkeys(("stride", "vocab", "words", "tiles", "width", "capacity"), "i32"),
     **dict.fromkeys(("listed", "refused", "top_k", "first", "pending", "low_key", "high_key", "count"), "*i32"),
-    **dict.fromkeys(("chosen", "ids", "status", "best_token"), "*i32"),
-    **dict.fromkeys(("seed", "position", "tokens", "mass_all", "mass_above"), "*i64"),
+    **dict.fromkeys(("chosen", "ids", "status", "spare"), "*i32"),
+    **dict.fromkeys(("seed", "position", "tokens", "mass_both"), "*i64"),
     "raw_total": "*fp64",
 }
 
@@ -46,9 +46,12 @@ class Sizes:
     tile: int = 2048  # tokens of a program that reads a row's logits
     group: int = 32  # tokens whose largest logit top-k looks at first: 128 bytes of float32
     capacity: int = 32768  # tokens in question that a row's buffer holds; where there are more, the row is read again
-    chunk: int = 2048  # tokens that a program with a whole row handles at once
+    chunk: int = 2048  # tokens, or groups of them, that `choose` handles at once
+    pool: int = 512  # candidates that `finish` handles at once
+    sample: int = 8192  # tokens that tell where top-p is likely to cut
+    pairs: int = 128  # candidates that are all compared with each other
     scan_warps: int = 4
-    draw_warps: int = 8
+    draw_warps: int = 4
     row_warps: int = 16
 
 
@@ -109,15 +112,15 @@ def sample_on_device(
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(max(1, capacity // sizes.group))
     pool = floats(capacity), floats(capacity), integers(capacity), capacity
-    mass_all, mass_above = integers(tiles, dtype=torch.int64), integers(tiles, dtype=torch.int64)
-    best_score, best_token = floats(tiles), integers(tiles)
+    mass_both, score_bound = integers(tiles, 2, dtype=torch.int64), floats(tiles)
+    spare = integers(3 * sizes.pairs)
 
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
     found = (pending, low_key, high_key, count)
     shared: dict[str, Any] = {"PENALISED": penalty is not None or marked is not None, "enable_fp_fusion": False}
     per_tile = {"TILE": sizes.tile, **shared}
-    per_row = {"TILES": max(LEAST_TILES, triton.next_power_of_2(tiles)), "CHUNK": sizes.chunk,
-               "num_warps": sizes.row_warps, **shared}  # fmt: skip
+    tiles_at_most = max(LEAST_TILES, triton.next_power_of_2(tiles))
+    per_row = {"TILES": tiles_at_most, "num_warps": sizes.row_warps, **shared}
     scan[(batch, tiles)](
         *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
         GROUP=sizes.group, num_warps=sizes.scan_warps, **per_tile,
@@ -126,16 +129,16 @@ def sample_on_device(
         *row, min_p, position, refused,
         peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
         top, raw_top, raw_total, *found, chosen, *pool, *out,
-        GROUP=sizes.group, **per_row,
+        GROUP=sizes.group, SAMPLE=sizes.sample, CHUNK=sizes.chunk, **per_row,
     )  # fmt: skip
     draw[(batch, tiles)](
-        *row, min_p, seed, position, top, *found, *pool, mass_all, mass_above, best_score, best_token,
+        *row, min_p, seed, position, top, *found, *pool[2:], mass_both, score_bound,
         num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
-        mass_all, mass_above, best_score, best_token, tiles, *out[:2],
-        **per_row,
+        mass_both, score_bound, tiles, spare, *out[:2],
+        TILE=sizes.tile, PAIRS=sizes.pairs, CHUNK=sizes.pool, **per_row,
     )  # fmt: skip
     return out
 
@@ -145,12 +148,12 @@ def builds() -> Iterator[Build]:
 
     Rows whose stride and length are multiples of 16 are read in wider words than others, such as GPT-2's 50,257.
     """
-    per_row = {"TILES": LEAST_TILES, "CHUNK": SIZES.chunk}
+    per_row = {"TILES": LEAST_TILES}
     constants: list[tuple[Any, dict[str, int], int]] = [
         (scan, {"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
-        (choose, {"GROUP": SIZES.group, **per_row}, SIZES.row_warps),
+        (choose, {"GROUP": SIZES.group, "SAMPLE": SIZES.sample, "CHUNK": SIZES.chunk, **per_row}, SIZES.row_warps),
         (draw, {"TILE": SIZES.tile}, SIZES.draw_warps),
-        (finish, per_row, SIZES.row_warps),
+        (finish, {"TILE": SIZES.tile, "PAIRS": SIZES.pairs, "CHUNK": SIZES.pool, **per_row}, SIZES.row_warps),
     ]
     kinds = [("fp32", True), ("fp32", False), ("bf16", True), ("fp16", True)]
     for (kernel, values, warps), (dtype, aligned), penalised in product(constants, kinds, (False, True)):

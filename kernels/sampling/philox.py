@@ -34,9 +34,11 @@ Logarithm = Callable[[Floats], Floats]
 
 ESTIMATE_ERROR = 1e-4
 
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+
+_MULTIPLIER_0, _MULTIPLIER_1 = map(np.uint64, MULTIPLIERS)
+_WEYL = np.array(WEYL, dtype=np.uint64)[:, None]
 _ROUNDS = np.arange(10, dtype=np.uint64)[:, None, None]
 _PIECE = 2**14  # tokens worked on at once: temporaries stay in the cache, and below what malloc returns to the system
 _LOW = np.uint64(0xFFFFFFFF)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arithmetic import LOG2_E
 from .search import MANY, load_row
 
 # Levels of a tile at which the mass above is estimated, and how far apart they are, in units of the temperature.
-LEVELS = tl.constexpr(16)
-LEVEL_WIDTH = tl.constexpr(0.75)
+LEVELS = tl.constexpr(4)
+LEVEL_WIDTH = tl.constexpr(3.0)
 # Levels are multiples of their width. Beyond this one they are too close to tell apart in float32.
 LAST_LEVEL = tl.constexpr(2.0**20)
 
@@ -41,9 +42,9 @@ def scan(
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
     PENALISED: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one row: its largest logit and the id of that, +inf where one is NaN or +inf; the sum of exp of the
-    raw logits over the largest of them; for top-k, the largest logit of every group; for top-p, how much lies above
-    each of some levels.
+    """One tile of one row: its largest logit; the sum of exp of the raw logits over the largest of them, NaN if one is
+    NaN or +inf; for greedy rows, the first token that has the largest; for top-k, the largest logit of every group; for
+    top-p, how much lies above each of some levels.
     """
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -56,14 +57,18 @@ def scan(
     if PENALISED:
         by = tl.load(penalty + row)
     raw, x = load_row(logits + row * stride, listed + row * words, by, ids, vocab, PENALISED)
-    x = tl.where(x == x, x, float("inf"))
 
     largest = tl.max(x)
     tl.store(peak + at, largest)
-    tl.store(first + at, tl.min(tl.where(x == largest, ids, MANY)))
-    raw_largest = tl.max(tl.where(raw == raw, raw, -float("inf")))
+    if t == 0:
+        tl.store(first + at, tl.min(tl.where(x == largest, ids, MANY)))
+    raw_largest = largest
+    if PENALISED:
+        raw_largest = tl.max(raw)
     tl.store(raw_peak + at, raw_largest)
-    tl.store(raw_sum + at, tl.sum(tl.where(raw > -float("inf"), tl.exp(raw - raw_largest), 0.0)))
+    # exp of what is -inf is 0, also where all are. One that is NaN or +inf makes the sum NaN.
+    e = tl.exp(raw - finite(raw_largest))
+    tl.store(raw_sum + at, tl.sum(e))
 
     if (t > 0) & (k > 0) & (k < vocab):
         groups = tl.cdiv(vocab, GROUP)
@@ -79,10 +84,21 @@ def scan(
         at_level = tl.where(tl.abs(ratio) < LAST_LEVEL, tl.floor(ratio) + 1, float("nan"))
         at_level = tl.where(largest == -float("inf"), -float("inf"), at_level)
         tl.store(anchor + at, at_level)
-        w = tl.where(x > -float("inf"), tl.exp((x - largest) / t), 0.0)
-        sums = tl.sum(tl.reshape(above_16(x, w, at_level, step, TILE), (TILE // 4, LEVELS)), axis=0)
+        same = t == 1
+        if PENALISED:
+            same = False
+        w = e
+        if not same:
+            w = tl.exp2((x - finite(largest)) * (LOG2_E / t))
+        sums = tl.sum(tl.reshape(above_4(x, w, at_level, step, TILE), (TILE // 4, LEVELS)), axis=0)
         tl.store(level + at * LEVELS + tl.arange(0, LEVELS), sums)
         tl.store(level_all + at, tl.sum(w))
+
+
+@triton.jit
+def finite(x):
+    """x, and 0 for -inf."""
+    return tl.where(x > -float("inf"), x, 0.0)
 
 
 @triton.jit
@@ -91,22 +107,12 @@ def above(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
     return tl.sum(tl.reshape(tl.where(x > (at_level - (i + 1)) * step, w, 0.0), (TILE // 4, 4)), axis=1)
 
 
-# All levels side by side, in order, so that one exchange between threads adds up all of them.
 @triton.jit
 def above_2(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
-    return tl.join(above(x, w, at_level, step, i, TILE), above(x, w, at_level, step, i + 8, TILE))
+    return tl.join(above(x, w, at_level, step, i, TILE), above(x, w, at_level, step, i + 2, TILE))
 
 
 @triton.jit
-def above_4(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
-    return tl.join(above_2(x, w, at_level, step, i, TILE), above_2(x, w, at_level, step, i + 4, TILE))
-
-
-@triton.jit
-def above_8(x, w, at_level, step, i: tl.constexpr, TILE: tl.constexpr):
-    return tl.join(above_4(x, w, at_level, step, i, TILE), above_4(x, w, at_level, step, i + 2, TILE))
-
-
-@triton.jit
-def above_16(x, w, at_level, step, TILE: tl.constexpr):
-    return tl.join(above_8(x, w, at_level, step, 0, TILE), above_8(x, w, at_level, step, 1, TILE))
+def above_4(x, w, at_level, step, TILE: tl.constexpr):
+    """All levels side by side, in order, so that one exchange between threads adds up all of them."""
+    return tl.join(above_2(x, w, at_level, step, 0, TILE), above_2(x, w, at_level, step, 1, TILE))

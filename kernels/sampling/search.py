@@ -103,18 +103,19 @@ def weight_of_all(row, pool, cut, MODE: tl.constexpr, PENALISED: tl.constexpr, C
 
 @triton.jit
 def search(
-    goal, base, reached, first, last, row, pool, cut,
+    goal, base, reached, few, first, last, row, pool, cut,
     MODE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The largest key at which the weight, counted from ``base``, reaches ``goal``.
+    """The largest key at which the weight, counted from ``base``, reaches ``goal``, or keys that it is among.
 
     Args:
         goal: int64, base < goal <= reached.
         base, reached: int64, the weight of what lies above all candidates, and with all of them.
+        few: int64, what is between the two keys may weigh so much; with 0 they are the same.
         first, last: uint32, no candidate has a key outside them.
 
     Returns:
-        The key (uint32), the weight down to it, and the weight of what lies above it.
+        The keys it is between (uint32), the weight down to the lower one, and that of what lies above the upper one.
     """
     SUM: tl.constexpr = tl.int64 if MODE == MASS else tl.int32
     differ = (first ^ last).to(tl.int64)
@@ -123,7 +124,7 @@ def search(
         bits += 2
     prefix = (first.to(tl.int64) >> bits) << bits
     above = base
-    while bits > 0:
+    while (bits > 0) & (reached - above > few):
         bits -= 2
         unit = tl.full((), 1, tl.int64) << bits
         key_1 = (prefix + unit).to(tl.uint32)
@@ -147,4 +148,5 @@ def search(
         prefix += unit * tl.sum(enough.to(tl.int64))
         reached = tl.minimum(reached, tl.min(tl.where(enough, weights, reached)))
         above = tl.maximum(above, tl.max(tl.where(enough, above, weights)))
-    return prefix.to(tl.uint32), reached, above
+    upper = prefix + (tl.full((), 1, tl.int64) << bits) - 1
+    return tl.maximum(prefix.to(tl.uint32), first), tl.minimum(upper.to(tl.uint32), last), reached, above
