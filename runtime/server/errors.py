@@ -20,10 +20,17 @@ from ds2ds.errors import (
     QueueFullError,
     RuntimeClosedError,
 )
+from ds2ds.server.protocol import MAX_STOP
 
 log = logging.getLogger("ds2ds.server")
 
 _SHOWN = 80  # characters of a wrong value
+
+_FORMS = {
+    "prompt": "be a string, a list of strings, a list of token ids, or a list of such lists, and no list may be empty",
+    "stop": f"be a string, or a list of at most {MAX_STOP} strings, none of them empty",
+}
+"""What a field must be that has several forms: the checks tell what keeps a value from being the first of them."""
 
 
 class ApiError(Exception):
@@ -135,13 +142,8 @@ def _invalid_request(errors: Sequence[Any]) -> ApiError:
     field = where[0]
     if kind == "missing":
         return ApiError(400, f"{field} is missing", param=field, code="missing_required_parameter")
-    if field == "prompt":
-        return ApiError(
-            400,
-            "prompt must be a string, a list of strings, a list of token ids, or a list of such lists, and no list may "
-            f"be empty, got {shown(first['input'])}",
-            param=field,
-        )
-    message = message.removeprefix("Value error, ")
-    message = message.removeprefix("Input should be ")
-    return ApiError(400, f"{field} must be {message}, got {shown(first['input'])}", param=field)
+    must = _FORMS.get(field)
+    if must is None:
+        _, should, must = message.partition(" should ")  # "Input should be ...", "List should have ..."
+        must = must if should else f"be {message.removeprefix('Value error, ')}"
+    return ApiError(400, f"{field} must {must}, got {shown(first['input'])}", param=field)
