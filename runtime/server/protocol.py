@@ -94,7 +94,7 @@ class CompletionRequest(_Strict):
     min_p: float | None = Field(
         None, ge=0, le=1, description="Leave out tokens less likely than this share of the top."
     )
-    repetition_penalty: float | None = Field(None, gt=0, le=1e6)
+    repetition_penalty: float | None = Field(None, ge=1e-6, le=1e6)  # with less, logits are infinite in float32
     ignore_eos: bool | None = Field(None, description="Write on after EOS.")
     stop_token_ids: (
         Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=MAX_STOP_TOKENS)] | None
