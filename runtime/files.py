@@ -9,7 +9,13 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a partial file beside `path`, then rename it there; on an error `path` stays as it was."""
+    """Let `write` fill a partial file beside `path`, then rename it there; on an error `path` stays as it was.
+
+    Raises:
+        OSError: it cannot be written, or what is there is a folder, or a device, which is not ours to replace.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file, and is not replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)

@@ -81,6 +81,15 @@ def test_a_failing_rename_leaves_no_partial_file(tmp_path: Path) -> None:
     assert names(path) == ["inside"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"  # as /dev/null, which whoever may write in /dev would take from everyone
+    os.mkfifo(path)
+    with pytest.raises(FileExistsError, match=f"{path} is no regular file"):
+        atomic_write_text(path, "text")
+    assert path.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
 def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
