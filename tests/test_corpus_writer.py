@@ -121,6 +121,18 @@ def test_an_existing_corpus_is_replaced_only_when_told(tmp_path: Path, force: bo
         assert contents(out) == before
 
 
+def test_where_a_link_leads_is_where_it_goes(tmp_path: Path) -> None:
+    out, disk = tmp_path / "corpus", tmp_path / "disk"
+    out.symlink_to(disk / "corpus")
+    for documents in (DOCUMENTS, DOCUMENTS[2:]):
+        write_corpus(out, documents, force=True)
+        with DocumentCorpus(disk / "corpus") as corpus:
+            assert len(corpus) == len(documents)
+    assert out.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "disk"}
+    assert [path.name for path in disk.iterdir()] == ["corpus"]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_corpus_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.txt").write_text("four years")

@@ -120,6 +120,15 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     assert "graph.json" in names(tmp_path / "out")
 
 
+def test_where_a_link_leads_is_where_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for title in ("A", "B"):
+        save_result(make_result(title), tmp_path / "link")
+        assert f"{create_filename(title)}.md" in names(tmp_path / "disk" / "out")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == {"link", "disk"} and names(tmp_path / "disk") == {"out"}
+
+
 @pytest.mark.parametrize("foreign", ["notes.md", "a_123456.txt", "folder"])
 def test_anything_else_stays_unless_forced(tmp_path: Path, foreign: str) -> None:
     out = tmp_path / "out"

@@ -27,7 +27,7 @@ _LONGEST_STEM = 200  # file systems take 255 bytes; a title is as long as a mode
 
 
 def save_result(result: GenerationResult, folder: str | Path, *, force: bool = False) -> None:
-    """Write a result into a folder that appears, or is replaced, as a whole.
+    """Write a result into a folder that appears, or is replaced, as a whole; of a link, the folder it leads to.
 
     It holds `create_filename(title)`.md per document (its text), graph.json (`graph`), result.json
     (`GenerationResult.to_dict`), and the graph to look at: graph.svg and graph.html (`ds2ds.pictures`).
@@ -36,7 +36,7 @@ def save_result(result: GenerationResult, folder: str | Path, *, force: bool = F
         ConfigError: the folder may not be replaced, see `check_folder`, or a grant fits no document of the result;
             Ds2dsError: it cannot be written.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     check_folder(folder, force=force)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -61,7 +61,7 @@ def check_folder(folder: str | Path, *, force: bool = False, used: Iterable[str 
     Raises:
         ConfigError: it may not.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     ancestor = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not ancestor.is_dir():
         raise ConfigError(f"cannot save to {folder}: {ancestor} is a file")
@@ -71,7 +71,7 @@ def check_folder(folder: str | Path, *, force: bool = False, used: Iterable[str 
     if ancestor != folder:
         return
     for kept in (Path.cwd(), Path.home(), *(path for path in map(Path, used) if path.exists())):
-        if kept.resolve().is_relative_to(folder.resolve()):
+        if kept.resolve().is_relative_to(folder):
             raise ConfigError(f"cannot save to {folder}: {kept} is in it and would be replaced; name a new folder")
     if not force and any(folder.iterdir()) and not _holds_result(folder):
         raise ConfigError(

@@ -29,9 +29,12 @@ def check_output(out: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends, and is deleted if it raises."""
+    """A temporary folder beside `out` that becomes `out` when the block ends, and is deleted if it raises.
+
+    Of a symbolic link it becomes what that leads to: the link stays, and the folder lies where its owner wants it.
+    """
     check_output(out, force)
-    out = out.absolute()
+    out = out.resolve()
     name = f".{out.name}.{uuid.uuid4().hex}"
     temporary, replaced = out.with_name(f"{name}.partial"), out.with_name(f"{name}.replaced")
     temporary.mkdir(parents=True)
