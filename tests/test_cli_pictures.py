@@ -74,7 +74,8 @@ def test_with_json_standard_output_is_still_json(folder: Path, tmp_path: Path) -
         (["--attention", "a.json"], "--attention must end in .html, .npz, .png, .svg, got 'a.json'"),
         (["--picture", "there.svg"], "there.svg is already there: pass --force"),
         (["--attention", "folder.html", "--force"], "folder.html is a folder"),
-        (["--picture", "x.html", "--attention", "x.html"], "must be two files"),
+        (["--picture", "x.html", "--attention", "x.html"], "must be two places"),
+        (["--picture", "x.html", "--save", "x.html"], "--save and --picture must be two places, got x.html for both"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(

@@ -238,7 +238,7 @@ def generate(
     if save is not None:
         used = [path for path in (model, corpus, cache) if path not in (None, DEMO, "none")]
         check_folder(save, force=force, used=used)
-    check_pictures(picture, attention, force=force)
+    check_pictures(picture, attention, save, force=force)
     terminal = sys.stdout.isatty() and not as_json
     console = Console() if terminal else Console(stderr=True)
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,15 @@ HEAT_MAPS = (".png", ".svg")
 ATTENTION = (".html", ".npz", *HEAT_MAPS)
 
 
-def check_pictures(picture: Path | None, attention: Path | None, *, force: bool) -> None:
+def check_pictures(picture: Path | None, attention: Path | None, save: Path | None = None, *, force: bool) -> None:
     """Whether both files can be made: told before anything is generated.
 
+    Args:
+        save: the folder that is made beside them.
+
     Raises:
-        ConfigError: an ending that is not known, a file that is already there (unless `force`), one file for both, or
-            what draws heat maps is not installed.
+        ConfigError: an ending that is not known, a file that is already there (unless `force`), one place for two of
+            them, or what draws heat maps is not installed.
     """
     for option, path, endings in (("--picture", picture, PICTURES), ("--attention", attention, ATTENTION)):
         if path is None:
@@ -33,8 +37,10 @@ def check_pictures(picture: Path | None, attention: Path | None, *, force: bool)
             raise ConfigError(f"{option}: {path} is a folder: name a file")
         if path.exists() and not force:
             raise ConfigError(f"{option}: {path} is already there: pass --force to replace it")
-    if picture is not None and attention is not None and picture.absolute() == attention.absolute():
-        raise ConfigError(f"--picture and --attention must be two files, got {picture} for both")
+    given = {"--save": save, "--picture": picture, "--attention": attention}
+    for (first, one), (second, other) in combinations(given.items(), 2):
+        if one is not None and other is not None and one.absolute() == other.absolute():
+            raise ConfigError(f"{first} and {second} must be two places, got {one} for both")
     if attention is not None and attention.suffix.lower() in HEAT_MAPS:
         from ds2ds.pictures.heat_map import require_matplotlib
 
