@@ -245,6 +245,17 @@ def test_aliases_of_notes_become_redirects(tmp_path: Path) -> None:
     assert not (tmp_path / "plain" / "redirects.json").exists()
 
 
+def test_files_named_otherwise_than_their_notes_become_redirects(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "gc.md").write_text("---\ntitle: Garbage collection\n---\n[[home]]")
+    (notes / "home.md").write_text("---\ntitle: The start\n---\nText.")
+    (notes / "Other.md").write_text("---\naliases: [home]\n---\nText.")
+    build_corpus(notes, tmp_path / "corpus", search=False)
+    # The notes' own links take "home" for the file's name: it must not lead to the note that has it for an alias.
+    assert json.loads((tmp_path / "corpus" / "redirects.json").read_text()) == {"gc": "Garbage collection"}
+
+
 # edit
 
 

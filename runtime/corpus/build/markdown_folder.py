@@ -46,8 +46,8 @@ def build_corpus(
     A document's title is its front matter's ``title``, else its file's name without the ending; titles that several
     notes share get their folder before them ("a/Todo"). Its body is what follows the front matter, without a first
     heading that only repeats the title, and with links as ``links.rewrite_links`` says. Aliases lead links to the note,
-    and those that are one note's alone become the corpus' redirects.json (``resolving.redirects``). Hidden files and
-    folders, and notes without a body, are left out.
+    as its file's name does, and those that are one note's alone become the corpus' redirects.json
+    (``resolving.redirects``). Hidden files and folders, and notes without a body, are left out.
 
     Args:
         source: the folder.

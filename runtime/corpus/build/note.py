@@ -27,7 +27,7 @@ class Note:
         title: the document's, distinct within the folder once a Vault has them all.
         own_title: what the note itself says: of the front matter, else as asked for, else the file's name without
             its ending.
-        aliases: other names that links may use.
+        aliases: other names that links may use: its file's, which need not be its title, and those of the front matter.
         problem: what is wrong with its front matter, or None.
         empty: whether nothing is left below its title.
     """
@@ -88,4 +88,4 @@ def read_note(file: Path, path: PurePosixPath, title_from: str) -> Note:
     heading = _split_heading(body)[0] if title_from == "heading" else None
     title = unicodedata.normalize("NFC", matter.title or heading or stem)
     empty = not note_body(text, {title, stem}).strip()
-    return Note(path, file, title, title, matter.aliases, matter.problem, empty)
+    return Note(path, file, title, title, (stem, *matter.aliases), matter.problem, empty)
