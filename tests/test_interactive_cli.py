@@ -138,6 +138,19 @@ def test_the_users_own_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         edit_text()
 
 
+@pytest.mark.parametrize(
+    ("editor", "told"),
+    [
+        ("'", "cannot read the editor's name"),
+        ('{python} -c \'import sys; open(sys.argv[1], "wb").write(b"\\xff")\'', "not UTF-8"),
+    ],
+)
+def test_an_editor_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, editor: str, told: str) -> None:
+    monkeypatch.setenv("VISUAL", editor.format(python=sys.executable))
+    with pytest.raises(click.ClickException, match=told):
+        edit_text()
+
+
 # The command
 
 

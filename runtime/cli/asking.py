@@ -27,9 +27,14 @@ def edit_text() -> str | None:
     """A text written in the user's editor; None: nothing was saved.
 
     Raises:
-        click.ClickException: the editor did not run.
+        click.ClickException: the editor did not run, or what it saved is no UTF-8.
     """
-    return click.edit("", extension=".md")
+    try:
+        return click.edit("", extension=".md")
+    except UnicodeDecodeError as error:
+        raise click.ClickException("what the editor saved is not UTF-8") from error
+    except ValueError as error:  # quotes without an end
+        raise click.ClickException(f"cannot read the editor's name in $VISUAL or $EDITOR: {error}") from error
 
 
 class TerminalReader:
