@@ -124,6 +124,8 @@ def test_sampling_is_what_a_task_asks_for() -> None:
     assert model._prompt(encode("a"), {"do_sample": True})[1].temperature == 1.0
     assert model._prompt(encode("a"), {"temperature": 0.5, "top_p": 0.9})[1].top_p == 0.9
     assert model._prompt(encode("a"), {"temperature": 0.5, "do_sample": False})[1].temperature == 0.0
+    with pytest.raises(ConfigError, match="stop must be a string or a sequence of strings, none of them empty, got 5"):
+        model._prompt(encode("a"), {"until": 5})
     with pytest.raises(ConfigError, match=r"asks for \['best_of'\], which ds2ds does not have"):
         model._prompt(encode("a"), {"best_of": 2})
 

@@ -191,6 +191,7 @@ def test_transformers_own_config_is_read() -> None:
         ({"num_return_sequences": 2}, "num_return_sequences must be 1 without do_sample or beams, got 2"),
         ({"do_sample": True, "num_beams": 2}, "a beam search draws nothing"),
         ({"eos_token_id": []}, "eos_token_id must be a token id or a list of them, got none"),
+        ({"stop_strings": 5}, "stop must be a string or a sequence of strings, none of them empty, got 5"),
         ({"attention_mask": torch.ones(1, 5)}, r"the shape of input_ids \[1, 2\], got \[1, 5\]"),
         ({"attention_mask": [[1, 1]]}, r"must be a tensor of the shape of input_ids \[1, 2\], got a list"),
         ({"attention_mask": torch.tensor([[0, 0]])}, "each row must hold a prompt, got one that is all padding"),

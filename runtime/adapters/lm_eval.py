@@ -177,7 +177,7 @@ class DS2DSLM(TemplateLM):
         Raises:
             ConfigError: there is an argument that is not known.
         """
-        until = wanted.pop("until", None) or []
+        until = wanted.pop("until", None) or ()
         lengths = [wanted.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
         new = next((length for length in lengths if length is not None), self.max_gen_toks)
         new = min(new, self.max_length - 1)
@@ -187,7 +187,7 @@ class DS2DSLM(TemplateLM):
         unknown = sorted(set(wanted) - SETTINGS)
         if unknown:
             raise ConfigError(f"the task asks for {unknown}, which ds2ds does not have; it has {sorted(SETTINGS)}")
-        settings = {**self.settings, **wanted, "stop": [until] if isinstance(until, str) else list(until)}
+        settings = {**self.settings, **wanted, "stop": until}
         settings["temperature"] = 0.0 if sample is False else temperature
         kept = (tokens or [self.eos])[-(self.max_length - new) :]
         return kept, config_for(self.backend, len(kept), new, settings)

@@ -210,11 +210,10 @@ class _Asked:
         if not self.eos:
             raise ConfigError("eos_token_id must be a token id or a list of them, got none")
         self.pad = _integer("pad_token_id", call.get("pad_token_id", self.eos[0]))
-        stop = call.get("stop_strings", ())
         self.settings: dict[str, Any] = {
             "eos_token_id": self.eos[0],
             "stop_token_ids": tuple(self.eos[1:]),
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "stop": call.get("stop_strings", ()),
             **{name: call[name] for name in (*SAME, *OURS) if name in call},
         }
         if self.beams > 1:
