@@ -92,6 +92,8 @@ class Runtime(RuntimeTexts):
         check_layout(model.config, layout_policy)
         if device is not None:
             model = model.to(parse_device(device))
+        if not isinstance(batch_invariant, bool):
+            raise ConfigError(f"batch_invariant must be True or False, got {batch_invariant!r}")
         if batch_invariant:
             if model.device.type != "cpu" or model.dtype != torch.float32:
                 raise ConfigError(f"batch_invariant needs float32 on a CPU, got {model.dtype} on {model.device}")

@@ -494,6 +494,8 @@ def test_int8_weights_write_nearly_what_floats_do() -> None:
 def test_batch_invariance_is_for_float32_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"batch_invariant needs float32 on a CPU, got torch\.bfloat16 on cpu"):
         Runtime.from_pretrained("demo", "cpu", "bfloat16", batch_invariant=True)
+    with pytest.raises(ConfigError, match="batch_invariant must be True or False, got 'no'"):
+        Runtime.from_pretrained("demo", "cpu", batch_invariant="no")
 
 
 def test_batch_invariance_needs_the_compiled_functions(monkeypatch: pytest.MonkeyPatch) -> None:
