@@ -182,6 +182,17 @@ def test_titles_and_aliases_of_front_matter_lead_to_the_note(built) -> None:  # 
     )
 
 
+def test_accents_may_be_characters_of_their_own(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built(
+        {
+            "n1.md": "---\ntitle: Caf\u00e9\naliases: [e\u0301t\u00e9]\n---\n# Cafe\u0301\n\nbody",
+            "n2.md": "[[Cafe\u0301]] [[\u00e9te\u0301|x]]",
+        }
+    )
+    assert bodies["Caf\u00e9"] == "body"
+    assert bodies["n2"] == "[Cafe\u0301](Caf\u00e9) [x](Caf\u00e9)"
+
+
 def test_case_decides_where_it_can(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built(
         {

@@ -70,7 +70,7 @@ def note_body(text: str, titles: set[str]) -> str:
     layout writes it at run time)."""
     _, body = read_front_matter(text)
     heading, rest = _split_heading(body)
-    if heading is not None and title_key(heading) in set(map(title_key, titles)):
+    if heading is not None and title_key(unicodedata.normalize("NFC", heading)) in set(map(title_key, titles)):
         body = rest
     return body.rstrip().lstrip("\n")
 
@@ -88,4 +88,5 @@ def read_note(file: Path, path: PurePosixPath, title_from: str) -> Note:
     heading = _split_heading(body)[0] if title_from == "heading" else None
     title = unicodedata.normalize("NFC", matter.title or heading or stem)
     empty = not note_body(text, {title, stem}).strip()
-    return Note(path, file, title, title, (stem, *matter.aliases), matter.problem, empty)
+    aliases = (unicodedata.normalize("NFC", alias) for alias in matter.aliases)
+    return Note(path, file, title, title, (stem, *aliases), matter.problem, empty)

@@ -93,7 +93,8 @@ class Vault:
         Case does not count, but of several notes it is the one written just so, else one in the same folder, else the
         one highest up, else the first in order of path.
         """
-        path = unicodedata.normalize("NFC", without_ending(target.strip()))
+        target = unicodedata.normalize("NFC", target.strip())
+        path = without_ending(target)
         folders = ["."] if path.startswith("/") else [str(source.path.parent), "."]
         path = path.lstrip("/")
         absolute = [posixpath.normpath(posixpath.join(folder, path)) for folder in folders]
@@ -103,7 +104,7 @@ class Vault:
         for candidates, name in [
             *((self._by_path.get(place.casefold()), place) for place in absolute),
             (self._by_suffix.get(end.casefold()), end),
-            (self._by_name.get(title_key(target)), target.strip()),
+            (self._by_name.get(title_key(target)), target),
         ]:
             if candidates:
                 return min(candidates, key=lambda note: _rank(note, name, source))
