@@ -163,6 +163,11 @@ def test_a_run_of_backticks_is_closed_by_one_as_long_alone(built) -> None:  # ty
     assert built(notes) == {"a": "x ```[b](b)`` y", "b": many}
 
 
+def test_no_name_of_a_note_that_is_not_there_stops_the_build(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built({"Note.md": "[[New .md]] [[a\u2028b]] [x](sub/New%20.md) [x](a%0Ab.md) [x](sub/%20.md)"})
+    assert bodies["Note"] == "[New](New) [a b](a b) [x](New) [x](a b) [x](sub/%20.md)"
+
+
 def test_an_open_code_span_ends_with_its_paragraph(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built({"Note.md": "`open [[T]]\n\n`[[T]] x", "T.md": "t"})
     assert bodies["Note"] == "`open [T](T)\n\n`[T](T) x"

@@ -71,6 +71,11 @@ def _split_heading(target: str) -> tuple[str, str]:
     return name.strip(), heading.strip()
 
 
+def _new_title(name: str) -> str:
+    """What a note that is not there would be called: as titles are, one line without spaces around it."""
+    return " ".join(without_ending(name).split())
+
+
 def _wikilink(target: str, text: str | None, note: Note, vault: Vault) -> str:
     """What becomes of ``[[target|text]]``. A place in this very note ("#heading") is no document: its text stays."""
     name, heading = target.strip(), ""
@@ -78,7 +83,7 @@ def _wikilink(target: str, text: str | None, note: Note, vault: Vault) -> str:
     if found is None:  # else its "#" is part of a name: "C#"
         name, heading = _split_heading(name)
         found = vault.resolve(name, note) if name else None
-    shown = without_ending(name)
+    shown = _new_title(name)
     words = (text or "").strip() or " > ".join(filter(None, [shown, heading.removeprefix("^")]))
     if not name:
         return words
@@ -97,9 +102,8 @@ def _inline_link(source: str, text: str, target: str, note: Note, vault: Vault) 
         found = vault.resolve(candidate, note) if candidate else None
         if found is not None:
             return format_link(text, found.title)
-    if name.lower().endswith(ENDINGS):
-        return format_link(text, without_ending(name.rpartition("/")[2]))
-    return source
+    title = _new_title(name.rpartition("/")[2]) if name.lower().endswith(ENDINGS) else ""
+    return format_link(text, title) if title else source
 
 
 def _rewrite_wikilinks(piece: str, note: Note, vault: Vault) -> str:
