@@ -218,6 +218,11 @@ def test_a_files_name_comes_before_an_alias(built) -> None:  # type: ignore[no-u
     assert bodies["C"] == "[B](B)"
 
 
+def test_files_whose_names_differ_in_how_accents_are_encoded(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built({"\u00e9.md": "one", "e\u0301.md": "two"})  # as synchronising with another system leaves them
+    assert set(bodies) == {"\u00e9 (\u00e9.md)", "\u00e9 (\u00e9.md) (2)"}
+
+
 def test_notes_that_share_a_name_get_their_folder(built) -> None:  # type: ignore[no-untyped-def]
     notes = {
         "Todo.md": "top [[Todo]] [[a/Todo]]",

@@ -51,13 +51,21 @@ def list_files(source: Path) -> list[tuple[Path, PurePosixPath]]:
 
 
 def _distinct(notes: list[Note]) -> list[Note]:
-    """The notes with titles that differ: those that share one get their folder before it, then their path behind it."""
+    """The notes with titles that differ: those that share one get their folder before it, then their path behind it,
+    then a number."""
     shared = Counter(note.title for note in notes)
     notes = [
         replace(note, title=str(note.path.parent / note.title)) if shared[note.title] > 1 else note for note in notes
     ]
     shared = Counter(note.title for note in notes)
-    return [replace(note, title=f"{note.title} ({note.path})") if shared[note.title] > 1 else note for note in notes]
+    titles: dict[str, Note] = {}
+    for note in notes:
+        title = name = f"{note.title} ({note.path})" if shared[note.title] > 1 else note.title
+        copy = 2
+        while title in titles:  # paths too may be the same, but for how accents are encoded
+            title, copy = f"{name} ({copy})", copy + 1
+        titles[title] = replace(note, title=title)
+    return list(titles.values())
 
 
 class Vault:
