@@ -335,7 +335,7 @@ def test_what_is_left_out_is_reported(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
     notes = write_notes(tmp_path / "notes", {"a.md": "x"})
     (notes / "latin.md").write_bytes(b"caf\xe9")
-    with pytest.raises(CorpusError, match=r"latin\.md: not UTF-8 \(byte 3\)"):
+    with pytest.raises(CorpusError, match=r"latin\.md: not UTF-8 \(byte 3\); mend it, or leave it out by --skip"):
         build_corpus(notes, tmp_path / "corpus")
     report = build_corpus(notes, tmp_path / "corpus", skip_unreadable=True)
     assert report.summary.documents == 1
@@ -346,7 +346,7 @@ def test_a_file_that_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
 def test_a_file_whose_name_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
     notes = write_notes(tmp_path / "notes", {"a.md": "x"})
     (notes / os.fsdecode(b"caf\xe9.md")).write_text("y")
-    with pytest.raises(CorpusError, match=r"caf\\udce9\.md': its name is not UTF-8; rename it"):
+    with pytest.raises(CorpusError, match=r"caf\\udce9\.md': its name is not UTF-8; mend it, or leave it out by"):
         build_corpus(notes, tmp_path / "corpus")
     report = build_corpus(notes, tmp_path / "corpus", skip_unreadable=True)
     assert report.summary.documents == 1 and "its name is not UTF-8" in report.remarks[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds2ds.corpus.build.bibliography import entry_text, read_bibliography
 from ds2ds.corpus.build.labels import labelled_parts
-from ds2ds.corpus.build.note import read_markdown
+from ds2ds.corpus.build.note import read_markdown, skipped
 from ds2ds.corpus.build.source_files import SourceFile, SourceFolder, list_sources, readable
 from ds2ds.corpus.build.tokenizing import SourceDocument
 from ds2ds.errors import CorpusError
@@ -36,9 +36,7 @@ def read_latex_folder(source: Path, skip_unreadable: bool, labels: bool = False)
         try:
             entries = list(read_bibliography(read_markdown(file)))
         except CorpusError as error:
-            if not skip_unreadable:
-                raise
-            remarks.append(f"skipped: {error}")
+            remarks.append(skipped(error, skip_unreadable))
             continue
         for entry in entries:
             body = entry_text(entry)

@@ -48,7 +48,7 @@ def read_markdown(file: Path) -> str:
         CorpusError: it cannot be read, or it or its name, which becomes a title, is not UTF-8.
     """
     if not is_unicode(str(file)):
-        raise CorpusError(f"{str(file)!a}: its name is not UTF-8; rename it, or skip such files")
+        raise CorpusError(f"{str(file)!a}: its name is not UTF-8")
     if file.exists() and not file.is_file():  # to read a pipe would be to wait for a writer
         raise CorpusError(f"{file}: cannot read it (not a regular file)")
     try:
@@ -56,8 +56,19 @@ def read_markdown(file: Path) -> str:
     except OSError as error:
         raise CorpusError(f"{file}: cannot read it ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: not UTF-8 (byte {error.start}); convert it, or skip such files") from error
+        raise CorpusError(f"{file}: not UTF-8 (byte {error.start})") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def skipped(error: CorpusError, skip_unreadable: bool) -> str:
+    """The remark on a file that cannot be read, and is left out.
+
+    Raises:
+        CorpusError: such files are not to be left out.
+    """
+    if not skip_unreadable:
+        raise CorpusError(f"{error}; mend it, or leave it out by --skip-unreadable (skip_unreadable=True)") from error
+    return f"skipped: {error}"
 
 
 def _split_heading(body: str) -> tuple[str | None, str]:

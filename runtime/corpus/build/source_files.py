@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ds2ds.corpus.build.note import read_markdown
+from ds2ds.corpus.build.note import read_markdown, skipped
 from ds2ds.corpus.build.tokenizing import SourceDocument
 from ds2ds.corpus.build.vault import list_files
 from ds2ds.corpus.names import is_title
@@ -62,9 +62,7 @@ def readable(
         try:
             text = read_markdown(file)
         except CorpusError as error:
-            if not skip_unreadable:
-                raise
-            remarks.append(f"skipped: {error}")
+            remarks.append(skipped(error, skip_unreadable))
             continue
         if not text.strip():
             remarks.append(f"{file}: left out, it is empty")

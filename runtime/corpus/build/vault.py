@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from ds2ds.corpus.build.note import Note, read_note
+from ds2ds.corpus.build.note import Note, read_note, skipped
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
 
@@ -156,9 +156,7 @@ def read_vault(source: Path, title_from: str, skip_unreadable: bool) -> tuple[Va
         try:
             note = read_note(file, path, title_from)
         except CorpusError as error:
-            if not skip_unreadable:
-                raise
-            remarks.append(f"skipped: {error}")
+            remarks.append(skipped(error, skip_unreadable))
             continue
         if note.problem is not None:
             remarks.append(f"{file}: front matter ignored ({note.problem})")
