@@ -21,6 +21,7 @@ from ds2ds import (
     Done,
     DS2DSModel,
     GenerationConfig,
+    GenerationError,
     GenerationResult,
     LinkClosed,
     Runtime,
@@ -281,6 +282,24 @@ def test_a_stream_that_fails_tells_what_came_before() -> None:
     assert isinstance(next(events), DocumentOpened)
     with pytest.raises(OSError, match="the disk is gone"):
         list(events)
+    assert is_clean(runtime)
+
+
+def test_what_is_called_in_a_step_cannot_begin_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, {"": "x[a](A)y"})
+    runtime = small_runtime()
+
+    class Scoring(Texts):
+        def get_document(self, title: str) -> Any:
+            runtime.score(["how likely?"])
+            return super().get_document(title)
+
+    corpus = Scoring({"A": "about A"})
+    results = runtime.generate_batch(["one", "two"], corpus, return_errors=True, **OPTIONS)
+    for error in results:  # it would compute what the other one waits for, too
+        assert isinstance(error, GenerationError) and "in the midst of a step, as a corpus" in str(error)
+    with pytest.raises(GenerationError, match="in the midst of a step"):
+        runtime.warm(["A"], Texts({"A": "about A"}), progress=lambda done, total: runtime.score(["p"]))
     assert is_clean(runtime)
 
 

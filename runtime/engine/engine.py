@@ -99,6 +99,7 @@ class Engine:
         self.queue = JobQueue(max_queue)
         self.running: list[Job] = []
         self._full = False  # a job found no room in the last plan
+        self._sending = False  # a coroutine is at work, and with it what it calls: a corpus, say
         self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
 
     @property
@@ -186,8 +187,17 @@ class Engine:
                 self._finish(job, error)
 
     def step(self) -> None:
-        """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine."""
+        """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine.
+
+        Raises:
+            GenerationError: it is called from within a coroutine, which would have to wait for itself.
+        """
         with self.lock, self._on_device():
+            if self._sending:
+                raise GenerationError(
+                    "what a runtime calls in the midst of a step, as a corpus or a progress, cannot have it compute: "
+                    "give that a Runtime of its own"
+                )
             self._step()
 
     def _step(self) -> None:
@@ -307,7 +317,8 @@ class Engine:
 
     def _send(self, job: Job, answer: Any) -> None:
         """Let a running job go on with what its work came to, up to the next."""
-        before = job.waiting
+        before, sending = job.waiting, self._sending
+        self._sending = True
         try:
             job.waiting = job.coroutine.send(answer)
         except StopIteration:
@@ -330,6 +341,8 @@ class Engine:
                 job.question = job.waiting.question
                 self.running.remove(job)
                 self.parked.append(job)
+        finally:
+            self._sending = sending
 
     def _suspend(self, job: Job) -> None:
         """Take what a job holds, to be computed anew: when there is room for all that it may need, and the next time
