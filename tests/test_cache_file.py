@@ -298,10 +298,18 @@ def other_dtype() -> Runtime:
     return Runtime(model.to(torch.bfloat16), TOKENIZER, arena_tokens=4096)
 
 
-@pytest.mark.parametrize("make", [other_weights, other_dtype])
+def other_bits() -> Runtime:
+    """Batch-invariant: the same bits always, which what the file's runtime computed has not."""
+    model = DS2DSModel(small_model().config).eval()
+    model.load_state_dict(small_model().state_dict())
+    model.batch_invariant = True  # as Runtime sets it, where there is a C compiler
+    return Runtime(model, TOKENIZER, arena_tokens=4096)
+
+
+@pytest.mark.parametrize("make", [other_weights, other_dtype, other_bits])
 def test_a_file_of_other_weights_is_refused(make: Callable[[], Runtime], file: Path) -> None:
     runtime = make()
-    with pytest.raises(CacheError, match="was computed with other weights than this model's, or in another dtype"):
+    with pytest.raises(CacheError, match="was computed with other weights than this model's, in another dtype"):
         runtime.load_cache(file)
     assert not runtime.engine.store.shared()
 

@@ -35,8 +35,13 @@ def fingerprint(model: DS2DSModel) -> bytes:
 
 
 def digest(model: DS2DSModel) -> str:
-    """SHA-256 of all weights with their names, shapes and dtypes, as 64 hex digits."""
+    """SHA-256 of all weights with their names, shapes and dtypes, as 64 hex digits; another where batch-invariant.
+
+    Such a model promises the same bits always: what another computed would bring in others.
+    """
     hashed = hashlib.sha256("".join(_rounding(model)).encode())
+    if model.batch_invariant:
+        hashed.update(b"batch invariant\n")
     for name, weight in sorted(model.state_dict().items()):
         hashed.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
         hashed.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
