@@ -343,6 +343,24 @@ def test_a_file_that_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_that_is_not_read_is_named_or_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = write_notes(tmp_path / "notes", {"a.md": "x", "closed/b.md": "y"})
+    (notes / "linked").symlink_to(notes)
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(CorpusError, match=r"closed: cannot read it \(Permission denied\); mend it, or leave it out by"):
+        build_corpus(notes, tmp_path / "corpus")
+    linked, closed = build_corpus(notes, tmp_path / "corpus", skip_unreadable=True).remarks
+    assert linked.endswith("linked: left out, it is a link to a folder")
+    assert closed.endswith("closed: cannot read it (Permission denied)")
+
+
 def test_a_file_whose_name_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
     notes = write_notes(tmp_path / "notes", {"a.md": "x"})
     (notes / os.fsdecode(b"caf\xe9.md")).write_text("y")

@@ -33,7 +33,7 @@ def detect_format(source: Path) -> str:
     Raises:
         CorpusError: no such folder, no files of any kind, or of several kinds in numbers that leave a doubt.
     """
-    endings = [path.suffix.lower() for _, path in list_sources(source)]
+    endings = [path.suffix.lower() for _, path in list_sources(source, skip_unreadable=True, remarks=[])]
     counts = {name: sum(ending in known for ending in endings) for name, known in ENDINGS.items()}
     first, *others = sorted(counts, key=lambda name: -counts[name])
     if not counts[first]:

@@ -25,8 +25,8 @@ def read_latex_folder(source: Path, skip_unreadable: bool, labels: bool = False)
     Raises:
         CorpusError: no such folder; a file that cannot be read or is not UTF-8, unless those are skipped.
     """
-    files = list_sources(source)
     remarks: list[str] = []
+    files = list_sources(source, skip_unreadable, remarks)
     texts = [(file, str(path)) for file, path in files if path.suffix.lower() == ".tex"]
     documents = readable(texts, skip_unreadable, remarks)
     known = {document.title for document in documents}

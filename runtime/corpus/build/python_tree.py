@@ -20,6 +20,7 @@ def read_python_tree(source: Path, skip_unreadable: bool) -> SourceFolder:
     """
     name = source.absolute().name
     package = f"{name}/" if (source / "__init__.py").is_file() and name.isidentifier() else ""
-    files = [(file, package + str(path)) for file, path in list_sources(source) if path.suffix.lower() in ENDINGS]
     remarks: list[str] = []
+    found = list_sources(source, skip_unreadable, remarks)
+    files = [(file, package + str(path)) for file, path in found if path.suffix.lower() in ENDINGS]
     return SourceFolder(tuple(readable(files, skip_unreadable, remarks)), "python", tuple(remarks))

@@ -37,9 +37,9 @@ def load_document(source: SourceFile | SourceDocument) -> SourceDocument:
     return SourceDocument(source.title, read_markdown(source.file).rstrip() + "\n")
 
 
-def list_sources(source: Path) -> list[tuple[Path, PurePosixPath]]:
+def list_sources(source: Path, skip_unreadable: bool, remarks: list[str]) -> list[tuple[Path, PurePosixPath]]:
     """The files under `source` as ``vault.list_files`` lists them, without compiled Python and virtual environments."""
-    files = list_files(source)
+    files = list_files(source, skip_unreadable, remarks)
     environments = {path.parent for _, path in files if path.name == "pyvenv.cfg"}
     return [
         (file, path)

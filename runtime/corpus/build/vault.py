@@ -31,17 +31,26 @@ def is_markdown(path: PurePosixPath) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def list_files(source: Path) -> list[tuple[Path, PurePosixPath]]:
+def list_files(source: Path, skip_unreadable: bool, remarks: list[str]) -> list[tuple[Path, PurePosixPath]]:
     """The files under `source` with their paths in it, in order of path; hidden ones and hidden folders are left out.
 
+    Links to folders are not followed, for they may lead round in a circle: that is noted.
+
     Raises:
-        CorpusError: no such folder.
+        CorpusError: no such folder; one that cannot be read, unless those are skipped, and noted.
     """
     if not source.is_dir():
         raise CorpusError(f"no folder at {source}")
+
+    def failed(error: OSError) -> None:
+        unread = CorpusError(f"{error.filename}: cannot read it ({error.strerror or error})")
+        remarks.append(skipped(unread, skip_unreadable))
+
     found = []
-    for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, folders, names in os.walk(source, onerror=failed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked = [path for path in (Path(folder) / name for name in folders) if path.is_symlink()]
+        remarks += [f"{path}: left out, it is a link to a folder" for path in linked]
         for name in names:
             if not name.startswith("."):
                 file = Path(folder) / name
@@ -148,8 +157,9 @@ def read_vault(source: Path, title_from: str, skip_unreadable: bool) -> tuple[Va
     Raises:
         CorpusError: no such folder; a file that cannot be read or is not UTF-8, unless those are skipped.
     """
-    files = list_files(source)
-    notes, remarks = [], []
+    notes: list[Note] = []
+    remarks: list[str] = []
+    files = list_files(source, skip_unreadable, remarks)
     for file, path in files:
         if not is_markdown(path):
             continue
