@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +18,14 @@ from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
 from ds2ds.kernels.sampling import elementary, launch, philox
+from ds2ds.kernels.sampling import finish as finish_module
 from ds2ds.kernels.sampling.arithmetic import (
     exact_exp,
     exact_log,
     from_key,
     gumbel,
     gumbel_at,
+    gumbel_bound,
     ordered_key,
     words_from,
 )
@@ -166,7 +171,65 @@ def test_more_tokens_in_question_than_the_buffer_holds() -> None:
     logits = torch.zeros(1, 40_000)
     logits[0, 12_345] = 1.0
     assert SIZES.capacity < logits.shape[1]
-    assert_same(logits, columns([{"top_p": 0.4, "seed": 1}]))
+    assert_same(logits, columns([{"top_p": 0.4, "seed": 1}]), replace(SIZES, pool=4096))
+
+
+class Spy:
+    """Notes what a kernel is launched with, and launches it."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.seen: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch_it(*arguments: Any, **named: Any) -> None:
+            given = dict(zip(self.kernel.arg_names, arguments, strict=False))
+            self.seen.append({name: x.clone() for name, x in given.items() if isinstance(x, torch.Tensor)})
+            self.kernel[grid](*arguments, **named)
+
+        return launch_it
+
+
+NARROW = Sizes(tile=512, capacity=2048, chunk=512, sample=1024)
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(0.9, 1.0), (0.5, 0.8), (0.99, 1.5)])
+def test_top_p_of_flat_logits_leaves_few_tokens_in_question(
+    top_p: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies between two levels, a fifth to half of all tokens, is narrowed to what a sample leaves in doubt."""
+    finish = Spy(launch.finish)
+    monkeypatch.setattr(launch, "finish", finish)
+    logits = torch.randn(1, 8000, generator=torch.Generator().manual_seed(7))
+    assert_same(logits, columns([{"top_p": top_p, "temperature": temperature, "seed": 2}]), NARROW)
+    assert 0 < finish.seen[0]["count"] < 1100
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_sample_that_misleads_costs_time_alone(lower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that are looked at are all below the cut, or all above it; the others make up for them."""
+    seen: list[object] = []
+    words_from = finish_module.words_from
+    monkeypatch.setattr(finish_module, "words_from", Counted(words_from, seen))
+    vocab, sample = 4096, NARROW.sample
+    apart = vocab // sample
+    i = np.arange(sample)
+    sampled = i * apart + np.minimum(i & 31, apart - 1)
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(8)) * 0.1
+    logits[0, sampled] -= 1.0 if lower else -1.0
+    assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
+    assert len(seen) == vocab // NARROW.tile  # all tiles are scored
+
+
+class Counted:
+    """A function of a kernel's, whose calls are noted."""
+
+    def __init__(self, function: Any, calls: list[object]) -> None:
+        self.function, self.calls = function, calls
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        return self.function(*arguments)
 
 
 def test_a_row_is_the_same_whatever_the_batch() -> None:
@@ -288,3 +351,25 @@ def test_arithmetic_is_the_reference_s_bit_for_bit(seed: int, position: int) -> 
         assert ours.tobytes() == reference.tobytes()
     order = np.argsort(y + np.float32(0), kind="stable")
     assert (np.diff(keys.numpy()[order]) >= 0).all() and math.isfinite(out[2].max())
+
+
+@triton.jit
+def both_noises(words, exact, bound, N: tl.constexpr):
+    at = tl.arange(0, N)
+    word = tl.load(words + at).to(tl.uint32, bitcast=True)
+    tl.store(exact + at, gumbel(word))
+    tl.store(bound + at, gumbel_bound(word))
+
+
+def test_the_bound_of_noise_is_above_it_and_near_where_it_is_large() -> None:
+    size = 2**17
+    words = np.random.default_rng(3).integers(0, 2**32, size, dtype=np.uint32)
+    words[: 2**12] = np.arange(2**12)
+    words[2**12 : 2**13] = ~np.arange(2**12, dtype=np.uint32)
+    words[2**13 : 2**13 + 32] = 2 ** np.arange(32, dtype=np.uint64)
+    exact, bound = torch.empty(size), torch.empty(size)
+    both_noises[(1,)](torch.from_numpy(words.view(np.int32)), exact, bound, N=size)
+    above = (bound - exact).numpy()
+    assert above.min() > -1e-4 / 2
+    large = (words > 100) & (words < 2**28)
+    assert above[large].max() < 0.06 + 0.035

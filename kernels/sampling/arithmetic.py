@@ -69,13 +69,13 @@ def gumbel(words):
 
 @triton.jit
 def gumbel_bound(words):
-    """At least ``gumbel``, but for rounding; at most 0.06 more where u is small, as where noise is large.
+    """At least ``gumbel``, but for rounding; at most 0.06 more where noise is large, but for the smallest words.
 
     -log1p(-u) >= u, and a float's bits, as a number, are its logarithm to base 2 with a straight line between powers
     of two, which is nowhere above it.
     """
-    u = words.to(tl.float32) + 0.5
-    return 159 * LN2 - u.to(tl.int32, bitcast=True).to(tl.float32) * (LN2 / 8388608)  # exponents count from -127
+    bits = words.to(tl.float32).to(tl.int32, bitcast=True)
+    return bits.to(tl.float32) * (-LN2 / 8388608) + 159 * LN2  # u is words / 2**32, and exponents count from -127
 
 
 @triton.jit

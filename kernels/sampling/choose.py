@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from .arithmetic import LOG2_E, exact_exp, ordered_key
-from .scan import LEVEL_WIDTH, LEVELS, finite
+from .bracket import bracket, narrow
+from .scan import LEVELS, finite
 from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, load_row, search, weight_of_all
 
 # SampleStatus, as kernels need it.
@@ -15,14 +16,10 @@ NOT_FINITE = tl.constexpr(1)
 EMPTY = tl.constexpr(2)
 INVALID = tl.constexpr(3)
 
-# How far off a rough sum may be: float32 rounding of arguments up to 88, twice, the hardware's exp, and masses that
-# are cut off at 2**-44, come to less than half of this.
-ROUGH = tl.constexpr(1e-4)
-
-# What is between two levels is cut into so many parts, and so is again what the cut is found to be in: within so many
-# standard errors.
-PARTS = tl.constexpr(16)
-SIGMAS = tl.constexpr(5.0)
+# What `pending` says of a row: that it has its token, or none; or how `finish` is to find it.
+SETTLED = tl.constexpr(0)
+BY_TILE = tl.constexpr(1)  # among all tokens, by the bounds of `draw`
+BY_TOKEN = tl.constexpr(2)  # among the tokens in question, which are all that may be kept
 
 
 @triton.jit(do_not_specialize=["words", "tiles"])
@@ -67,7 +64,7 @@ def choose(
     state = tl.where(valid, state, INVALID)
     drawn = (state == OK) & (t > 0)
     tl.store(status + row, state)
-    tl.store(pending + row, drawn.to(tl.int32))
+    tl.store(pending + row, drawn.to(tl.int32) * BY_TILE)
     if state != OK:
         tl.store(tokens + row, -1)
         tl.store(logprobs + row, float("nan"))
@@ -85,6 +82,7 @@ def choose(
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
         if (k > 0) & (k < vocab):
             found += MANY
+            tl.store(pending + row, BY_TOKEN)
             groups = tl.cdiv(vocab, GROUP)
             if (k < groups) & (k <= capacity // GROUP):
                 buffer = (xs + row * capacity, ws + row * capacity, ids + row * capacity)
@@ -97,13 +95,17 @@ def choose(
             anchors = tl.load(anchor + at, mask=here, other=-float("inf"))
             if tl.max((anchors != anchors).to(tl.int32)) == 0:
                 whole = tl.load(level_all + at, mask=here, other=0.0)
-                low_x, high_x, share, doubt, within = bracket(
+                low_x, high_x, above, within, goal = bracket(
                     p, t, largest, peaks, anchors, here, level + at * LEVELS, whole
                 )
-                # So many tokens at most: none weighs less than one at the lower level.
-                many = within > CHUNK * tl.exp2((low_x - largest) * (LOG2_E / t))
-                if many & (low_x > -float("inf")):
-                    low_x, high_x = narrow(low_x, high_x, share, doubt, facts, SAMPLE, PENALISED, CHUNK)
+                if low_x > -float("inf"):
+                    # No token above the lower level weighs less than this, which tells how many there are at most.
+                    least = tl.exp2((low_x - largest) * (LOG2_E / t))
+                    if above + within <= tl.minimum(4 * CHUNK, capacity) * least:
+                        high_x = tl.full((), float("inf"), tl.float32)
+                        tl.store(pending + row, BY_TOKEN)
+                    elif within > CHUNK * least:
+                        low_x, high_x = narrow(low_x, high_x, above, within, goal, facts, SAMPLE, PENALISED)
                 low, high = ordered_key(low_x) + 1, ordered_key(high_x)
         else:
             high = low - 1
@@ -170,82 +172,3 @@ def gather_groups(
         tl.store(ids + to, token, mask=asked)
         found += tl.sum(asked.to(tl.int32))
     return key, found
-
-
-@triton.jit
-def bracket(p, t, largest, peaks, anchors, here, levels, total):
-    """The levels between which top-p cuts: the lower one's tokens may be kept, the upper one's may not be.
-
-    From rough sums, so with a margin: all tokens above the upper level are short of the goal, and those above the lower
-    one are enough.
-
-    Args:
-        peaks, anchors, total: [TILES], the largest logit, the first level and the weight of every tile.
-        levels: [TILES], where the weights above the levels of each tile are.
-
-    Returns:
-        Both levels, infinite where there is none; of the weight between them the share that is above the cut, and how
-        far off that may be; and the weight between them, where the largest logit weighs 1.
-    """
-    scale = tl.where(peaks > -float("inf"), tl.exp((peaks - largest) / t), 0.0)
-    goal = p * tl.sum(total * scale)
-    # The highest tile's first level, and those after it. A tile's own first is as high or lower: nothing of it is
-    # above the levels before that, and it has all those after it.
-    at_level = tl.max(anchors) - 1 - tl.arange(0, LEVELS)
-    steps = anchors[:, None] - at_level[None, :] - 1
-    known = here[:, None] & (steps >= 0)
-    sums = tl.load(levels[:, None] + tl.where(known, steps, 0.0).to(tl.int32), mask=known, other=0.0)
-    weight = tl.sum(sums * scale[:, None], axis=0)
-    bound = at_level * (t * LEVEL_WIDTH)
-    short = weight * (1 + ROUGH) < goal * (1 - ROUGH)
-    enough = weight * (1 - ROUGH) > goal * (1 + ROUGH)
-    high = tl.min(tl.where(short, bound, float("inf")))
-    low = tl.max(tl.where(enough, bound, -float("inf")))
-    above = tl.max(tl.where(short, weight, 0.0))
-    within = tl.maximum(tl.min(tl.where(enough, weight, float("inf"))) - above, goal * ROUGH)
-    return low, high, (goal - above) / within, 2 * ROUGH * goal / within, within
-
-
-@triton.jit
-def narrow(low, high, share, doubt, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
-    """Bounds closer to the cut, which SAMPLE tokens from all over the row suggest. `finish` sees whether they hold.
-
-    Args:
-        low, high: float32, bounds of the cut.
-        share: of the weight between them that is above the cut; doubt: how far off it may be.
-    """
-    high = tl.minimum(high, row[4])
-    lower = low
-    upper = high
-    for _ in tl.static_range(2):
-        bounds = lower + (upper - lower) * (tl.arange(0, PARTS).to(tl.float32) / PARTS)
-        above, total, squares = sample_above(bounds, low, high, row, SAMPLE, PENALISED, CHUNK)
-        error = SIGMAS * tl.sqrt(squares * share * (1 - share)) + doubt * total
-        closer = tl.max(tl.where(above > share * total + error, bounds, lower))
-        upper = tl.min(tl.where(above < share * total - error, bounds, upper))
-        lower = closer
-    return lower, upper
-
-
-@triton.jit
-def sample_above(
-    bounds, low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr
-):  # fmt: skip
-    """Of a sample of the tokens between ``low`` and ``high``, where the latter weighs 1: the weight above each of
-    ``bounds`` [PARTS], that of all, and the sum of the squares.
-    """
-    logits, listed, by, vocab, _top, t = row
-    PIECE: tl.constexpr = SAMPLE // 16
-    apart = tl.cdiv(vocab, SAMPLE)
-    sums = tl.zeros((PIECE, PARTS), tl.float32)
-    total = tl.zeros((PIECE,), tl.float32)
-    squares = tl.zeros((PIECE,), tl.float32)
-    for start in range(0, SAMPLE, PIECE):
-        i = start + tl.arange(0, PIECE)
-        # One of so many, not always the same one of them.
-        _raw, x = load_row(logits, listed, by, i * apart + tl.minimum(i & 31, apart - 1), vocab, PENALISED)
-        w = tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
-        sums += tl.where(x[:, None] > bounds[None, :], w[:, None], 0.0)
-        total += w
-        squares += w * w
-    return tl.sum(sums, axis=0), tl.sum(total), tl.sum(squares)

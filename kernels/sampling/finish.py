@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, words_from
+from .choose import BY_TILE, BY_TOKEN, SETTLED
 from .cut import cut_at
 from .search import COUNT, INFINITE_KEY, LAST_ID, LEAST_KEY, MANY, MASS, candidates, kept, load_row, mass, weight_of_all
 
@@ -23,7 +24,8 @@ def finish(
 ):  # fmt: skip
     """One row: the cuts of top-k and top-p among the tokens in question, the best score among those kept, the token."""
     row = tl.program_id(0).to(tl.int64)
-    if tl.load(pending + row) != 0:
+    way = tl.load(pending + row)
+    if way != SETTLED:
         tile = tl.arange(0, TILES)
         here = tile < tiles
         at = row * tiles + tile
@@ -43,7 +45,7 @@ def finish(
         ranked = (k > 0) & (k < vocab)
         unranked = (k == 0) | (k >= vocab)
         bounds = tl.full((TILES,), -float("inf"), tl.float32)
-        if unranked:
+        if way == BY_TILE:
             bounds = tl.load(score_bound + at, mask=here, other=-float("inf"))
         total = tl.full((), 0, tl.int64)
         base = tl.full((), 0, tl.int64)
@@ -65,7 +67,7 @@ def finish(
                 high = tl.full((), INFINITE_KEY, tl.uint32)
                 base = base * 0
                 reached = total
-                bounds = tl.where(here, float("inf"), bounds)
+                bounds = tl.where(here & (way == BY_TILE), float("inf"), bounds)
         pool = (tl.where(whole, vocab, found), at_xs, at_ws, at_ids, whole, low, high)
         at_spare = spare + row * 3 * PAIRS
         last = tl.minimum(high, ordered_key(largest))
@@ -87,33 +89,30 @@ def finish(
                 goal, base, reached, last, facts, pool, (cut_key, cut_id), at_spare, MASS, PENALISED, CHUNK, PAIRS
             )
 
-        scores = tl.full((CHUNK,), -float("inf"), tl.float32)
-        chosen = tl.full((CHUNK,), MANY, tl.int32)
+        best = tl.full((), -float("inf"), tl.float32)
+        winner = tl.full((), MANY, tl.int32)
         seed_of_row = tl.load(seed + row)
         place = tl.load(position + row)
         least = tl.load(min_p + row)
-        if ranked:
+        if way == BY_TOKEN:
             for start in range(0, pool[0], CHUNK):
                 x, w, token = candidates(start + tl.arange(0, CHUNK), facts, pool, PENALISED)
                 free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (w >= least)
                 if tl.max(free.to(tl.int32)) != 0:
                     score = tl.div_rn(x - largest, t) + gumbel_at(seed_of_row, place, token)
-                    scores, chosen = best_of(scores, chosen, tl.where(free, score, -float("inf")), token)
+                    best, winner = best_of(best, winner, tl.where(free, score, -float("inf")), token)
         # Tile by tile, from the one with the highest bound, until no other can have a better score; mostly one.
         highest = tl.max(bounds)
-        while (highest > -float("inf")) & (highest >= tl.max(scores) - SLACK):
+        while (highest > -float("inf")) & (highest >= best - SLACK):
             one = tl.min(tl.where(bounds == highest, tile, MANY))
-            for start in range(one * TILE, (one + 1) * TILE, CHUNK):
-                token = start + tl.arange(0, CHUNK)
-                _raw, x = load_row(facts[0], facts[1], by, token, vocab, PENALISED)
-                y = tl.div_rn(x - largest, t)
-                free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (exact_exp(y) >= least)
-                score = y + gumbel(words_from(seed_of_row, place, start, CHUNK))
-                scores, chosen = best_of(scores, chosen, tl.where(free, score, -float("inf")), token)
+            token = one * TILE + tl.arange(0, TILE)
+            _raw, x = load_row(facts[0], facts[1], by, token, vocab, PENALISED)
+            y = tl.div_rn(x - largest, t)
+            free = kept(x, ordered_key(x), token, (cut_key, cut_id)) & (exact_exp(y) >= least)
+            score = y + gumbel(words_from(seed_of_row, place, one * TILE, TILE))
+            best, winner = best_of(best, winner, tl.where(free, score, -float("inf")), token)
             bounds = tl.where(tile == one, -float("inf"), bounds)
             highest = tl.max(bounds)
-        best = tl.max(scores)
-        winner = tl.min(tl.where(scores == best, chosen, MANY))
         raw = tl.load(logits + row * stride + winner).to(tl.float64)
         tl.store(tokens + row, winner)
         tl.store(logprobs + row, (raw - tl.load(raw_top + row) - tl.log(tl.load(raw_total + row))).to(tl.float32))
@@ -137,10 +136,12 @@ def fetch(found, xs, ws, ids, row, PENALISED: tl.constexpr, CHUNK: tl.constexpr)
 
 
 @triton.jit
-def best_of(scores, chosen, score, token):
-    """The better ones of each pair, equal ones by the lower id."""
-    better = (score > scores) | ((score == scores) & (token < chosen))
-    return tl.where(better, score, scores), tl.where(better, token, chosen)
+def best_of(best, winner, scores, tokens):
+    """The best score of all and its token, of equal ones the lower."""
+    score = tl.max(scores)
+    token = tl.min(tl.where(scores == score, tokens, MANY))
+    ahead = (score > best) | ((score == best) & (token < winner))
+    return tl.where(ahead, score, best), tl.where(ahead, token, winner)
 
 
 @triton.jit

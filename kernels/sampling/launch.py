@@ -132,7 +132,7 @@ def sample_on_device(
         GROUP=sizes.group, SAMPLE=sizes.sample, CHUNK=sizes.chunk, **per_row,
     )  # fmt: skip
     draw[(batch, tiles)](
-        *row, min_p, seed, position, top, *found, *pool[2:], mass_both, score_bound,
+        *row, min_p, seed, position, peak, top, *found, *pool[2:], mass_both, score_bound,
         num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
