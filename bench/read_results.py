@@ -27,6 +27,7 @@ DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LO
         "processors_cpu",
     )
 )
+ISSUE_SLOTS = RESULTS / "issue_slots.json"
 HEADINGS = {
     "ds2ds": "ds2ds",
     "no_cache_flex": "no cache, FlexAttention",
@@ -234,6 +235,19 @@ def sampling_table(path: str | Path) -> str:
     return "\n".join([*lines, "", f'{what}; "NumPy" is the plain version, "torch" sorts; {where}.'])
 
 
+def issue_slots_table(path: str | Path) -> str:
+    """A markdown table of issue_slots.json: microseconds, counted and not measured."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = list(measured["results"][0]["kernels"])
+    lines = [_row(["logits", "way", "vocabulary", *names, "all", "one read"]), _row(["---", "---", *["---:"] * 7])]
+    for result in measured["results"]:
+        each = [f"{result['kernels'][name]['microseconds']:.1f}" for name in names]
+        both = f"{result['microseconds']:.0f}", f"{result['floor_microseconds']:.0f}"
+        lines.append(_row([result["logits"], result["way"], f"{result['vocab']:,}", *each, *both]))
+    rows, date = measured["results"][0]["batch"], measured["environment"]["date"][:10]
+    return "\n".join([*lines, "", f"Microseconds for {rows} rows, counted for an H100 and not measured, {date}."])
+
+
 def retention_table(path: str | Path, exponent: float = 0.8) -> str:
     """A markdown table of retention.json for one Zipf exponent: the share of tokens that was found computed."""
     measured = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -276,7 +290,7 @@ def main() -> None:
     """Print the tables."""
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
     rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
-    rest += [sampling_table(SAMPLING), busy_table(BUSY), processors_table(PROCESSORS)]
+    rest += [sampling_table(SAMPLING), issue_slots_table(ISSUE_SLOTS), busy_table(BUSY), processors_table(PROCESSORS)]
     served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*WORKLOADS)]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 

@@ -63,6 +63,11 @@ def test_the_page_on_sampling_shows_the_cpu_as_it_was_measured() -> None:
     assert tables.sampling_table(tables.SAMPLING) in (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
 
 
+def test_the_page_on_sampling_shows_the_instructions_as_they_were_counted() -> None:
+    tables = load(ROOT / "bench" / "read_results.py")
+    assert tables.issue_slots_table(tables.ISSUE_SLOTS) in (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+
+
 def test_the_page_on_performance_shows_larger_models_as_they_were_measured() -> None:
     tables = load(ROOT / "bench" / "read_results.py")
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")

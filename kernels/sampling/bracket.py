@@ -92,8 +92,10 @@ def sample_above(bounds, low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.con
     squares = tl.zeros((PIECE,), tl.float32)
     for start in range(0, SAMPLE, PIECE):
         i = start + tl.arange(0, PIECE)
-        # One of so many, not always the same one of them.
-        _raw, x = load_row(logits, listed, by, i * apart + tl.minimum(i & 31, apart - 1), vocab, PENALISED)
+        # Four side by side of every so many, which are in one sector of memory; not always the same four.
+        four = i // 4
+        token = (four * apart + tl.minimum(four & 15, apart - 1)) * 4 + i % 4
+        _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
         w = tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
         sums += tl.where(x[:, None] > bounds[None, :], w[:, None], 0.0)
         total += w
