@@ -31,6 +31,8 @@ def touch(bundle: Bundle, one: Instruction, threads: Array, memory: Memory, rand
         _copy(bundle, one, threads, memory, by)
         return
     if not threads.any():
+        for name in one.writes:  # what they may go on to compute with it goes nowhere
+            _put(bundle, name, threads[:0], threads)
         return
     memory = bundle.program.shared if at == "shared" else memory
     if one.op[0] in ("ldmatrix", "stmatrix"):
