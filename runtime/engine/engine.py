@@ -70,6 +70,7 @@ class Engine:
         ConfigError: an argument is out of range.
     """
 
+    @torch.inference_mode(False)  # what is made here is written to in whatever mode steps are taken in
     def __init__(
         self,
         model: DS2DSModel,

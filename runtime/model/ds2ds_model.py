@@ -40,6 +40,8 @@ class DS2DSModel(nn.Module):
         batch_invariant: compute each row as if it were alone, see ``ds2ds.native.invariance``; off by default.
     """
 
+    # Of tensors born in inference mode nobody can tell whether they have changed, as `fingerprint` must.
+    @torch.inference_mode(False)
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -75,6 +77,7 @@ class DS2DSModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
+    @torch.inference_mode(False)
     def _apply(self, fn: Any, recurse: bool = True) -> DS2DSModel:
         super()._apply(fn, recurse)
         # The tables stay float32 whatever the weights' dtype; they only follow the device.

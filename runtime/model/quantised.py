@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import nn
 
 from ds2ds.errors import ConfigError
@@ -14,6 +15,7 @@ from ds2ds.model.int8_weight import Int8Weight
 KINDS = ("int8", "int8_dynamic")
 
 
+@torch.inference_mode(False)
 def quantise_weights(model: DS2DSModel, kind: str = "int8") -> DS2DSModel:
     """Replace the weights of all linear layers by int8 ones, in place; returns the model.
 
