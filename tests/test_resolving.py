@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import threading
 import time
 import unicodedata
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import process
 from scripted import Texts
 from titled import Titled
 
@@ -294,6 +296,37 @@ letters = st.text(st.sampled_from("ab"), min_size=1, max_size=5) | st.text(
 def test_edit_equals_comparing_with_every_title(titles: list[str], title: str, minimum: float) -> None:
     found = EditResolver(Titled(*titles), minimum).find(title)
     assert found == edit_by_brute_force(titles, title, minimum)
+
+
+# What shares its bit with another character, and what is beyond 16 bits, is told apart all the same.
+strange = st.text(st.sampled_from("a!A\x01é中\U0001f600"), min_size=1, max_size=12)
+
+
+@given(st.lists(strange, max_size=8), strange, st.data())
+def test_edit_equals_comparing_with_every_title_whatever_its_letters(
+    titles: list[str], title: str, data: st.DataObject
+) -> None:
+    near = [title[:at] + data.draw(strange)[:2] + title[at + 1 :] for at in range(len(title))]
+    found = EditResolver(Titled(*titles, *near[:3]), 0.5).find(title)
+    assert found == edit_by_brute_force([*titles, *near[:3]], title, 0.5)
+
+
+def test_of_many_titles_edit_compares_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests wait for a look-up, which is part of a step."""
+    dice, compared = random.Random(0), []
+    titles = ["".join(dice.choices("etaoinshrdlucm", k=12)) for _ in range(10_000)]
+    extract = process.extract
+
+    def counted(key: str, keys: Sequence[str], **options: Any) -> Any:
+        compared.append(len(keys))
+        return extract(key, keys, **options)
+
+    resolver = EditResolver(Titled(*titles))
+    monkeypatch.setattr(process, "extract", counted)
+    for title in titles[:50]:
+        slipped = f"{title[:5]}x{title[6:]}"
+        assert resolver.find(slipped) == Match(title, "edit", 0.9167)
+    assert sum(compared) < 50 * len(titles) // 20
 
 
 def test_edit_finds_slips(folder: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
@@ -27,6 +30,27 @@ def likeness(edits: int, longer: int) -> float:
     return 1 - edits / longer
 
 
+def letters(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Which characters each of some keys of one length has, not empty: a set of 64 bits, in which some share a bit.
+
+    An edit changes at most two: one character goes, another comes.
+    """
+    codes = np.frombuffer("".join(keys).encode("utf-32-le", "surrogatepass"), dtype="<u4").reshape(len(keys), -1)
+    sets: npt.NDArray[np.uint64] = np.bitwise_or.reduce(np.uint64(1) << (codes & 63).astype(np.uint64), axis=1)
+    return sets
+
+
+class _Keys(NamedTuple):
+    """Keys of one length, the numbers of their titles, and the `letters` of each."""
+
+    keys: list[str]
+    numbers: array[int]
+    letters: npt.NDArray[np.uint64]
+
+
+_NO_KEYS = _Keys([], array("I"), np.zeros(0, dtype=np.uint64))
+
+
 class EditResolver:
     """The title with the fewest edits, if these are few and no other title has as few.
 
@@ -35,7 +59,8 @@ class EditResolver:
     ``title_key``: case and spacing do not count, punctuation does. Digits must be the same: "X.25" and "X.29" are two
     things, not one with a slip.
 
-    Keeps the keys in memory, made at the first look-up, by length: a look-up goes through those of about its own.
+    Keeps the keys in memory, made at the first look-up, by length. A look-up is part of an engine's step, and all
+    requests wait for it: of the keys of about its own length it compares only those of about the same letters.
 
     Args:
         minimum: the least likeness, in (0, 1].
@@ -50,30 +75,35 @@ class EditResolver:
         self._titles = Titles(corpus, self.name)
         self._by_length = Lazy(self._build)
 
-    def _build(self) -> dict[int, tuple[list[str], array[int]]]:
-        """Length of key -> keys of that length, and the numbers of their titles."""
+    def _build(self) -> dict[int, _Keys]:
+        """Those of each length."""
         by_length: dict[int, tuple[list[str], array[int]]] = {}
         for number, title in enumerate(self._titles):
             key = title_key(title)
             keys, numbers = by_length.setdefault(len(key), ([], array("I")))
             keys.append(key)
             numbers.append(number)
-        return by_length
+        by_length.pop(0, None)
+        return {length: _Keys(keys, numbers, letters(keys)) for length, (keys, numbers) in by_length.items()}
 
     def find(self, title: str) -> Match | None:
         key = title_key(title)
         if not key:
             return None
-        by_length = self._by_length()
+        by_length, wanted = self._by_length(), letters([key])
         fewest, likest, found = MOST_EDITS, 0.0, list[int]()
         # The nearest lengths first; a difference in length takes as many edits.
         for difference in (0, 1, -1, 2, -2):
-            keys, numbers = by_length.get(len(key) + difference, ([], []))
+            keys, numbers, sets = by_length.get(len(key) + difference, _NO_KEYS)
             longer = len(key) + max(difference, 0)
             allowed = [edits for edits in range(fewest + 1) if likeness(edits, longer) >= self.minimum]
             if not allowed or allowed[-1] < abs(difference):
                 continue
-            near = process.extract(key, keys, scorer=OSA.distance, score_cutoff=allowed[-1], limit=None)
+            apart = sets ^ wanted
+            for _ in range(2 * allowed[-1]):
+                apart &= apart - np.uint64(1)  # without its lowest bit; 0 stays 0
+            likely = {place: keys[place] for place in np.flatnonzero(apart == 0).tolist()}
+            near = process.extract(key, likely, scorer=OSA.distance, score_cutoff=allowed[-1], limit=None)
             for other, edits, place in near:
                 if edits > fewest or not same_digits(key, other):
                     continue
@@ -91,7 +121,7 @@ class EditResolver:
             return []
         scored = [
             (score, numbers[place])
-            for keys, numbers in self._by_length().values()
+            for keys, numbers, _ in self._by_length().values()
             for _, score, place in process.extract(
                 key, keys, scorer=OSA.normalized_similarity, score_cutoff=minimum, limit=limit
             )
