@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +20,7 @@ from ds2ds.engine.admission import may_start
 from ds2ds.engine.arena_size import make_arena
 from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.making import make_decoder
+from ds2ds.engine.engine_lock import EngineLock
 from ds2ds.engine.holding import release, release_abandoned, share_completed
 from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
@@ -91,7 +91,7 @@ class Engine:
         if step_tokens is None:
             step_tokens = STEP_TOKENS[model.device.type]
         self.limits = Limits(step_tokens, max_running, max_queue)
-        self.lock = threading.RLock()  # reentrant: a garbage collection may cancel an abandoned stream in a step
+        self.lock = EngineLock()
         self.model = model
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
@@ -182,10 +182,16 @@ class Engine:
             self.queue.put_back(job)
 
     def cancel(self, job: Job, error: Exception | None = None) -> None:
-        """End a job, with an error if one is given, and free what it holds. No effect on one that is done."""
-        with self.lock:
+        """End a job, with an error if one is given, and free what it holds. No effect on one that is done.
+
+        From within a step, as a garbage collection may do it, the job ends as the step does.
+        """
+
+        def finish() -> None:
             if not job.done:
                 self._finish(job, error)
+
+        self.lock.do(finish)
 
     def step(self) -> None:
         """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine.
@@ -224,6 +230,10 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
+        with self.lock:
+            self._check_integrity()
+
+    def _check_integrity(self) -> None:
         self.store.check_integrity()
         loose = set(self.store.documents()).difference(*(job.touched for job in (*self.running, *self.parked)))
         if loose:
