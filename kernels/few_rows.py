@@ -15,12 +15,19 @@ bfloat16 and float16 go through tensor cores from the first row on. To multiply 
 conversion of each int8 weight and an instruction more for each row, and at its full speed of reading an H200 has about
 six for a byte: four rows would be bound by arithmetic. A tensor core takes 16 outputs by 8 rows, whether those are
 there or not, and the loop over int8 weights comes to 3 to 4 instructions for each, for all of 8 rows (counted in its
-code). So rows are padded to 8, 16 or 32; padding is not read. Weights pass through shared memory, 16 bytes a thread at
-a time and up to three turns of the loop ahead, into registers, and are converted there, exactly.
+code). So rows are padded to 8, beside int8 weights to 2, 4 or 8; padding is not read. Weights pass through shared
+memory, 16 bytes a thread at a time and up to six turns of the loop ahead, into registers, and are converted there,
+exactly.
 
-Where a matrix is small, what counts is how much of it is on its way at once. Outputs are so few for a program that
-there are programs for most multiprocessors: 768 outputs are 96 programs of 8 warps. Each warp has inputs of its own (a
+Where a matrix is small, what counts is how much of it is on its way at once. A program has 8 outputs, so that there
+are programs for most multiprocessors: 768 outputs are 96 programs of 8 warps. Each warp has inputs of its own (a
 product in three dimensions, the first of them the warps); the warps' sums are added up at the end, in their order.
+
+What limits a program is shared memory, which all bytes pass twice, and x beside them. Of 8 or 64 outputs a warp finds
+what it takes at once in different banks. Of 16 or 32 for four warps Triton lays a tile out such that it lies in the
+same ones, and takes eight times as long: more than memory does (counted by tests/ptx). For the same reason the norm's
+squares are a product in tensor cores, of rows with rows, of which the diagonal counts: squared number by number x
+would be read in another order, and neither would be free of conflicts.
 
 float32 is multiplied and summed in registers, as tensor cores would round x, up to four rows at a time.
 
@@ -53,6 +60,8 @@ MOST_ROWS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
 _MULTIPROCESSORS = 132
 _STEP_BYTES = 64
 """Of an output's weights, that a warp takes at a time: four threads read 16 each."""
+_BUFFER_BYTES, _MOST_BUFFERS = 72 * 1024, 6
+"""Of shared memory, which every GPU since sm_80 has; and turns of the loop that are on their way."""
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -76,30 +85,29 @@ def way(
     """How to multiply so many rows with a weight of this shape (for a gated unit: of each of its halves)."""
     if dtype == torch.float32:
         return _in_registers(min(triton.next_power_of_2(rows), 4), gated)
-    # Fewest outputs leave a program for each multiprocessor, the most for each multiprocessor several.
-    if outputs < 16 * _MULTIPROCESSORS:
-        tile, warps = 8, 8
-    else:
-        # Two sums for each output take twice the registers.
-        tile, warps = 16 if gated or outputs < 64 * _MULTIPROCESSORS else 32, 4
-    step = _STEP_BYTES // weight_bytes
-    even = inputs % (warps * step) == 0
-    # Masks for a rest of inputs take registers, and so do squares.
-    most = 32 if even and not norm else 16
-    return _on_tensor_cores(min(max(triton.next_power_of_2(rows), 8), most), tile, warps, step, even)
+    # Few outputs leave a program for most multiprocessors, with all the warps that it can use.
+    tile, warps = 8, 8 if outputs < 16 * _MULTIPROCESSORS else 4
+    if outputs >= 64 * _MULTIPROCESSORS and not gated:
+        tile = 64  # which reads x less often
+    even = inputs % (warps * (_STEP_BYTES // weight_bytes)) == 0
+    return _on_tensor_cores(weight_bytes, rows, tile, warps, even, norm, gated)
 
 
 def _in_registers(rows: int, gated: bool) -> Way:
     return Way(_sum, {"ROWS": rows, "OUTPUTS": 2 if gated else 4, "BLOCK": 1024}, _OPTIONS | {"num_warps": 8})
 
 
-def _on_tensor_cores(rows: int, outputs: int, warps: int, step: int, even: bool) -> Way:
+def _on_tensor_cores(
+    weight_bytes: int, rows: int, outputs: int, warps: int, even: bool, norm: bool, gated: bool
+) -> Way:
+    step = _STEP_BYTES // weight_bytes
+    # Beside int8 weights x takes twice their room, so that padding is dear.
+    rows = 8 if weight_bytes > 1 else min(max(triton.next_power_of_2(rows), 2), 8)
+    of_weights = _STEP_BYTES * outputs * (2 if gated else 1)
+    of_x = 2 * step * rows * (2 if norm and weight_bytes == 1 else 1)
+    buffers = min(_BUFFER_BYTES // (warps * (of_weights + of_x)), _MOST_BUFFERS)
     constants = {"ROWS": rows, "OUTPUTS": outputs, "WARPS": warps, "STEP": step, "EVEN": even}
-    # Buffers in shared memory, one fewer than stages, come to 72 KiB at most: every GPU since sm_80 has them.
-    options = _OPTIONS | {"num_warps": warps, "num_stages": 4 if rows <= 16 else 3}
-    if outputs == 32 and rows <= 16:
-        options["maxnreg"] = 128  # left to itself, ptxas takes 72 for some on sm_90, and spills two
-    return Way(_dot, constants, options)
+    return Way(_dot, constants, _OPTIONS | {"num_warps": warps, "num_stages": 1 + buffers})
 
 
 def takes(x: Tensor) -> bool:
@@ -189,16 +197,17 @@ def _dot(
     there = (row < rows)[None, None, :]
     total = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
-    squares = tl.zeros((WARPS, STEP, ROWS), tl.float32)
+    products = tl.zeros((WARPS, ROWS, ROWS), tl.float32)
     to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
     for start in range(0, inputs, WARPS * STEP):
         if EVEN:
+            known = there
             some = tl.load(weights + start)
-            column = tl.load(columns + start, mask=there, other=0.0)
         else:
             here = start + input < inputs
+            known = here[:, :, None] & there
             some = tl.load(weights + start, mask=here[:, None, :], other=0.0)
-            column = tl.load(columns + start, mask=here[:, :, None] & there, other=0.0)
+        column = tl.load(columns + start, mask=known, other=0.0)
         total = tl.dot(some.to(column.dtype), column, total)
         if GATED:
             if EVEN:
@@ -207,8 +216,12 @@ def _dot(
                 some = tl.load(weights + to_gates + start, mask=here[:, None, :], other=0.0)
             gates = tl.dot(some.to(column.dtype), column, gates)
         if NORM:
-            squares += column.to(tl.float32) * column.to(tl.float32)
-    square = tl.sum(tl.sum(squares, axis=0), axis=0)
+            if SCALED:  # int8 weights are multiplied with x in an order of their own, so it is loaded once more
+                across = tl.load(tl.trans(columns, 0, 2, 1) + start, mask=tl.trans(known, 0, 2, 1), other=0.0)
+                column = tl.trans(across, 0, 2, 1)
+            products = tl.dot(tl.trans(column, 0, 2, 1), column, products)
+    each = tl.arange(0, ROWS)
+    square = tl.sum(tl.where(each[:, None] == each[None, :], tl.sum(products, axis=0), 0.0), axis=0)
     gate = tl.sum(gates, axis=0)
     _finish(
         tl.sum(total, axis=0), gate, square[None, :], output[:, None], row[None, :],
@@ -311,12 +324,12 @@ def builds() -> Iterator[Build]:
 def _ways(dtype: str, weight: str, norm: bool, gated: bool) -> list[tuple[str, Way]]:
     if dtype == "fp32":
         return [(f"{rows} rows", _in_registers(rows, gated)) for rows in (1, 4)]
-    step = _STEP_BYTES // (1 if weight == "i8" else 2)
+    weight_bytes = 1 if weight == "i8" else 2
     return [
         (
-            f"{rows} rows, {outputs} outputs{'' if even else ', a rest'}",
-            _on_tensor_cores(rows, outputs, warps, step, even),
+            f"{rows} rows, {outputs} outputs in {warps} warps{'' if even else ', a rest'}",
+            _on_tensor_cores(weight_bytes, rows, outputs, warps, even, norm, gated),
         )
-        for outputs, warps in ((8, 8), (16, 4), *([] if gated else [(32, 4)]))
-        for rows, even in ((16, False), (8, True), (16 if norm else 32, True))
+        for outputs, warps in ((8, 8), (8, 4), *([] if gated else [(64, 4)]))
+        for rows, even in ((8, False), *([(2, True)] if weight == "i8" else []), (8, True))
     ]
