@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PART = 128
 """Keys that a program reads."""
 
+_MERGED = 16
+"""Parts that are added up at once."""
+
 _ONE_WARP, _FOUR_WARPS = ({"num_warps": warps, "enable_fp_fusion": True} for warps in (1, 4))
 
 
@@ -94,7 +97,7 @@ def read_parts(
         data, qk, cos, sin, parts, total, summed, slots * width, data.stride(0), qk.stride(0), width**-0.5,
         EPSILON, WIDTH=width, NORM=norm, PART=part, **_FOUR_WARPS,
     )  # fmt: skip
-    _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, **_ONE_WARP)
+    _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, PARTS=_MERGED, **_ONE_WARP)
     return out
 
 
@@ -167,18 +170,21 @@ def _read(
 
 
 @triton.jit
-def _merge(total, summed, first, count, out, WIDTH: tl.constexpr):
+def _merge(total, summed, first, count, out, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     row = tl.program_id(0)
     head = tl.program_id(1)
     heads = tl.num_programs(1)
     every = tl.arange(0, WIDTH)
-    start = tl.load(first + row)
+    start, number = tl.load(first + row), tl.load(count + row)
     whole = tl.full((), 0.0, tl.float32)
     weighted = tl.zeros((WIDTH,), tl.float32)
-    for part in range(start, start + tl.load(count + row)):
-        at = part * heads + head
-        whole += tl.load(total + at)
-        weighted += tl.load(summed + at * WIDTH + every)
+    # Many at a time, for each turn waits for memory.
+    for some in range(0, number, PARTS):
+        part = some + tl.arange(0, PARTS)
+        at = (start + part) * heads + head
+        whole += tl.sum(tl.load(total + at, mask=part < number, other=0.0))
+        sums = tl.load(summed + at[:, None] * WIDTH + every[None, :], mask=(part < number)[:, None], other=0.0)
+        weighted += tl.sum(sums, axis=0)
     # Not where it is above 0, either, as it may be NaN: what a row reads of one that is NaN, is NaN.
     read = tl.where(whole == 0, 0.0, weighted / whole)
     tl.store(out + (row * heads + head) * WIDTH + every, read.to(out.dtype.element_ty))
@@ -199,7 +205,7 @@ def builds() -> Iterator[Build]:
             store = {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32", "epsilon": "fp32"}
             read = {**arena, "parts": "*i32", **sums, **strides, **numbers}
             kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, Any], dict[str, Any]]] = [
-                (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {}, _ONE_WARP),
+                (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {"PARTS": _MERGED}, _ONE_WARP),
             ]
             for norm in (False, True):
                 kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
