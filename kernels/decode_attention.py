@@ -1,4 +1,6 @@
-"""Attention of single tokens over a KV arena, in three launches: store what is new, read in parts, add up the parts.
+"""Attention of single tokens over a KV arena, in three launches: store what is new, read in parts, add up the parts; or
+in two, where no row reads what another stores: a row's new key and value go into its sums as they are, and are stored
+beside that.
 
 A decoded token reads some documents, each a run of slots, at a distance of its own. Each (token, document) pair is cut
 into *parts* of at most PART keys, and a program reads one part for one head: it turns the query to where that document
@@ -75,16 +77,19 @@ def read_parts(
     part: int = PART,
     *,
     norm: bool = False,
+    new: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """What rows read of one layer of an arena.
 
     Args:
-        data, qk, cos, sin: as for `store_rows`; all that is read has been stored.
+        data, qk, cos, sin: as for `store_rows`; all that is read has been stored, but for `new`.
         parts: int32 [M, 4]: row, position its query is rotated to, first slot, number of keys (at most `part`, 0 for
             one that is not there). A row's parts follow one another.
         first, count: int32 [rows]: the parts of each row. A row without any gives 0.
         part: most keys of a part, a power of two.
         norm: queries are as they were projected, as for `store_rows`.
+        new: v and slot, as for `store_rows`, which this then does too. A row's new key is in a part that is not turned
+            any further than the key, and no other row reads it.
 
     Returns:
         [rows, heads, head_dim] in the dtype of qk.
@@ -93,9 +98,13 @@ def read_parts(
     total = torch.empty(len(parts), heads, dtype=torch.float32, device=data.device)
     summed = torch.empty(len(parts), heads, width, dtype=torch.float32, device=data.device)
     out = torch.empty(len(qk), heads, width, dtype=qk.dtype, device=data.device)
+    v, slot = (qk, parts) if new is None else new  # what is not there is not read
+    if v.stride()[1:] != (width, 1) and new is not None:
+        v = v.contiguous()
     _read[(len(parts), heads)](
-        data, qk, cos, sin, parts, total, summed, slots * width, data.stride(0), qk.stride(0), width**-0.5,
-        EPSILON, WIDTH=width, NORM=norm, PART=part, **_FOUR_WARPS,
+        data, qk, v, cos, sin, slot, parts, total, summed, slots * width, data.stride(0), qk.stride(0), v.stride(0),
+        width**-0.5, EPSILON, WIDTH=width, NORM=norm, NEW=new is not None, LARGEST=torch.finfo(data.dtype).max,
+        PART=part, **_FOUR_WARPS,
     )  # fmt: skip
     _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, PARTS=_MERGED, **_ONE_WARP)
     return out
@@ -118,6 +127,17 @@ def _turned(x, cos, sin, position, epsilon, WIDTH: tl.constexpr, NORM: tl.conste
 
 
 @triton.jit
+def _finite(value, LARGEST: tl.constexpr):
+    """As `nan_to_num` would have it; float32.
+
+    A row that is NaN is noticed through its key. As a value it would reach whoever has this slot masked, as
+    FlexAttention does: 0 times NaN, or infinity, is NaN.
+    """
+    value = value.to(tl.float32)
+    return tl.where(value == value, tl.minimum(tl.maximum(value, -LARGEST), LARGEST), 0.0)
+
+
+@triton.jit
 def _store(
     data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, epsilon,
     WIDTH: tl.constexpr, NORM: tl.constexpr, LARGEST: tl.constexpr,
@@ -133,40 +153,58 @@ def _store(
         tl.store(keys + half, k1.to(data.dtype.element_ty))
         tl.store(keys + WIDTH // 2 + half, k2.to(data.dtype.element_ty))
         every = tl.arange(0, WIDTH)
-        value = tl.load(v + row * v_row + head * WIDTH + every).to(tl.float32)
-        # A row that is NaN is noticed through its key. As a value it would reach whoever has this slot masked, as
-        # FlexAttention does: 0 times NaN, or infinity, is NaN.
-        value = tl.where(value == value, tl.minimum(tl.maximum(value, -LARGEST), LARGEST), 0.0)
+        value = _finite(tl.load(v + row * v_row + head * WIDTH + every), LARGEST)
         tl.store(keys + kind + every, value.to(data.dtype.element_ty))
 
 
 @triton.jit
 def _read(
-    data, qk, cos, sin, parts, total, summed, plane, kind, qk_row, scale, epsilon,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, PART: tl.constexpr,
+    data, qk, v, cos, sin, slot, parts, total, summed, plane, kind, qk_row, v_row, scale, epsilon,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, NEW: tl.constexpr, LARGEST: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     head = tl.program_id(1)
+    row = tl.load(parts + 4 * part)
+    position = tl.load(parts + 4 * part + 1)
+    first = tl.load(parts + 4 * part + 2)
     number = tl.load(parts + 4 * part + 3)
     if number > 0:
-        row = tl.load(parts + 4 * part)
         query = qk + row * qk_row + head * WIDTH
-        q1, q2 = _turned(query, cos, sin, tl.load(parts + 4 * part + 1), epsilon, WIDTH, NORM)
+        q1, q2 = _turned(query, cos, sin, position, epsilon, WIDTH, NORM)
         key = tl.arange(0, PART)
         half = tl.arange(0, WIDTH // 2)
-        slot = tl.load(parts + 4 * part + 2).to(tl.int64)
-        start = data + head.to(tl.int64) * plane + (slot + key) * WIDTH
-        here = (key < number)[:, None]
+        every = tl.arange(0, WIDTH)
+        arena = data + head.to(tl.int64) * plane
+        start = arena + (first.to(tl.int64) + key) * WIDTH
+        here = key < number
+        if NEW:
+            # Nobody waits for what is stored here: the new key and value go into the sums as they are.
+            newest = tl.load(slot + row) - first
+            among = (newest >= 0) & (newest < number)
+            here &= key != newest
+            n1, n2 = _turned(query + tl.num_programs(1) * WIDTH, cos, sin, position, epsilon, WIDTH, NORM)
+            n1, n2 = n1.to(data.dtype.element_ty), n2.to(data.dtype.element_ty)
+            new_value = _finite(tl.load(v + row * v_row + head * WIDTH + every), LARGEST).to(data.dtype.element_ty)
+            if among:
+                at = arena + (first + newest).to(tl.int64) * WIDTH
+                tl.store(at + half, n1)
+                tl.store(at + WIDTH // 2 + half, n2)
+                tl.store(at + kind + every, new_value)
+            score = tl.sum(n1.to(tl.float32) * q1 + n2.to(tl.float32) * q2) * scale
+            new_weight = tl.where(among, tl.exp(score), 0.0)
         keys = start[:, None] + half[None, :]
-        k1 = tl.load(keys, mask=here, other=0.0).to(tl.float32)
-        k2 = tl.load(keys + WIDTH // 2, mask=here, other=0.0).to(tl.float32)
-        values = start[:, None] + kind + tl.arange(0, WIDTH)[None, :]
-        v = tl.load(values, mask=here, other=0.0).to(tl.float32)
+        k1 = tl.load(keys, mask=here[:, None], other=0.0).to(tl.float32)
+        k2 = tl.load(keys + WIDTH // 2, mask=here[:, None], other=0.0).to(tl.float32)
+        values = tl.load(start[:, None] + kind + every[None, :], mask=here[:, None], other=0.0).to(tl.float32)
         score = tl.sum(k1 * q1[None, :] + k2 * q2[None, :], axis=1) * scale
-        weight = tl.where(key < number, tl.exp(score), 0.0)
+        weight = tl.where(here, tl.exp(score), 0.0)
+        whole, weighted = tl.sum(weight), tl.sum(values * weight[:, None], axis=0)
+        if NEW:
+            whole += new_weight
+            weighted += new_weight * new_value.to(tl.float32)
         at = part * tl.num_programs(1) + head
-        tl.store(total + at, tl.sum(weight))
-        tl.store(summed + at * WIDTH + tl.arange(0, WIDTH), tl.sum(v * weight[:, None], axis=0))
+        tl.store(total + at, whole)
+        tl.store(summed + at * WIDTH + every, weighted)
 
 
 @triton.jit
@@ -201,20 +239,28 @@ def builds() -> Iterator[Build]:
             strides = {"plane": "i32", "kind": "i32", "qk_row": "i32"}
             rows = {"position": "*i32", "slot": "*i32"}
             sums = {"total": "*fp32", "summed": "*fp32"}
-            numbers = {"scale": "fp32", "epsilon": "fp32"}
             store = {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32", "epsilon": "fp32"}
-            read = {**arena, "parts": "*i32", **sums, **strides, **numbers}
+            read = {**store, "parts": "*i32", **sums, "scale": "fp32"}
+            read.pop("position")
             kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, Any], dict[str, Any]]] = [
-                (_merge, {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"}, {"PARTS": _MERGED}, _ONE_WARP),
+                (
+                    _merge,
+                    {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"},
+                    {"PARTS": _MERGED},
+                    _ONE_WARP,
+                ),
             ]
             for norm in (False, True):
                 kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
-                kernels.append((_read, read, {"NORM": norm, "PART": PART}, _FOUR_WARPS))
+                for new in (False, True):
+                    constants = {"NORM": norm, "NEW": new, "PART": PART, **largest}
+                    kernels.append((_read, read, constants, _FOUR_WARPS))
             for kernel, signature, constants, options in kernels:
                 normed = ", norm" if constants.get("NORM") else ""
+                newest = ", new" if constants.get("NEW") else ""
                 yield Build(
                     kernel=kernel,
-                    name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}]",
+                    name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}{newest}]",
                     signature=signature,
                     constexprs={"WIDTH": width, **constants},
                     attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},

@@ -81,7 +81,11 @@ def read_parts(
     part: int,
     *,
     norm: bool,
+    new: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
+    if new is not None:  # a row's own part, its last with no turn, ends with its new key
+        position = torch.stack([parts[one, 1] for one in first.tolist()])
+        store_rows(data, qk, new[0], cos, sin, position, new[1], norm=norm)
     qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
     out = torch.zeros_like(qk[:, 0])
     for row, (begin, number) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
@@ -113,7 +117,7 @@ def sample_on_device(
 
 
 PLAIN = {
-    graphs: ("lay_out", "advance", "store_rows", "read_parts", "sample_on_device"),
+    graphs: ("lay_out", "advance", "read_parts", "sample_on_device"),
     decoder_module: ("edit",),
     few_rows: ("product",),
 }

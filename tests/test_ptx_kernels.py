@@ -190,8 +190,9 @@ def test_products_read_shared_memory_at_its_full_speed(
     assert all(one.units == one.least for one in shared if "cp.async" in one.text or "ldmatrix" in one.text)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decode_attention(dtype: torch.dtype) -> None:
+def test_decode_attention(dtype: torch.dtype, at_once: bool) -> None:
     """Two rows of three, of parts that are full, short and not there."""
     width, heads, slots = 64, 2, 300
     dice = torch.Generator().manual_seed(1)
@@ -199,15 +200,17 @@ def test_decode_attention(dtype: torch.dtype) -> None:
     qk, v = (torch.randn(3, *shape, width, generator=dice).to(dtype) for shape in ((2, heads), (heads,)))
     angles = torch.rand(slots, width // 2, generator=dice)
     cos, sin = torch.cat([angles.cos()] * 2, dim=1), torch.cat([angles.sin(), -angles.sin()], dim=1)
-    position, slot = (torch.tensor(one, dtype=torch.int32) for one in ([5, 40, 7], [3, -1, 299]))
+    position, slot = (torch.tensor(one, dtype=torch.int32) for one in ([5, 40, 299], [3, -1, 299]))
     parts = torch.tensor([[0, 5, 0, 4], [0, 250, 100, 128], [1, 0, 0, 0], [2, 299, 172, 128]], dtype=torch.int32)
     first, count = (torch.tensor(one, dtype=torch.int32) for one in ([0, 2, 3], [2, 0, 1]))
     expected = data.clone()
     decode_reference.store_rows(expected, qk, v, cos, sin, position, slot, norm=True)
     device = Device(90, 5)
     with device.runs(decode_attention, "_store", "_read", "_merge"):
-        decode_attention.store_rows(data, qk, v, cos, sin, position, slot, norm=True)
-        ours = decode_attention.read_parts(data, qk, cos, sin, parts, first, count, norm=True)
+        if not at_once:
+            decode_attention.store_rows(data, qk, v, cos, sin, position, slot, norm=True)
+        new = (v, slot) if at_once else None
+        ours = decode_attention.read_parts(data, qk, cos, sin, parts, first, count, norm=True, new=new)
     normed = F.rms_norm(qk, (width,)).float()
     theirs = decode_reference.read_parts(data, normed, cos, sin, parts, first, count, 128, norm=False)
     assert not device.findings

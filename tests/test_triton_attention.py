@@ -149,6 +149,32 @@ def test_queries_and_keys_may_be_normed_as_they_are_read(dtype: torch.dtype) -> 
         torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_is_new_may_be_stored_as_it_is_read(dtype: torch.dtype, norm: bool) -> None:
+    """Also at a part's beginning and end, of a row that is not there, and of numbers that are none."""
+    torch.manual_seed(0)
+    rotary, qk = Rotary(16, 64), torch.randn(4, 2, 2, 16).to(dtype)
+    v = torch.randn(2, 16, 4).to(dtype).permute(2, 0, 1)
+    v[1, 0, 3], v[3, 1, 5], qk[3, 1, 1, 2] = torch.inf, torch.nan, torch.nan
+    position, slot = torch.tensor([[8, 15, 0, 3], [10, 31, -1, 14]], dtype=torch.int32)
+    parts = [[0, 8, 2, 8], [0, 8, 10, 1], [1, 15, 16, 8], [1, 15, 24, 8], [1, 18, 0, 3], [0, 0, 0, 0], [3, 3, 11, 4]]
+    table = [torch.tensor(one, dtype=torch.int32) for one in (parts, [0, 2, 5, 6], [2, 3, 0, 1])]
+    before, found = torch.randn(2, 2, 32, 16).to(dtype), []
+    for at_once in (False, True):
+        data = before.clone()
+        if not at_once:
+            store_rows(data, qk, v, rotary.cos, rotary.sin, position, slot, norm=norm)
+        new = (v, slot) if at_once else None
+        out = read_parts(data, qk, rotary.cos, rotary.sin, *table, 8, norm=norm, new=new)
+        found.append((data, out))
+    (stored, separate), (also, together) = found
+    torch.testing.assert_close(also, stored, rtol=0, atol=0, equal_nan=True)
+    close = 1e-5 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(together, separate, rtol=close, atol=close, equal_nan=True)
+    assert together[:3].isfinite().all() and together[3, 1].isnan().all()
+
+
 def test_values_may_lie_in_any_order() -> None:
     """As torch's products of few rows on a CPU give them: transposed."""
     torch.manual_seed(0)

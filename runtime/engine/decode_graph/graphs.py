@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ds2ds.cache.arena import KVArena
 from ds2ds.engine.decode_graph.forward import FEW_ROWS, few_rows_logits, takes
-from ds2ds.kernels.decode_attention import read_parts, store_rows
+from ds2ds.kernels.decode_attention import read_parts
 from ds2ds.kernels.decode_tables import DecodeTables, advance, lay_out
 from ds2ds.kernels.sampling.launch import sample_on_device
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -116,13 +116,13 @@ class Graphs:
         tables, (rows, width, penalised) = self.tables, bucket
         data, rotary = self.arena.data, self.model.rotary
         lay_out(tables, rows, width, self.part)
-        position, slot = tables.column("position", rows), tables.column("slot", rows)
+        slot = tables.column("slot", rows)
         parts, first, count = tables.parts[: rows * width], tables.first[:rows], tables.count[:rows]
         few = rows <= self.few_rows
 
         def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
-            store_rows(data[layer], qk, v, rotary.cos, rotary.sin, position, slot, norm=few)
-            return read_parts(data[layer], qk, rotary.cos, rotary.sin, parts, first, count, self.part, norm=few)
+            table, new = (rotary.cos, rotary.sin, parts, first, count), (v, slot)
+            return read_parts(data[layer], qk, *table, self.part, norm=few, new=new)
 
         ids, model = tables.ids[:rows], self.model
         logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
