@@ -199,6 +199,7 @@ def _dot(
     gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     products = tl.zeros((WARPS, ROWS, ROWS), tl.float32)
     to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
+    beside = _beside(add, output[:, None], row[None, :], outputs, rows, ADD)
     for start in range(0, inputs, WARPS * STEP):
         if EVEN:
             known = there
@@ -225,7 +226,7 @@ def _dot(
     gate = tl.sum(gates, axis=0)
     _finish(
         tl.sum(total, axis=0), gate, square[None, :], output[:, None], row[None, :],
-        scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
@@ -246,6 +247,7 @@ def _sum(
     gates = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, 1, BLOCK), tl.float32)
     to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
+    beside = _beside(add, output[None, :], row[:, None], outputs, rows, ADD)
     for start in range(0, inputs, BLOCK):
         here = start + input < inputs
         column = tl.load(columns + start, mask=here & there, other=0.0)
@@ -256,13 +258,22 @@ def _sum(
             squares += column * column
     _finish(
         tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), output[None, :], row[:, None],
-        scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
 @triton.jit
+def _beside(add, output, row, outputs, rows, ADD: tl.constexpr):
+    """What is to be added: loaded before the product, as a wait for memory after it would be one more."""
+    beside = 0.0
+    if ADD:
+        beside = tl.load(add + row * outputs + output, mask=(row < rows) & (output < outputs), other=0.0)
+    return beside
+
+
+@triton.jit
 def _finish(
-    y, gate, square, output, row, scales, add, skip_weights, other, out, rows, outputs, inputs, index, epsilon,
+    y, gate, square, output, row, beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """What comes after the sums, rounded where PyTorch's operations would round."""
@@ -282,7 +293,7 @@ def _finish(
         gate = gate.to(kind).to(tl.float32)
         y = (y.to(tl.float32) * (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)).to(kind)
     if ADD:
-        y = (tl.load(add + at, mask=here, other=0.0).to(tl.float32) + y.to(tl.float32)).to(kind)
+        y = (beside.to(tl.float32) + y.to(tl.float32)).to(kind)
     tl.store(out + at, joined(y, skip_weights + index, other + at, here, SKIP), mask=here)
 
 
