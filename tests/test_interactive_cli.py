@@ -71,7 +71,7 @@ class Terminal:
         (["w", "one", "", " two", "."], Supply("one\n\n two")),
         (["w", "", "one", "", "."], Supply("one")),
         (["w", "."], Quit()),  # no text: asked again, and then the input ends
-        (["w", "one"], Quit()),
+        (["w", "one", "two"], Supply("one\ntwo")),  # the end of input ends a text
         (["w", " ", ".", "s"], Skip()),
         (["w", "a\udcff", "."], Supply("a?")),
         (["e", "s"], Skip()),

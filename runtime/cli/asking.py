@@ -95,8 +95,12 @@ class TerminalReader:
     def _typed_text(self) -> str:
         self._tell("your text; a line with a single dot ends it")
         lines: list[str] = []
-        while (line := self._read("")) != END_OF_TEXT:
-            lines.append(line)
+        try:
+            while (line := self._read("")) != END_OF_TEXT:
+                lines.append(line)
+        except EOFError:
+            # It ends the text, as it does where others take text. If it was the end of input, the next read says so.
+            self._console.print()
         return "\n".join(lines)
 
     def _edited_text(self) -> str:
