@@ -259,7 +259,7 @@ def test_logprobs_name_tokens_as_openai_does() -> None:
         ({"temperature": -0.1}, "temperature", "temperature must be greater than or equal to 0"),
         ({"temperature": "1"}, "temperature", "temperature must be a valid number"),
         ({"top_p": 0}, "top_p", "top_p must be greater than 0, got 0"),
-        ({"top_p": 1e-60}, None, r"top_p must be in (0, 1]"),
+        ({"top_p": 1e-60}, "top_p", r"top_p must be in (0, 1]"),
         ({"top_k": -1}, "top_k", "top_k must be"),
         ({"min_p": 1.1}, "min_p", "min_p must be"),
         ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty must be greater than or equal"),
@@ -360,6 +360,15 @@ def test_other_models_paths_and_methods() -> None:
         for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
             answer = await client.post(URL, content=json.dumps(body()), headers={"content-type": content_type})
             assert answer.status_code == 415 and error_of(answer)
+
+    serve(test)
+
+
+def test_health_has_a_head() -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        answer, head = await client.get("/health"), await client.head("/health")
+        assert answer.status_code == head.status_code == 200
+        assert not head.content and head.headers["content-length"] == answer.headers["content-length"]
 
     serve(test)
 

@@ -137,6 +137,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             )
         return card()
 
+    @app.head("/health", include_in_schema=False)  # all that some load balancers ask for
     @app.get("/health", responses={503: {"description": "Nothing can be served"}}, summary="Whether it can serve")
     async def health() -> JSONResponse:
         return JSONResponse({"status": service.state}, 200 if service.state == "ok" else 503)

@@ -20,7 +20,7 @@ from ds2ds.errors import (
     QueueFullError,
     RuntimeClosedError,
 )
-from ds2ds.server.protocol import MAX_STOP
+from ds2ds.server.protocol import MAX_STOP, CompletionRequest
 
 log = logging.getLogger("ds2ds.server")
 
@@ -85,7 +85,10 @@ def as_api_error(error: Exception, retry_after: int) -> ApiError:
         return too_many("too many requests wait already", retry_after)
     if isinstance(error, RuntimeClosedError):
         return ApiError(503, "the server is stopping", code="stopping")
-    if isinstance(error, (ConfigError, ArenaFullError)):
+    if isinstance(error, ConfigError):
+        name, _, _ = str(error).partition(" must ")
+        return ApiError(400, str(error), param=name if name in CompletionRequest.model_fields else None)
+    if isinstance(error, ArenaFullError):
         return ApiError(400, str(error))
     if isinstance(error, Ds2dsError):
         log.error("a request failed: %s", error)
