@@ -18,7 +18,7 @@ Where it deviates from CommonMark, on purpose:
    `Algol '68`.
 4. An open run of backticks counts as a code span, and so hides links, until it is closed or its paragraph
    ends.
-5. Autolinks and HTML tags are text: a bracket within `<...>` is a bracket.
+5. Autolinks, HTML tags and HTML comments are text: a bracket within `<...>` or `<!-- ... -->` is a bracket.
 6. Of the block structure only blank lines and fences of backticks at the start of a line are seen: a
    heading or a list item does not end a paragraph. There are no reference links.
 7. At most 32 destinations are followed at once; beyond that the outermost is dropped.
