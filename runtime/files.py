@@ -6,6 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ds2ds.errors import ConfigError
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,3 +38,10 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """`atomic_write` of UTF-8 text."""
     atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def checked_path(path: Any) -> Path:
+    """A path that was given; raises ConfigError if it is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path must be a string or a path, got {path!r}")
+    return Path(path)

@@ -16,6 +16,7 @@ from ds2ds.engine.cache_file import load_cache, save_cache
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
 from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.files import checked_path
 from ds2ds.generation.batch import new_requests, run_all
 from ds2ds.generation.choices import OnLink, check_on_link
 from ds2ds.generation.events import Event
@@ -305,7 +306,7 @@ class Runtime(RuntimeTexts):
         Raises:
             ConfigError: the document store is off; CacheError: the file cannot be written.
         """
-        return save_cache(self.engine, Path(path))
+        return save_cache(self.engine, checked_path(path))
 
     def load_cache(self, path: str | Path) -> int:
         """Bring in documents that `save_cache` wrote, the most valuable first, as far as room is free.
@@ -317,7 +318,7 @@ class Runtime(RuntimeTexts):
             ConfigError: the document store is off; CacheError: the file is missing or damaged, or other weights
                 computed it. Nothing is brought in then.
         """
-        return load_cache(self.engine, Path(path))
+        return load_cache(self.engine, checked_path(path))
 
     def attention(
         self,

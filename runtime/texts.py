@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ds2ds.backend import BackendLimits, BackendUsage
 from ds2ds.documents.link_formats import LinkFormat
@@ -58,7 +58,13 @@ class RuntimeTexts:
         return self._generator.default_config()
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text; text that looks like a special token is ordinary text."""
+        """The token ids of a text; text that looks like a special token is ordinary text.
+
+        Raises:
+            ConfigError: it is no string.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"text must be a string, got {text!r}")
         return self.tokenizer.encode(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
@@ -67,6 +73,8 @@ class RuntimeTexts:
         Raises:
             ConfigError: an id is outside the vocabulary.
         """
+        if not isinstance(tokens, Iterable):
+            raise ConfigError(f"tokens must be a sequence of token ids, got {tokens!r}")
         for token in tokens:
             self.token_bytes(token)
         return self.tokenizer.decode(list(tokens))

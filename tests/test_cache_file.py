@@ -110,7 +110,7 @@ def test_what_cannot_be_warmed() -> None:
         runtime.warm(["Empty"], Texts(TEXTS))
     with pytest.raises(ConfigError, match="warm needs a corpus that has the titles, got None"):
         runtime.warm(["A"])
-    with pytest.raises(ConfigError, match="titles must be a sequence of titles, got one string"):
+    with pytest.raises(ConfigError, match="titles must be a sequence of titles, got '"):
         runtime.warm("A", Texts(TEXTS))
     with pytest.raises(ConfigError, match="max_link_depth must be at least 1"):
         runtime.warm(["A"], Texts(TEXTS), max_link_depth=0)

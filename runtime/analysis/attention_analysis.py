@@ -23,6 +23,7 @@ from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.documents.generation_result import GenerationResult, Trace
 from ds2ds.documents.link_graph import link_graph
 from ds2ds.engine.engine import Engine
+from ds2ds.engine.limits import positive
 from ds2ds.engine.work import Prefill, Work
 from ds2ds.errors import ConfigError
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -50,11 +51,14 @@ def analyse_attention(
     max_bytes: int,
 ) -> AttentionMap:
     """See `Runtime.attention`."""
+    if not isinstance(result, GenerationResult):
+        raise ConfigError(f"result must be a GenerationResult, got {result!r}")
+    most = positive("max_bytes", max_bytes)
     place = _place(result, document)
     subject = _rebuild(result, place, engine.model)
     chosen = _chosen_tokens(result, place, tokens)
     documents = list(dict.fromkeys([subject, *(grant.target for grant in subject.grants)]))
-    recorder = _Recorder(engine.model, documents, chosen, per_token, max_bytes)
+    recorder = _Recorder(engine.model, documents, chosen, per_token, most)
     trace = Trace()
     batches = [
         batch for rows in rows_by_view(subject, chosen) for batch in _batches(rows, engine.model.config.num_heads)

@@ -24,7 +24,7 @@ from ds2ds.engine.engine_lock import EngineLock
 from ds2ds.engine.holding import release, release_abandoned, share_completed
 from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
-from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority
+from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority, positive
 from ds2ds.engine.planning import Planned, attach, plan
 from ds2ds.engine.results import results
 from ds2ds.engine.step import Stopwatch, forward
@@ -84,7 +84,7 @@ class Engine:
         max_running: int = MAX_RUNNING,
         max_queue: int = MAX_QUEUE,
     ) -> None:
-        if retention not in RETENTIONS:
+        if not isinstance(retention, str) or retention not in RETENTIONS:
             raise ConfigError(f"retention must be one of {tuple(RETENTIONS)}, got {retention!r}")
         if not isinstance(document_store, bool):
             raise ConfigError(f"document_store must be True or False, got {document_store!r}")
@@ -139,7 +139,8 @@ class Engine:
 
     def warm_up(self, rows: int | None = None, *, repetition_penalty: bool = False) -> None:
         """Compile and capture ahead what steps on a GPU need, so that none waits for it; see `Runtime.warm_up`."""
-        rows = min(rows or self.limits.max_running, self.limits.max_running)
+        most = self.limits.max_running
+        rows = most if rows is None else min(positive("rows", rows), most)
         with self._on_device():
             if isinstance(self.attention, WarmsUp):
                 self.attention.warm_up(min(rows * FAN, DECODE.most))

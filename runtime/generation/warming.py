@@ -52,8 +52,8 @@ def warm(
     opened = open_corpus(corpus)
     if opened is None:
         raise ConfigError("warm needs a corpus that has the titles, got None")
-    if isinstance(titles, str):
-        raise ConfigError("titles must be a sequence of titles, got one string")
+    if isinstance(titles, str) or not isinstance(titles, Iterable):
+        raise ConfigError(f"titles must be a sequence of titles, got {titles!r}")
     wanted = list(dict.fromkeys(titles))
     missing = [title for title in wanted if not opened.has_document(title)]
     if missing:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ds2ds.errors import CheckpointError, ConfigError
-from ds2ds.files import atomic_write
+from ds2ds.files import atomic_write, checked_path
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.int8_weight import Int8Weight
@@ -64,7 +64,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or misshapen (named).
     """
-    path = demo_path() if str(path) == "demo" else Path(path)
+    path = demo_path() if path == "demo" else checked_path(path)
     config = _read_config(path)
     state = _read_weights(path / WEIGHTS_NAME)
     return build_model(config, state, str(path / WEIGHTS_NAME)).to(device=device, dtype=dtype or state[EMBEDDING].dtype)
