@@ -1052,3 +1052,35 @@ def test_a_step_launches_kernels_alone_and_how_many(
         counts.append(Counter(names[len(before) : -len(after)]))
     assert {name: (counts[1][name] - counts[0][name]) / 2 for name in counts[0]} == per_layer
     assert all(count == 4 * per_layer[name] for name, count in counts[0].items())
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "int8"])
+def test_weights_that_change_while_a_launched_step_is_out(
+    change: str, plain_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs then goes on, and who comes after reads the new weights alone."""
+    monkeypatch.setattr(native, "available", lambda: False)
+    FakeCuda(monkeypatch)
+    model, other = copy.deepcopy(small_model()), small_model(seed=1)
+    runtime = Runtime(model, TOKENIZER, "null", arena_tokens=4096)
+    engine, corpus = runtime.engine, Texts(TEXTS)
+    decoder = engine.decoder = Decoder(model, engine.store, 4, part=4)
+    earlier = start(runtime, PROMPTS[0], corpus)
+    while len(earlier.request.context.root.tokens) < len(encode(PROMPTS[0])) + 4:
+        engine.step()
+    flight, captured = decoder._last, decoder.graphs.captured
+    assert flight is not None and not flight.read
+    if change == "in place":
+        model.load_state_dict(other.state_dict())
+    elif change == "replaced":
+        model.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    else:
+        model.load_state_dict(other.state_dict())
+        quantise_weights(model)
+    later = start(runtime, PROMPTS[0], corpus)
+    finish(runtime, earlier, later)
+    assert is_clean(runtime)
+    assert earlier.job.error is None
+    assert (decoder.graphs.captured > captured) or change == "in place"
+    alone = Runtime(model, TOKENIZER, "null", arena_tokens=4096).generate(PROMPTS[0], corpus=corpus, config=config())
+    same_documents(later.result().get_all_documents(), alone.get_all_documents())
