@@ -237,6 +237,15 @@ def test_a_position_beyond_the_rotary_table_is_an_error() -> None:
                 computed.batch([Chunk(b, 0, 8)])
 
 
+def test_so_is_one_of_a_document_that_reads_no_other() -> None:
+    a = Document("a", [0] * 11)
+    computed = Computed(world([a], 1, 8, 0))
+    computed.rotary = Rotary(8, 10)
+    computed.batch([Chunk(a, 0, 10)])
+    with pytest.raises(IndexError, match="position 10 is beyond the rotary table's 10"):
+        computed.batch([Chunk(a, 10, 11)])
+
+
 def test_a_document_that_is_not_resident_cannot_be_read() -> None:
     a, b = Document("a", [0] * 3), Document("b", [0] * 8)
     b.grants = [DocumentGrant(1, a)]

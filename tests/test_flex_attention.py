@@ -353,6 +353,31 @@ def test_buckets_compile_once_and_views_never() -> None:
     assert counter.frame_count == 4
 
 
+@pytest.mark.parametrize(
+    ("tokens", "launched"),
+    [
+        (24, [8]),  # tiles of 3 queries, a row each: as many as one launch takes
+        (25, [8, 1]),
+        (48, [8, 8]),
+    ],
+)
+def test_a_launch_takes_as_many_rows_as_its_kind_and_no_more(tokens: int, launched: list[int]) -> None:
+    made = world([Doc("long", [0] * tokens)], 0)
+    attend = flex(store_for(made), prefill=SMALL)([Chunk(made.documents[0], 0, tokens)])
+    assert [int(launch.table.count.sum()) for launch in attend.launches] == launched
+
+
+def test_a_tile_of_more_rows_than_a_launch_takes_has_one_of_its_own() -> None:
+    targets = [Doc(f"t{index}", [0]) for index in range(9)]
+    reader = Doc("reader", [0] * 6)
+    reader.grants = [DocumentGrant(3, target) for target in targets]
+    made = world([*targets, reader], 0)
+    path = flex(store_for(made), prefill=SMALL)
+    for first, launched in ((0, [1, 10]), (3, [10])):
+        attend = path([Chunk(reader, first, 6)])
+        assert [int(launch.table.count.sum()) for launch in attend.launches] == launched
+
+
 def test_a_step_ends_with_the_next() -> None:
     made = family()
     store = store_for(made)
