@@ -409,6 +409,20 @@ def test_the_rotary_tables_may_end_with_the_view() -> None:
     torch.testing.assert_close(read, naive(made, a), atol=TABLES, rtol=0)
 
 
+def test_a_document_of_the_rotary_tables_length_ends_in_a_block_of_its_own() -> None:
+    made = world([Doc("a", [0] * (2 * BLOCK + 1))], 0)
+    document = made.documents[0]
+    store = store_for(made)
+    path = FlexPath(store, Rotary(HEAD_DIM, len(document.tokens)))
+    assert_equal(compute(store, made, path, whole), {document: naive(made, document)}, TABLES)
+
+
+def test_buckets_are_powers_of_two() -> None:
+    """Each is compiled once: were they any numbers, any view would be compiled for."""
+    sizes = [SMALL.bucket(rows, fan) for rows, fan in ((1, 1), (8, 8), (9, 9), (17, 16))]
+    assert sizes == [Bucket(3, 8, 8), Bucket(3, 8, 8), Bucket(3, 16, 16), Bucket(3, 32, 16)]
+
+
 def test_tiles_that_see_nothing_read_zeros() -> None:
     store = store_for(family())
     table = BlockTable(Bucket(1, 4, 8), 2, store.arena.slots, BLOCK, torch.device("cpu"))
