@@ -6,10 +6,10 @@ before and after them.
     product(x, Wup_gate, norm=True, gated=True)     up * silu(gate), where (up, gate) = rms_norm(x) W^T
     product(h, Wdown, add=x, skip=...)              x + h W^T, and the layer skip on top
 
-A weight is read once, as it is stored, and never written wider. A program has some outputs and all of the inputs, so
-nothing is added up between programs and no float is added atomically: the same bits every time. For the same reason
-the norm needs no pass of its own before the product: a row's inverse root mean square is one number, known with the
-last input, and multiplies the finished sum.
+A weight is read once from memory for any number of rows, once from the L2 cache for eight, as it is stored, and never
+written wider. A program has some outputs and all of the inputs, so nothing is added up between programs and no float
+is added atomically: the same bits every time. For the same reason the norm needs no pass of its own before the
+product: a row's inverse root mean square is one number, known with the last input, and multiplies the finished sum.
 
 bfloat16 and float16 go through tensor cores from the first row on. To multiply and sum in registers takes a
 conversion of each int8 weight and an instruction more for each row, and at its full speed of reading an H200 has about
