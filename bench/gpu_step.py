@@ -5,14 +5,15 @@
 Some requests decode at a time, greedy, random weights, through the engine: planning, link scanning and all. Modes:
 
     graphs      captured per bucket, each step launched before the tokens of the last one are read
-    torch       the same, but the products of few rows are PyTorch's, with what stands around them launched by itself
+    overlapping the same, each kernel of few rows launched while the one before it runs (sm_90 on; else left out)
+    torch       as graphs, but the products of few rows are PyTorch's, with what stands around them launched by itself
     not ahead   the same graphs, each launched when the tokens of the last one have been read
     launched    ahead, but every kernel launched from the host
     ordinary    without tables on the device (cuda_graphs=False)
 
 The floor is what a step must read (weights once, keys and values in view) at the speed of a large sum in the same run.
-For `graphs` a profile follows: kernels per step, the share of the time in which none runs, and the kernels that take
-the most. On a CPU, for a trial, the last two modes run, under TRITON_INTERPRET=1.
+For `graphs` and `overlapping` a profile follows: kernels per step, the share of the time in which none runs, and the
+kernels that take the most. On a CPU, for a trial, the last two modes run, under TRITON_INTERPRET=1.
 
 Prints a table, writes bench/results/gpu_step_{device}.json; the last line of the output is the same JSON.
 """
@@ -41,6 +42,7 @@ from ds2ds.bench.floor import make_buffer, read_bandwidth, token_bytes, tokens_i
 from ds2ds.bench.models import make_model
 from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.engine.decode_graph.decoder import Decoder
+from ds2ds.engine.decode_graph.graphs import can_overlap
 from ds2ds.environment import environment
 from ds2ds.generation.linked_doc_generator import Running
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -49,12 +51,14 @@ from ds2ds.runtime import Runtime
 RESULTS = Path(__file__).parent / "results"
 MODES: dict[str, dict[str, Any] | None] = {
     "graphs": {"capture": True, "ahead": True},
+    "overlapping": {"capture": True, "ahead": True, "overlap": True},
     "torch": {"capture": True, "ahead": True, "few_rows": 0},
     "not ahead": {"capture": True, "ahead": False},
     "launched": {"capture": False, "ahead": True},
     "ordinary": None,
 }
 ON_CPU = ("launched", "ordinary")
+PROFILED = ("graphs", "overlapping")
 POSITIONS = 1024
 PROFILED_STEPS = 10
 
@@ -193,8 +197,8 @@ def measure(model: DS2DSModel, modes: Sequence[str], batch: int, context: int, s
             "gb_per_second": round(moved / step / 1e9, 2),
             "share_of_floor": round(moved / read / step, 4),
         }
-        if mode == "graphs":
-            result["profile"] = bench.profile(PROFILED_STEPS)
+        if mode in PROFILED:
+            result[mode]["profile"] = bench.profile(PROFILED_STEPS)
         for one in running:
             bench.engine.cancel(one.job)
     result["floor_us"] = round(moved / read * 1e6, 2)
@@ -207,7 +211,7 @@ def table(results: Sequence[dict[str, Any]], modes: Sequence[str]) -> Table:
         out.add_column(heading, justify="right")
     for result in results:
         steps = [f"{result[mode]['step_us']:,.0f} ({result[mode]['share_of_floor']:.0%})" for mode in modes]
-        profiled = result.get("profile")
+        profiled = result[modes[0]].get("profile")
         details = ("-", "-") if profiled is None else (
             f"{profiled['kernels_per_step']:.0f}", f"{profiled['gap_share']:.0%}"
         )  # fmt: skip
@@ -233,6 +237,8 @@ def main(
             f"--context and three times --steps come to {longest}, more than {POSITIONS} positions"
         )
     modes = tuple(MODES) if where.type == "cuda" else ON_CPU
+    if not can_overlap(where):
+        modes = tuple(mode for mode in modes if mode != "overlapping")
     model = make_model(size, where, the_dtype(dtype, where), POSITIONS)
     buffer = make_buffer(where)
     read = median(read_bandwidth(buffer) for _ in range(5))

@@ -38,19 +38,20 @@ def compile_kernels(
     if knobs.runtime.interpret:
         _refuse("kernels that are to be interpreted cannot be compiled; unset TRITON_INTERPRET")
     arches, modules = tuple(arch or ARCHITECTURES), tuple(module or KERNEL_MODULES)
-    names = [build.name for build in all_builds(modules) if kernel in build.name]
-    if not names:
-        _refuse(f"no build has {kernel!r} in its name")
-    outcomes = list(_watch(compile_all(names, arches, jobs, modules), len(names) * len(arches)))
-    outcomes.sort(key=lambda outcome: (names.index(outcome.name), arches.index(outcome.capability)))
+    builds = [build for build in all_builds(modules) if kernel in build.name]
+    targets = [(build.name, arch) for build in builds for arch in arches if arch >= build.since]
+    if not targets:
+        _refuse(f"no build for {', '.join(f'sm_{arch}' for arch in arches)} has {kernel!r} in its name")
+    outcomes = list(_watch(compile_all(targets, jobs, modules), len(targets)))
+    outcomes.sort(key=lambda outcome: targets.index((outcome.name, outcome.capability)))
     _print_table(outcomes)
     # What is wrong on all architectures alike is said once.
     failures: dict[tuple[str, str], list[str]] = {}
     for outcome in outcomes:
         for fault in outcome.faults:
             failures.setdefault((outcome.name, fault), []).append(f"sm_{outcome.capability}")
-    for (name, fault), targets in failures.items():
-        typer.echo(f"FAILED {name} for {', '.join(targets)}: {fault}", err=True)
+    for (name, fault), places in failures.items():
+        typer.echo(f"FAILED {name} for {', '.join(places)}: {fault}", err=True)
     if failures:
         raise typer.Exit(1)
 

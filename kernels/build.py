@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -53,6 +53,7 @@ class Build:
             by itself at a launch, so give it here for what is always such a multiple.
         options: num_warps, num_stages, enable_fp_fusion, ... as given at a launch.
         default: whether the package runs it by itself. If so, it must not spill.
+        since: the first of ARCHITECTURES that it is for.
     """
 
     kernel: Any
@@ -62,6 +63,7 @@ class Build:
     attrs: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     default: bool = True
+    since: int = ARCHITECTURES[0]
 
     def faults(self, report: Report) -> list[str]:
         """What is wrong with what this was compiled to, in words; mostly nothing."""
@@ -185,16 +187,16 @@ class Outcome:
 
 
 def compile_all(
-    names: Sequence[str], capabilities: Sequence[int], jobs: int, modules: tuple[str, ...] = KERNEL_MODULES
+    targets: Iterable[tuple[str, int]], jobs: int, modules: tuple[str, ...] = KERNEL_MODULES
 ) -> Iterator[Outcome]:
-    """Compile the builds of these names, each for each capability, in `jobs` processes.
+    """Compile builds, by their names, each for a capability, in `jobs` processes.
 
     Outcomes come as they are ready. Processes, as threads in one wait for each other most of the time; spawned, as
     threads that libraries have started do not survive a fork. They are told names, as kernels cannot be pickled.
     """
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
-        tasks = {pool.submit(_attempt, modules, name, of): (name, of) for name in names for of in capabilities}
+        tasks = {pool.submit(_attempt, modules, *target): target for target in targets}
         for task in as_completed(tasks):
             try:
                 yield task.result()

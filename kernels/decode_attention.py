@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fused import EPSILON
+from .overlap import CAPABILITY, launch_options, take_over
 
 if TYPE_CHECKING:
     from .build import Build
@@ -33,7 +34,12 @@ PART = 128
 _MERGED = 16
 """Parts that are added up at once."""
 
-_ONE_WARP, _FOUR_WARPS = ({"num_warps": warps, "enable_fp_fusion": True} for warps in (1, 4))
+_ONE_WARP: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
+
+
+def _reading(width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Warps that have the keys and values of a part in their registers, all at once."""
+    return _ONE_WARP | {"num_warps": 4 if width * dtype.itemsize <= 256 else 8}
 
 
 def store_rows(
@@ -104,9 +110,11 @@ def read_parts(
     _read[(len(parts), heads)](
         data, qk, v, cos, sin, slot, parts, total, summed, slots * width, data.stride(0), qk.stride(0), v.stride(0),
         width**-0.5, EPSILON, WIDTH=width, NORM=norm, NEW=new is not None, LARGEST=torch.finfo(data.dtype).max,
-        PART=part, **_FOUR_WARPS,
+        PART=part, **_reading(width, data.dtype), **launch_options(possible=new is not None),
     )  # fmt: skip
-    _merge[(len(qk), heads)](total, summed, first, count, out, WIDTH=width, PARTS=_MERGED, **_ONE_WARP)
+    _merge[(len(qk), heads)](
+        total, summed, first, count, out, WIDTH=width, PARTS=_MERGED, **_ONE_WARP, **launch_options()
+    )
     return out
 
 
@@ -161,6 +169,7 @@ def _store(
 def _read(
     data, qk, v, cos, sin, slot, parts, total, summed, plane, kind, qk_row, v_row, scale, epsilon,
     WIDTH: tl.constexpr, NORM: tl.constexpr, NEW: tl.constexpr, LARGEST: tl.constexpr, PART: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     head = tl.program_id(1)
@@ -168,20 +177,28 @@ def _read(
     position = tl.load(parts + 4 * part + 1)
     first = tl.load(parts + 4 * part + 2)
     number = tl.load(parts + 4 * part + 3)
+    key = tl.arange(0, PART)
+    half = tl.arange(0, WIDTH // 2)
+    every = tl.arange(0, WIDTH)
+    arena = data + head.to(tl.int64) * plane
+    start = arena + (first.to(tl.int64) + key) * WIDTH
+    here = key < number
+    newest = -1
+    if NEW:
+        newest = tl.load(slot + row, mask=number > 0, other=-1) - first
+        here &= key != newest
+    keys = start[:, None] + half[None, :]
+    k1 = tl.load(keys, mask=here[:, None], other=0.0)
+    k2 = tl.load(keys + WIDTH // 2, mask=here[:, None], other=0.0)
+    values = tl.load(start[:, None] + kind + every[None, :], mask=here[:, None], other=0.0)
+    if OVERLAP:
+        take_over()  # with all that on its way
     if number > 0:
         query = qk + row * qk_row + head * WIDTH
         q1, q2 = _turned(query, cos, sin, position, epsilon, WIDTH, NORM)
-        key = tl.arange(0, PART)
-        half = tl.arange(0, WIDTH // 2)
-        every = tl.arange(0, WIDTH)
-        arena = data + head.to(tl.int64) * plane
-        start = arena + (first.to(tl.int64) + key) * WIDTH
-        here = key < number
         if NEW:
             # Nobody waits for what is stored here: the new key and value go into the sums as they are.
-            newest = tl.load(slot + row) - first
             among = (newest >= 0) & (newest < number)
-            here &= key != newest
             n1, n2 = _turned(query + tl.num_programs(1) * WIDTH, cos, sin, position, epsilon, WIDTH, NORM)
             n1, n2 = n1.to(data.dtype.element_ty), n2.to(data.dtype.element_ty)
             new_value = _finite(tl.load(v + row * v_row + head * WIDTH + every), LARGEST).to(data.dtype.element_ty)
@@ -192,13 +209,9 @@ def _read(
                 tl.store(at + kind + every, new_value)
             score = tl.sum(n1.to(tl.float32) * q1 + n2.to(tl.float32) * q2) * scale
             new_weight = tl.where(among, tl.exp(score), 0.0)
-        keys = start[:, None] + half[None, :]
-        k1 = tl.load(keys, mask=here[:, None], other=0.0).to(tl.float32)
-        k2 = tl.load(keys + WIDTH // 2, mask=here[:, None], other=0.0).to(tl.float32)
-        values = tl.load(start[:, None] + kind + every[None, :], mask=here[:, None], other=0.0).to(tl.float32)
-        score = tl.sum(k1 * q1[None, :] + k2 * q2[None, :], axis=1) * scale
+        score = tl.sum(k1.to(tl.float32) * q1[None, :] + k2.to(tl.float32) * q2[None, :], axis=1) * scale
         weight = tl.where(here, tl.exp(score), 0.0)
-        whole, weighted = tl.sum(weight), tl.sum(values * weight[:, None], axis=0)
+        whole, weighted = tl.sum(weight), tl.sum(values.to(tl.float32) * weight[:, None], axis=0)
         if NEW:
             whole += new_weight
             weighted += new_weight * new_value.to(tl.float32)
@@ -208,12 +221,14 @@ def _read(
 
 
 @triton.jit
-def _merge(total, summed, first, count, out, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def _merge(total, summed, first, count, out, WIDTH: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr):
     row = tl.program_id(0)
     head = tl.program_id(1)
     heads = tl.num_programs(1)
     every = tl.arange(0, WIDTH)
     start, number = tl.load(first + row), tl.load(count + row)
+    if OVERLAP:
+        take_over()
     whole = tl.full((), 0.0, tl.float32)
     weighted = tl.zeros((WIDTH,), tl.float32)
     # Many at a time, for each turn waits for memory.
@@ -229,8 +244,8 @@ def _merge(total, summed, first, count, out, WIDTH: tl.constexpr, PARTS: tl.cons
 
 
 def builds() -> Iterator[Build]:
-    """Every dtype, for heads of 64 and 128, of queries and keys that are normed and that are to be."""
-    from .build import Build
+    """Every dtype, for heads of 64 and 128, of queries and keys that are normed and that are to be; and overlapping."""
+    from .build import ARCHITECTURES, Build
 
     for dtype, kind_of in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         largest = {"LARGEST": torch.finfo(kind_of).max}
@@ -246,23 +261,26 @@ def builds() -> Iterator[Build]:
                 (
                     _merge,
                     {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"},
-                    {"PARTS": _MERGED},
+                    {"PARTS": _MERGED, "OVERLAP": overlap},
                     _ONE_WARP,
-                ),
+                )
+                for overlap in (False, True)
             ]
             for norm in (False, True):
                 kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
-                for new in (False, True):
-                    constants = {"NORM": norm, "NEW": new, "PART": PART, **largest}
-                    kernels.append((_read, read, constants, _FOUR_WARPS))
+                for new, overlap in ((False, False), (True, False), (True, True)):
+                    constants = {"NORM": norm, "NEW": new, "PART": PART, "OVERLAP": overlap, **largest}
+                    kernels.append((_read, read, constants, _reading(width, kind_of)))
             for kernel, signature, constants, options in kernels:
                 normed = ", norm" if constants.get("NORM") else ""
                 newest = ", new" if constants.get("NEW") else ""
+                overlaps = ", overlapping" if constants.get("OVERLAP") else ""
                 yield Build(
                     kernel=kernel,
-                    name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}{newest}]",
+                    name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}{newest}{overlaps}]",
                     signature=signature,
                     constexprs={"WIDTH": width, **constants},
                     attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},
                     options=options,
+                    since=CAPABILITY if overlaps else ARCHITECTURES[0],
                 )

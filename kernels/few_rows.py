@@ -49,7 +49,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, joined, skip_arguments
+from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, joined, joining, skip_arguments
+from .overlap import CAPABILITY, ask_for, launch_options, take_over
 
 if TYPE_CHECKING:
     from .build import Build
@@ -151,7 +152,8 @@ def product(
     kernel[(programs,)](
         x, weight, out if scales is None else scales, out if add is None else add, weights, other, out,
         rows, x.stride(0), outputs, inputs, index, EPSILON,
-        SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None, SKIP=mode, **constants, **options,
+        SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None, SKIP=mode,
+        **constants, **options, **launch_options(),
     )  # fmt: skip
     return out
 
@@ -185,10 +187,12 @@ def _dot(
     x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, WARPS: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     groups = tl.cdiv(rows, ROWS)
     # Groups of rows that take the same weights follow one another, while those are in the L2 cache.
-    output = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
+    first = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS
+    output = first + tl.arange(0, OUTPUTS)
     row = (tl.program_id(0) % groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     input = tl.arange(0, WARPS)[:, None] * STEP + tl.arange(0, STEP)[None, :]
     # Beyond the last output that one is computed again, which takes no mask.
@@ -199,7 +203,10 @@ def _dot(
     gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     products = tl.zeros((WARPS, ROWS, ROWS), tl.float32)
     to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
-    beside = _beside(add, output[:, None], row[None, :], outputs, rows, ADD)
+    _start(weight, first, outputs, inputs, GATED, OUTPUTS, OVERLAP)
+    added, scale, gate_scale, share, joins = _beside(
+        add, scales, skip_weights, other, output[:, None], row[None, :], outputs, rows, index, SCALED, GATED, ADD, SKIP
+    )
     for start in range(0, inputs, WARPS * STEP):
         if EVEN:
             known = there
@@ -225,8 +232,8 @@ def _dot(
     square = tl.sum(tl.where(each[:, None] == each[None, :], tl.sum(products, axis=0), 0.0), axis=0)
     gate = tl.sum(gates, axis=0)
     _finish(
-        tl.sum(total, axis=0), gate, square[None, :], output[:, None], row[None, :],
-        beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        tl.sum(total, axis=0), gate, square[None, :], added, scale, gate_scale, share, joins,
+        out, output[:, None], row[None, :], rows, outputs, inputs, epsilon, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
@@ -235,9 +242,11 @@ def _sum(
     x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     groups = tl.cdiv(rows, ROWS)
-    output = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
+    first = (tl.program_id(0) // groups).to(tl.int64) * OUTPUTS
+    output = first + tl.arange(0, OUTPUTS)
     row = (tl.program_id(0) % groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     input = tl.arange(0, BLOCK)[None, None, :]
     weights = weight + (tl.minimum(output, outputs - 1) * inputs)[None, :, None] + input
@@ -247,7 +256,10 @@ def _sum(
     gates = tl.zeros((ROWS, OUTPUTS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, 1, BLOCK), tl.float32)
     to_gates = tl.full((), 1, tl.int64) * outputs * inputs  # an `outputs` of 1 is a constant, without a type
-    beside = _beside(add, output[None, :], row[:, None], outputs, rows, ADD)
+    _start(weight, first, outputs, inputs, GATED, OUTPUTS, OVERLAP)
+    added, scale, gate_scale, share, joins = _beside(
+        add, scales, skip_weights, other, output[None, :], row[:, None], outputs, rows, index, SCALED, GATED, ADD, SKIP
+    )
     for start in range(0, inputs, BLOCK):
         here = start + input < inputs
         column = tl.load(columns + start, mask=here & there, other=0.0)
@@ -257,44 +269,62 @@ def _sum(
         if NORM:
             squares += column * column
     _finish(
-        tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), output[None, :], row[:, None],
-        beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), added, scale, gate_scale, share, joins,
+        out, output[None, :], row[:, None], rows, outputs, inputs, epsilon, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
 @triton.jit
-def _beside(add, output, row, outputs, rows, ADD: tl.constexpr):
-    """What is to be added: loaded before the product, as a wait for memory after it would be one more."""
-    beside = 0.0
+def _start(weight, first, outputs, inputs, GATED: tl.constexpr, OUTPUTS: tl.constexpr, OVERLAP: tl.constexpr):
+    """Before anything is read that another kernel may write."""
+    if OVERLAP:
+        number = tl.minimum(OUTPUTS, outputs - first) * inputs
+        ask_for(weight + first * inputs, number)
+        if GATED:
+            ask_for(weight + (outputs + first) * inputs, number)
+        take_over()
+
+
+@triton.jit
+def _beside(
+    add, scales, skip_weights, other, output, row, outputs, rows, index,
+    SCALED: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """What the sums meet at the end: loaded before the product, as a wait for memory after it would be one more."""
+    here = (row < rows) & (output < outputs)
+    at = row * outputs + output
+    added, scale, gate_scale = 0.0, 1.0, 1.0
     if ADD:
-        beside = tl.load(add + row * outputs + output, mask=(row < rows) & (output < outputs), other=0.0)
-    return beside
+        added = tl.load(add + at, mask=here, other=0.0)
+    if SCALED:
+        scale = tl.load(scales + output, mask=output < outputs, other=0.0)
+        if GATED:
+            gate_scale = tl.load(scales + outputs + output, mask=output < outputs, other=0.0)
+    share, joins = joining(skip_weights + index, other + at, here, SKIP)
+    return added, scale, gate_scale, share, joins
 
 
 @triton.jit
 def _finish(
-    y, gate, square, output, row, beside, scales, skip_weights, other, out, rows, outputs, inputs, index, epsilon,
+    y, gate, square, added, scale, gate_scale, share, joins, out, output, row, rows, outputs, inputs, epsilon,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """What comes after the sums, rounded where PyTorch's operations would round."""
     kind = out.dtype.element_ty
-    here = (row < rows) & (output < outputs)
-    at = row * outputs + output
     if NORM:
         root = tl.rsqrt(square / inputs + epsilon)
         y *= root
         gate *= root
     if SCALED:
-        y *= tl.load(scales + output, mask=output < outputs, other=0.0)
-        if GATED:
-            gate *= tl.load(scales + outputs + output, mask=output < outputs, other=0.0)
+        y *= scale
+        gate *= gate_scale
     y = y.to(kind)
     if GATED:
         gate = gate.to(kind).to(tl.float32)
         y = (y.to(tl.float32) * (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)).to(kind)
     if ADD:
-        y = (beside.to(tl.float32) + y.to(tl.float32)).to(kind)
-    tl.store(out + at, joined(y, skip_weights + index, other + at, here, SKIP), mask=here)
+        y = (added.to(tl.float32) + y.to(tl.float32)).to(kind)
+    tl.store(out + row * outputs + output, joined(y, share, joins, SKIP), mask=(row < rows) & (output < outputs))
 
 
 OPERATIONS: dict[str, dict[str, Any]] = {
@@ -309,8 +339,8 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 
 
 def builds() -> Iterator[Build]:
-    """Products of normed rows, which take most registers, in all sizes of programs; else the largest."""
-    from .build import Build
+    """Normed rows, which take most registers, in all sizes of programs; else the largest, which overlaps, too."""
+    from .build import ARCHITECTURES, Build
 
     numbers = dict.fromkeys(("rows", "row_stride", "outputs", "inputs", "index"), "i32") | {"epsilon": "fp32"}
     off = {"SCALED": False, "NORM": False, "GATED": False, "ADD": False, "SKIP": NO_SKIP}
@@ -320,15 +350,17 @@ def builds() -> Iterator[Build]:
             pointers |= {"weight": "*i8", "scales": "*fp32"}
         for operation, constants in OPERATIONS.items():
             ways = _ways(dtype, weight, "NORM" in constants, "GATED" in constants)
-            for name, one in ways if "NORM" in constants and dtype != "fp16" else ways[-1:]:
-                details = ", ".join(filter(None, (dtype, name, operation)))
+            chosen = [(way, False) for way in (ways if "NORM" in constants and dtype != "fp16" else ways[-1:])]
+            for (name, one), overlap in (*chosen, (ways[-1], True)):
+                details = ", ".join(filter(None, (dtype, name, operation, "overlapping" if overlap else "")))
                 yield Build(
                     kernel=one.kernel,
                     name=f"few_rows{one.kernel.__name__}[{weight} x {details}]",
                     signature=pointers | numbers,
-                    constexprs=off | {"SCALED": weight == "i8"} | constants | one.constants,
+                    constexprs=off | {"SCALED": weight == "i8", "OVERLAP": overlap} | constants | one.constants,
                     attrs=dict.fromkeys((*pointers, "row_stride", "inputs"), 16),
                     options=one.options,
+                    since=CAPABILITY if overlap else ARCHITECTURES[0],
                 )
 
 

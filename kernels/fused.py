@@ -83,7 +83,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def skip_arguments(skip: Skip | None, absent: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """A kernel's weights, other, index and SKIP, for `joined`; `absent` stands for what is not there and not read."""
+    """A kernel's weights, other, index and SKIP, for `joining`; `absent` stands for what is not there and not read."""
     if skip is None:
         return absent, absent, 0, NO_SKIP
     weights, index, other = skip
@@ -91,13 +91,23 @@ def skip_arguments(skip: Skip | None, absent: Tensor) -> tuple[Tensor, Tensor, i
 
 
 @triton.jit
-def joined(y, weight, other, here, SKIP: tl.constexpr):
-    """y, and what skips layers on top: weight times what `other` points to, or times y; rounded to y's dtype."""
+def joining(weight, other, here, SKIP: tl.constexpr):
+    """What is to skip layers, and its weight, as far as there is such: what `weight` and `other` point to."""
+    share, joins = 0.0, 0.0
     if SKIP != 0:
-        joins = y
+        share = tl.load(weight)
         if SKIP == 1:
             joins = tl.load(other, mask=here, other=0.0)
-        y = (y.to(tl.float32) + tl.load(weight).to(tl.float32) * joins.to(tl.float32)).to(y.dtype)
+    return share, joins
+
+
+@triton.jit
+def joined(y, share, joins, SKIP: tl.constexpr):
+    """y, and on top of it that share of what skips layers, or of y; rounded to y's dtype."""
+    if SKIP != 0:
+        if SKIP == 2:
+            joins = y
+        y = (y.to(tl.float32) + share.to(tl.float32) * joins.to(tl.float32)).to(y.dtype)
     return y
 
 
@@ -124,7 +134,8 @@ def _add_norm(x, y, weights, other, total, normed, index, width, epsilon, SKIP: 
     here = lane < width
     first = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
     added = (first + tl.load(y + at, mask=here, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
-    added = joined(added, weights + index, other + at, here, SKIP)
+    share, joins = joining(weights + index, other + at, here, SKIP)
+    added = joined(added, share, joins, SKIP)
     tl.store(total + at, added, mask=here)
     tl.store(normed + at, _norm(added.to(tl.float32), width, epsilon).to(normed.dtype.element_ty), mask=here)
 

@@ -16,6 +16,7 @@ from ds2ds import DS2DSModel, GenerationConfig, GenerationResult, Runtime
 from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.triton_decode import TritonPath
 from ds2ds.engine.decode_graph.decoder import Decoder
+from ds2ds.engine.decode_graph.graphs import can_overlap
 from ds2ds.generation.linked_doc_generator import Running
 
 pytestmark = [
@@ -95,6 +96,18 @@ def test_replayed_it_is_what_its_kernels_do_one_by_one(dtype: torch.dtype, weigh
     decode_with(launched, capture=False)
     assert_same(serve(captured), serve(launched), 0)
     assert captured.engine.decoder.graphs.captured > 3
+
+
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("weights", [None, "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_launches_that_overlap_make_no_difference(dtype: torch.dtype, weights: str | None, capture: bool) -> None:
+    if not can_overlap(torch.device("cuda")):
+        pytest.skip("launches overlap from compute capability 9.0 on")
+    after, beside = new_runtime(dtype, weights=weights), new_runtime(dtype, weights=weights)
+    decode_with(beside, capture=capture, overlap=True)
+    for move in (False, True, True):
+        assert_same(serve(beside, move), serve(after, move), 0)
 
 
 @pytest.mark.parametrize("move", [False, True])

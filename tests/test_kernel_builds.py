@@ -96,8 +96,9 @@ def test_weights_of_few_rows_are_read_16_bytes_at_a_time() -> None:
         "        print(compile_build(build, 90).ptx, end='====')\n"
     )
     codes = run("-c", code).stdout.split("====")[:-1]
-    # Of bfloat16 and int8, with and without a rest: 8 outputs in 8 and 4 warps, gated or not, and 64 not gated.
-    assert len(codes) == 2 * 2 * (2 + 2 + 1)
+    # Of bfloat16 and int8, with and without a rest: 8 outputs in 8 and 4 warps, gated or not, and 64 not gated; and of
+    # each kind of weight a gated one and one that is not, overlapping.
+    assert len(codes) == 2 * 2 * (2 + 2 + 1) + 2 * 2
     for ptx in codes:
         copies = re.findall(r"cp\.async\.\w+\.shared\.global\S* \[[^]]*\], \[[^]]*\], (\w+)", ptx)
         assert copies and set(copies) == {"0x10"}
@@ -136,7 +137,14 @@ def test_arguments_and_names_are_checked() -> None:
 def test_a_name_that_no_build_has() -> None:
     result = compile_kernels("--module", "kernels_to_build", "--kernel", "nothing")
     assert result.returncode == 2
-    assert result.stderr == "error: no build has 'nothing' in its name\n"
+    assert result.stderr == "error: no build for sm_80, sm_90, sm_100 has 'nothing' in its name\n"
+
+
+def test_what_a_gpu_does_not_have_is_not_built_for_it() -> None:
+    merging = "--kernel", "attention_merge[bf16 heads of 64, overlapping]"
+    assert {target for _, target in table(compile_kernels(*merging))} == {"sm_90", "sm_100"}
+    result = compile_kernels(*merging, "--arch", "80")
+    assert result.returncode == 2 and result.stderr.startswith("error: no build for sm_80 has 'attention_merge")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ where. Here warps run at odds with each other, in orders drawn at random, progra
 - accesses that conflict: by two warps of a program with no barrier between them, by two programs of a grid, or by
   threads that store different values to one place with one instruction;
 - threads that wait at different barriers, or are missing where a warp exchanges values;
+- of kernels whose launches overlap: what is written, or what the kernel before writes is loaded, without waiting for
+  its end, and what is let go on before that;
 
 and counted are bytes, 32-byte sectors, passes through shared memory's banks, barriers and instructions.
 

@@ -26,7 +26,10 @@ def touch(bundle: Bundle, one: Instruction, threads: Array, memory: Memory, rand
     """An instruction that touches memory, by these threads; `memory` is the global one."""
     registers = bundle.registers
     at = "shared" if "shared" in one.op else "global"
-    by = Access(f"{one.source} {one.text}", bundle.program.stamp, bundle.warps[threads])
+    by = _access(bundle, f"{one.source} {one.text}", threads)
+    if one.op[:4] == ("cp", "async", "bulk", "prefetch"):
+        memory.fetch(_address(registers, one[0], threads), _get(registers, one[1], 4, threads), by)
+        return
     if one.op[:2] == ("cp", "async"):
         _copy(bundle, one, threads, memory, by)
         return
@@ -88,7 +91,7 @@ def _copy(bundle: Bundle, one: Instruction, threads: Array, memory: Memory, by: 
         open_groups = 1 + int(one[0]) if one.op[2] == "wait_group" else 0
         for group in pending[: max(0, len(pending) - open_groups)]:
             for address, values, text in group:
-                shared.store(address, values, Access(text, by.stamp, by.warps))
+                shared.store(address, values, _access(bundle, text, threads))
             group.clear()
     else:
         target, source = (_address(bundle.registers, one[i], threads) for i in (0, 1))
@@ -99,10 +102,14 @@ def _copy(bundle: Bundle, one: Instruction, threads: Array, memory: Memory, by: 
             raise Unknown(f"for part of its bytes: {one.text}")
         values = np.zeros((target.size, whole // 4), np.uint32)
         if there.any():
-            values[there] = memory.load(source[there], 4, whole // 4, Access(by.text, by.stamp, by.warps[there]))
+            values[there] = memory.load(source[there], 4, whole // 4, _access(bundle, by.text, there))
         shared.store(target, np.full_like(values, 0xA5A5A5A5), by)
         shared.forbid(target, whole)
         pending[-1].append((target, values, by.text))
+
+
+def _access(bundle: Bundle, text: str, threads: Array) -> Access:
+    return Access(text, bundle.program.stamp, bundle.warps[threads], ~bundle.waited[threads])
 
 
 def _address(registers: Registers, operand: str, threads: Array) -> Array:

@@ -10,7 +10,7 @@ SPECIAL = tuple(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid")
 
 _ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)^\{(.*?)^\}\s*(?:\.file|\Z)", re.DOTALL | re.MULTILINE)
 _PARAMETER = re.compile(r"\.param\s+\.([bsuf]\d+)[^,]*?\b(\w+)\s*(?:,|$)", re.MULTILINE)
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%?)(\w+)<\d+>;")
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%?)(\w+)(?:<\d+>)?;")
 _FILE = re.compile(r'^\s*\.file\s+(\d+) "(?:.*/)?([^"/]+)"', re.MULTILINE)
 _LOCATION = re.compile(r"\.loc\s+(\d+) (\d+)")
 _INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*);")
@@ -42,7 +42,20 @@ class Instruction:
     @cached_property
     def writes(self) -> tuple[str, ...]:
         """The registers that it sets."""
-        if self.op[0] in ("st", "bra", "bar", "barrier", "ret", "exit", "cp", "stmatrix", "red", "membar", "fence"):
+        if self.op[0] in (
+            "st",
+            "bra",
+            "bar",
+            "barrier",
+            "ret",
+            "exit",
+            "cp",
+            "stmatrix",
+            "red",
+            "membar",
+            "fence",
+            "griddepcontrol",
+        ):
             return ()
         return tuple(name for name in names(self[0]) if name.startswith("%"))
 

@@ -22,7 +22,7 @@ _TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
     torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg", "launch_pdl")
 
 _kernels: dict[str, tuple[Kernel, int, int, list[str]]] = {}
 
@@ -39,6 +39,7 @@ class Device:
 
     Attributes:
         results: of all launches, with the kernels' names.
+        fetched: of each tensor's memory, by its address, the bytes that the last launch asked to be brought closer.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Device:
         self.capability, self.seed, self.change = capability, seed, change
         self.together, self.bundles = together, bundles
         self.results: list[tuple[str, Result]] = []
+        self.fetched: dict[int, Array] = {}
+        self._written: dict[str, Array] = {}  # by the last launch
         # Of memory that `empty` has given: itself, so that it stays, and which of its bytes have been written.
         self._made: dict[int, tuple[torch.Tensor, Array]] = {}
 
@@ -84,12 +87,18 @@ class Device:
         space = Space(storages, kernel.cell, beyond, known)
         values = [*(_value(arguments[name], space) for name in left), 0, 0]  # and two that Triton adds
         self.seed += 1
-        machine = Machine(kernel, space, shared, warps, self.seed, self.together, self.bundles)
+        self.fetched.clear()
+        overlaps = bool(options.get("launch_pdl"))
+        machine = Machine(kernel, space, shared, warps, self.seed, self.together, self.bundles, overlaps)
         result = machine.launch(grid, dict(zip(kernel.code.parameters, values, strict=True)))
         for key, held in storages.items():
             held[:] = space.read(key)
             if key in known:
                 known[key][:] = space.memory.known[space.pieces[key]]
+            if (space.memory.early[space.pieces[key]] & self._written.get(key, False)).any():
+                result.findings["loads, without waiting for its end, what the kernel before writes"] += 1
+            self.fetched[int(key)] = space.memory.fetched[space.pieces[key]]
+        self._written = {key: space.written(key) for key in storages}
         self.results.append((jit.fn.__name__, result))
 
     def _kernel(

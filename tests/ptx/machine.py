@@ -32,11 +32,18 @@ class Strand:
 
 @dataclass
 class Bundle:
-    """Warps that run in step. `warps` has the number of each thread's; `pending` are copies on their way, by group."""
+    """Warps that run in step.
+
+    Attributes:
+        warps: the number of each thread's.
+        waited: whether what each thread does comes after the end of the kernel before.
+        pending: copies on their way, by group.
+    """
 
     program: Program
     code: Code
     warps: Array
+    waited: Array
     registers: Registers
     strands: list[Strand] = field(default_factory=lambda: [Strand(0)])
     pending: list[list[tuple[Array, Array, str]]] = field(default_factory=lambda: [[]])
@@ -91,6 +98,7 @@ class Machine:
         seed: of the order of programs, bundles and warps.
         together: programs that run at the same time.
         bundles: the most that a program's warps are cut into; None for as many as there are warps.
+        overlaps: it may have started before the end of the kernel before.
     """
 
     def __init__(
@@ -102,7 +110,9 @@ class Machine:
         seed: int,
         together: int = 2,
         bundles: int | None = None,
+        overlaps: bool = False,
     ) -> None:
+        self.overlaps = overlaps
         self.kernel, self.space, self.shared, self.warps = kernel, space, shared, warps
         self.together, self.bundles = together, min(bundles or warps, warps)
         self.random = np.random.default_rng(seed)
@@ -148,7 +158,8 @@ class Machine:
             threads = (warps[:, None] * 32 + np.arange(32)).ravel()
             at = {"ctaid": place, "nctaid": grid, "ntid": (32 * self.warps, 1, 1), "tid": (0, 0, 0)}
             registers = at_start(self.kernel.code, arguments, at, threads)
-            program.bundles.append(Bundle(program, self.kernel.code, np.repeat(warps, 32), registers))
+            waited = np.full(threads.size, not self.overlaps)
+            program.bundles.append(Bundle(program, self.kernel.code, np.repeat(warps, 32), waited, registers))
         return program
 
     def _advance(self, program: Program) -> bool:
@@ -183,7 +194,13 @@ class Machine:
         if one.op[0] == "bar":
             strand.waits = True
             return True
+        if one.op[0] == "griddepcontrol":
+            strand.at += 1
+            self._depend(bundle, bundle.all_of(strand), one)
+            return True
         if one.op[0] == "ret":
+            if not bundle.waited[bundle.all_of(strand)].all():
+                self.space.memory.findings["a thread has not waited for the end of the kernel before"] += 1
             bundle.strands.remove(strand)
             return False
         threads = bundle.all_of(strand)
@@ -198,6 +215,13 @@ class Machine:
             return False
         touch(bundle, one, threads, self.space.memory, self.random)
         return True
+
+    def _depend(self, bundle: Bundle, threads: Array, one: Instruction) -> None:
+        if one.op[1] == "wait":
+            bundle.waited |= threads
+        elif not bundle.waited[threads].all():
+            # Else the next kernel would run beside this one and the one before.
+            self.space.memory.findings["the next kernel is let go before the end of the kernel before"] += 1
 
     def _branch(self, bundle: Bundle, strand: Strand, there: Array, target: int) -> None:
         here = bundle.all_of(strand) & ~there

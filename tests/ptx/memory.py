@@ -34,11 +34,13 @@ class Access:
         text: the instruction, and the line of the kernel.
         stamp: the program's number, times 2**32, plus that of its stretch between barriers; both from 1.
         warps: the number within the program of each thread's warp.
+        early: whether each thread may be ahead of the end of the kernel that was launched before.
     """
 
     text: str
     stamp: int
     warps: Array
+    early: Array
 
 
 class _Marks:
@@ -74,12 +76,14 @@ class Memory:
     Attributes:
         findings: what went wrong, and how often.
         traffic: what each instruction has asked for, by its text.
+        early: bytes that were loaded ahead of the end of the kernel before.
+        fetched: bytes that were asked to be brought closer.
     """
 
     def __init__(self, name: str, size: int, cell: int, base: int = 0) -> None:
         self.name, self.cell, self.base, self.size = name, cell, base, size
         self.bytes = np.full(-(-size // 8) * 8, POISON, np.uint8)
-        self.open, self.known = np.zeros(size, bool), np.zeros(size, bool)
+        self.open, self.known, self.early, self.fetched = (np.zeros(size, bool) for _ in range(4))
         self.findings: Counter[str] = Counter()
         self.traffic: dict[str, Traffic] = {}
         self.loads, self.stores, self.atomics = (_Marks(size // cell + 1) for _ in range(3))
@@ -89,12 +93,14 @@ class Memory:
         places, cells, bits = self._touch(addresses, width, count, by)
         self._conflicts(cells, bits, by, "loads what another stores", self.stores, self.atomics)
         self._must_be_known(places, width, by)
+        self.early[(addresses[by.early] - self.base)[:, None] + np.arange(width * count)] = True
         self.loads.add(cells.ravel(), by.stamp, np.broadcast_to(bits, cells.shape).ravel())
         return self._words(width)[places]
 
     def store(self, addresses: Array, values: Array, by: Access) -> None:
         """[threads, count] values, those of a thread side by side."""
         width = values.itemsize
+        self._must_not_be_early(by)
         places, cells, bits = self._touch(addresses, width, values.shape[1], by)
         words = self._words(width)
         # To store what is there already makes no difference to others who have stored it.
@@ -110,6 +116,7 @@ class Memory:
     def atomic(self, operation: Any, addresses: Array, values: Array, order: Array, by: Access) -> Array:
         """Change a word by each thread's value, in this order of the threads; what each found there."""
         width = values.itemsize
+        self._must_not_be_early(by)
         places, cells, bits = self._touch(addresses, width, 1, by)
         self._conflicts(cells, bits, by, "changes what another touches", self.loads, self.stores)
         self._must_be_known(places, width, by)
@@ -119,6 +126,15 @@ class Memory:
             words[places[thread, 0]] = operation(before[thread], values[thread])
         self.atomics.add(cells.ravel(), by.stamp, np.broadcast_to(bits, cells.shape).ravel())
         return before
+
+    def fetch(self, addresses: Array, sizes: Array, by: Access) -> None:
+        """Have so many bytes from each address brought closer."""
+        for at, size in zip((addresses - self.base).tolist(), sizes.tolist(), strict=True):
+            if at % 16 or size % 16 or size == 0:
+                raise Fault(f"{self.name}: {size} bytes from {at} on: {by.text}")
+            if at < 0 or at + size > self.size or not self.open[at : at + size].all():
+                self.findings[f"{self.name}: fetches what is out of bounds: {by.text}"] += 1
+            self.fetched[max(at, 0) : at + size] = True
 
     def forbid(self, addresses: Array, size: int) -> None:
         """Nothing is known of these bytes until they are stored again."""
@@ -144,6 +160,10 @@ class Memory:
     def _must_be_known(self, places: Array, width: int, by: Access) -> None:
         if not (self.known[places * width].all() and self.known[places * width + width - 1].all()):
             self.findings[f"{self.name}: loads what nothing has stored: {by.text}"] += 1
+
+    def _must_not_be_early(self, by: Access) -> None:
+        if self.name == "global" and by.early.any():
+            self.findings[f"{self.name}: writes ahead of the end of the kernel before: {by.text}"] += 1
 
     def _conflicts(self, cells: Array, bits: Array, by: Access, what: str, *others: _Marks) -> None:
         if any(marks.conflict(cells, by.stamp, bits) for marks in others):
@@ -218,6 +238,12 @@ class Space:
 
     def address(self, name: str) -> int:
         return self.memory.base + self.pieces[name].start
+
+    def written(self, name: str) -> Array:
+        """Which bytes of an array have been stored to."""
+        marks, cell = (self.memory.stores, self.memory.atomics), self.memory.cell
+        touched = np.repeat(np.logical_or(*(mark.stamps > 0 for mark in marks)), cell)
+        return touched[self.pieces[name]]
 
     def read(self, name: str) -> Array:
         array = self.arrays[name]

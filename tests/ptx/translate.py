@@ -26,7 +26,24 @@ _HALVES |= {"min": "least({}, {})", "max": "largest({}, {})"}
 _ROUNDING = {"rmi": "floor", "rpi": "ceil", "rzi": "trunc", "rni": "rint"}
 _EXTREME = {"min": ("minimum", "least"), "max": ("maximum", "largest")}
 _CLOSE = {"ex2": "exp2({})", "rsqrt": "1 / sqrt({})", "rcp": "1 / {}", "sqrt": "sqrt({})"}
-_MODIFIERS = {"rn", "rz", "rm", "rp", "rmi", "rzi", "rni", "rpi", "ftz", "lo", "hi", "wide", "approx", "full", "sync"}
+_MODIFIERS = {
+    "rn",
+    "rz",
+    "rm",
+    "rp",
+    "rmi",
+    "rzi",
+    "rni",
+    "rpi",
+    "ftz",
+    "lo",
+    "hi",
+    "wide",
+    "approx",
+    "full",
+    "sync",
+    "and",
+}
 
 
 # Words of an instruction's name besides modifiers, where they are not one, its type.
@@ -39,7 +56,7 @@ class Unknown(Exception):
 
 
 def is_arithmetic(one: Instruction) -> bool:
-    return one.op[0] not in (*_MEMORY, "bra", "bar", "ret") or "param" in one.op
+    return one.op[0] not in (*_MEMORY, "bra", "bar", "ret", "griddepcontrol") or "param" in one.op
 
 
 def translate(code: Code, instructions: Sequence[Instruction]) -> Step:
@@ -206,6 +223,8 @@ def _set_predicate(one: Instruction, how: str, kind: str, read: Callable[..., st
             value = f"~({value})" if how == "num" else value
         else:
             value = f"{a} {_COMPARE[how]} {b}" if how in _COMPARE else f"~({a} {_OPPOSITE[how]} {b})"
+        if "and" in one.op:
+            value = f"({value}) & {read(3, 'pred')}"
         lines.append(f"R[{target!r}] = {value}")
     return lines
 

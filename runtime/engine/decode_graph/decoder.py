@@ -82,7 +82,7 @@ class Decoder:
         part: most keys of a part, a power of two.
         capture: in CUDA graphs, see `Graphs`.
         ahead: launch the next step before reading the last one.
-        few_rows: see `Graphs`.
+        few_rows, overlap: see `Graphs`.
 
     Attributes:
         flights, edited, dropped: how many steps were launched, how many rows the host wrote for them, and how many
@@ -99,12 +99,13 @@ class Decoder:
         capture: bool = True,
         ahead: bool = True,
         few_rows: int = FEW_ROWS,
+        overlap: bool = False,
     ) -> None:
         device = store.arena.data.device
         rows = max(16, _power(rows))  # so that every column of the tables is aligned
         self.model, self.store, self.part, self.ahead = model, store, part, ahead
         self.tables = DecodeTables.make(rows, MOST_PARTS, model.config.vocab_size, device)
-        self.graphs = Graphs(model, store.arena, self.tables, part, capture, few_rows)
+        self.graphs = Graphs(model, store.arena, self.tables, part, capture, few_rows, overlap)
         self.flights = self.edited = self.dropped = 0
         self._positions = len(model.rotary.cos)
         self._weights = b""

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ds2ds.cache.arena import KVArena
 from ds2ds.engine.decode_graph.forward import FEW_ROWS, few_rows_logits, takes
+from ds2ds.errors import ConfigError
 from ds2ds.kernels.decode_attention import read_parts
 from ds2ds.kernels.decode_tables import DecodeTables, advance, lay_out
+from ds2ds.kernels.overlap import CAPABILITY, overlapping
 from ds2ds.kernels.sampling.launch import sample_on_device
 from ds2ds.model.ds2ds_model import DS2DSModel
 
@@ -43,9 +45,13 @@ class Graphs:
         part: most keys of a part.
         capture: in CUDA graphs; else every kernel is launched by itself, on any device that Triton has.
         few_rows: up to so many rows are computed as `forward` does it.
+        overlap: of few rows, let launches overlap, see `ds2ds.kernels.overlap`. To be measured (bench/gpu_step.py).
 
     Attributes:
         captured: how many graphs have been captured.
+
+    Raises:
+        ConfigError: launches cannot overlap on this device.
     """
 
     def __init__(
@@ -56,7 +62,11 @@ class Graphs:
         part: int,
         capture: bool = True,
         few_rows: int = FEW_ROWS,
+        overlap: bool = False,
     ) -> None:
+        if overlap and not can_overlap(arena.data.device):
+            raise ConfigError(f"launches overlap on a GPU of compute capability 9.0 or later, got {arena.data.device}")
+        self.overlap = overlap
         self.model, self.arena, self.tables, self.part, self.capture = model, arena, tables, part, capture
         self._most_few_rows = few_rows
         self.captured = 0
@@ -125,7 +135,8 @@ class Graphs:
             return read_parts(data[layer], qk, *table, self.part, norm=few, new=new)
 
         ids, model = tables.ids[:rows], self.model
-        logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
+        with overlapping(self.overlap and few):
+            logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
         marked = tables.penalised(rows) if penalised else None
         advance(tables, rows, *sample_on_device(logits, tables.settings(rows), None, marked=marked), penalised)
 
@@ -138,6 +149,14 @@ class Graphs:
             yield
             for tensor, before in zip(self.tables.state, kept, strict=True):
                 tensor.copy_(before)
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether launches may overlap there."""
+    if device.type != "cuda":
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor >= CAPABILITY
 
 
 @contextmanager

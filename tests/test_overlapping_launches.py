@@ -1,0 +1,193 @@
+"""Kernels whose launches overlap: the same bits, and no kernel touches what the one before it may still be at.
+
+What a GPU would show only now and then, `tests/ptx` looks for in every access of every thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from decode_reference import use_plain_kernels
+from ptx.device import Device
+from ptx.kernel import Kernel
+from scripted import small_model
+from torch import Tensor
+
+from ds2ds import ConfigError
+from ds2ds.cache.arena import KVArena
+from ds2ds.cache.document_store import DocumentStore
+from ds2ds.engine.decode_graph import forward, graphs
+from ds2ds.engine.decode_graph.decoder import Decoder
+from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
+from ds2ds.kernels import decode_attention, few_rows
+from ds2ds.kernels.overlap import launch_options, overlapping
+
+HEADS, WIDTH, SLOTS = 2, 64, 300
+DIM, HIDDEN = HEADS * WIDTH, 256
+KERNELS = ["_dot", "_read", "_merge", "_dot", "_dot", "_dot"]
+
+Change = Callable[[str, Kernel], Kernel]
+
+
+class Layer:
+    """A decoder layer of random weights, an arena with something in it, and two rows that read it."""
+
+    def __init__(self, dtype: torch.dtype, quantised: bool) -> None:
+        self.dice = torch.Generator().manual_seed(1)
+        self.dtype, self.quantised = dtype, quantised
+        self.x, self.pushed = self.random(2, DIM), self.random(2, DIM)
+        shapes = {"qkv": (3 * DIM, DIM), "out": (DIM, DIM), "up_gate": (2 * HIDDEN, DIM), "down": (DIM, HIDDEN)}
+        self.weights = {name: self.weight(*shape) for name, shape in shapes.items()}
+        self.data = F.rms_norm(torch.randn(2, HEADS, SLOTS, WIDTH, generator=self.dice), (WIDTH,)).to(dtype)
+        angles = torch.rand(SLOTS, WIDTH // 2, generator=self.dice)
+        self.cos, self.sin = torch.cat([angles.cos()] * 2, dim=1), torch.cat([angles.sin(), -angles.sin()], dim=1)
+        # A row that reads its own document and another, one of a long document, and a part that is not there.
+        parts = [[0, 5, 0, 6], [0, 80, 10, 90], [0, 0, 0, 0], [1, 199, 100, 128], [1, 199, 228, 72]]
+        self.parts = torch.tensor(parts, dtype=torch.int32)
+        self.slot, self.first, self.count = (torch.tensor(one, dtype=torch.int32) for one in ([5, 299], [0, 3], [2, 2]))
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.dice).to(self.dtype)
+
+    def weight(self, outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
+        if not self.quantised:
+            return self.random(outputs, inputs) * inputs**-0.5, None
+        values = torch.randint(-127, 128, (outputs, inputs), generator=self.dice, dtype=torch.int8)
+        return values, torch.rand(outputs, generator=self.dice) / 127 * inputs**-0.5
+
+    def run(self, device: Device) -> tuple[Tensor, Tensor]:
+        """What the layer makes of the rows, and the arena after it."""
+        data, weights = self.data.clone(), self.weights
+        with device.runs(few_rows, "_dot", "_sum"), device.runs(decode_attention, "_store", "_read", "_merge"):
+            qkv = few_rows.product(self.x, *weights["qkv"], norm=True).view(2, 3, HEADS, WIDTH)
+            qk, new = qkv[:, :2], (qkv[:, 2], self.slot)
+            tables = self.cos, self.sin, self.parts, self.first, self.count
+            read = decode_attention.read_parts(data, qk, *tables, norm=True, new=new)
+            x = few_rows.product(read.view(2, DIM), *weights["out"], add=self.x)
+            hidden = few_rows.product(x, *weights["up_gate"], norm=True, gated=True)
+            skip = (torch.full((3,), 0.5, dtype=self.dtype), 1, self.pushed)
+            return few_rows.product(hidden, *weights["down"], add=x, skip=skip), data
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_layer_is_the_same_bit_by_bit(dtype: torch.dtype, quantised: bool) -> None:
+    layer, apart, beside = Layer(dtype, quantised), Device(90, 1, bundles=2), Device(90, 2, bundles=2)
+    expected = layer.run(apart)
+    with overlapping():
+        ours = layer.run(beside)
+    assert not apart.findings and not beside.findings
+    product = "_sum" if dtype == torch.float32 else "_dot"
+    assert [name for name, _ in beside.results] == [name.replace("_dot", product) for name in KERNELS]
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("outputs", [40, 41])
+@pytest.mark.parametrize("inputs", [128, 200])
+@pytest.mark.parametrize("gated", [False, True])
+def test_all_of_a_weight_is_asked_for_and_nothing_else(gated: bool, inputs: int, outputs: int) -> None:
+    """By the programs that read it, in multiples of 16 bytes, of which these rows are."""
+    x, weight = torch.ones(1, inputs).bfloat16(), torch.ones(outputs * (1 + gated), inputs).bfloat16()
+    device = Device(90, together=1, bundles=1)
+    with overlapping(), device.runs(few_rows, "_dot"):
+        few_rows.product(x, weight, norm=True, gated=gated)
+    assert not device.findings
+    whole = device.fetched.pop(weight.untyped_storage().data_ptr())
+    assert whole.all()
+    assert not any(fetched.any() for fetched in device.fetched.values())
+
+
+def test_what_fills_no_16_bytes_is_not_asked_for() -> None:
+    x, weight = torch.ones(1, 3).bfloat16(), torch.ones(9, 3).bfloat16()
+    device = Device(90, together=1, bundles=1)
+    with overlapping(), device.runs(few_rows, "_dot"):
+        out = few_rows.product(x, weight)
+    assert not device.findings and (out == 3).all()
+    # 48 bytes of the first eight outputs; of the last one 6, which are part of 16 that a product reads by itself.
+    assert device.fetched[weight.untyped_storage().data_ptr()].tolist() == [True] * 48 + [False] * 6
+
+
+def without(kernel: str, pattern: str) -> Change:
+    return lambda name, code: Kernel(code.code.without(pattern)) if name == kernel else code
+
+
+@pytest.mark.parametrize("kernel", ["_dot", "_read", "_merge"])
+def test_a_kernel_that_does_not_wait_is_found_out(kernel: str) -> None:
+    device = Device(90, change=without(kernel, r"^griddepcontrol\.wait"), bundles=1)
+    with overlapping():
+        Layer(torch.bfloat16, False).run(device)
+    found = {finding for finding in device.findings if finding.startswith(f"{kernel}: ")}
+    for what in (
+        "a thread has not waited",
+        "the next kernel is let go",
+        "writes ahead of the end of the kernel before",
+        "loads, without waiting for its end, what the kernel before writes",
+    ):
+        assert any(what in finding for finding in found), what
+    assert len(found) == len(set(device.findings))
+
+
+def test_keys_that_the_kernel_before_stores_are_not_read_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`store_rows` before `read_parts`, without `new`: that read does not take part."""
+    layer = Layer(torch.bfloat16, False)
+    qk, v = layer.random(2, 2, HEADS, WIDTH), layer.random(2, HEADS, WIDTH)
+    position = torch.tensor([5, 199], dtype=torch.int32)
+
+    def decode() -> list[str]:
+        device = Device(90, bundles=1)
+        with overlapping(), device.runs(decode_attention, "_store", "_read", "_merge"):
+            decode_attention.store_rows(layer.data, qk, v, layer.cos, layer.sin, position, layer.slot)
+            tables = layer.cos, layer.sin, layer.parts, layer.first, layer.count
+            decode_attention.read_parts(layer.data, qk, *tables)
+        return device.findings
+
+    assert not decode()
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_attention, "launch_options", lambda possible=True: launch_options())
+        assert any("loads, without waiting for its end" in finding for finding in decode())
+
+
+def test_only_what_is_asked_to_overlaps() -> None:
+    assert launch_options() == {"OVERLAP": False}
+    with overlapping():
+        assert launch_options() == {"OVERLAP": True, "launch_pdl": True}
+        assert launch_options(possible=False) == {"OVERLAP": False}
+        with overlapping(False):
+            assert launch_options() == {"OVERLAP": False}
+    assert launch_options() == {"OVERLAP": False}
+
+
+@pytest.mark.parametrize(("overlap", "rows", "overlaps"), [(True, 4, True), (True, 8, False), (False, 4, False)])
+def test_a_step_of_few_rows_overlaps_if_it_is_to(
+    overlap: bool, rows: int, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_plain_kernels(monkeypatch)
+    monkeypatch.setattr(graphs, "can_overlap", lambda device: True)
+    seen: dict[str, set[bool]] = {"layers": set(), "others": set()}
+
+    def watch(module: Any, name: str, where: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            seen[where].add(launch_options()["OVERLAP"])
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    watch(forward.few_rows, "product", "layers")
+    watch(graphs, "read_parts", "layers")
+    watch(graphs, "sample_on_device", "others")
+    watch(graphs, "lay_out", "others")
+    store = DocumentStore(KVArena(2, 2, 16, 64))
+    decoder = Decoder(small_model(), store, 8, part=4, capture=False, few_rows=4, overlap=overlap)
+    decoder.graphs.compute(Bucket(rows, 4, False))
+    assert seen == {"layers": {overlaps}, "others": {False}}
+
+
+def test_where_launches_cannot_overlap_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"compute capability 9\.0 or later, got cpu"):
+        Graphs(small_model(), KVArena(2, 2, 16, 64), None, 4, capture=False, overlap=True)  # type: ignore[arg-type]
