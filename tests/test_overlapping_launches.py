@@ -28,7 +28,7 @@ from ds2ds.kernels.overlap import launch_options, overlapping
 
 HEADS, WIDTH, SLOTS = 2, 64, 300
 DIM, HIDDEN = HEADS * WIDTH, 256
-KERNELS = ["_dot", "_read", "_merge", "_dot", "_dot", "_dot"]
+KERNELS = ["dot", "_read", "_merge", "dot", "dot", "dot"]
 
 Change = Callable[[str, Kernel], Kernel]
 
@@ -62,7 +62,7 @@ class Layer:
     def run(self, device: Device) -> tuple[Tensor, Tensor]:
         """What the layer makes of the rows, and the arena after it."""
         data, weights = self.data.clone(), self.weights
-        with device.runs(few_rows, "_dot", "_sum"), device.runs(decode_attention, "_store", "_read", "_merge"):
+        with device.runs(few_rows, "dot", "sums"), device.runs(decode_attention, "_store", "_read", "_merge"):
             qkv = few_rows.product(self.x, *weights["qkv"], norm=True).view(2, 3, HEADS, WIDTH)
             qk, new = qkv[:, :2], (qkv[:, 2], self.slot)
             tables = self.cos, self.sin, self.parts, self.first, self.count
@@ -81,8 +81,8 @@ def test_a_layer_is_the_same_bit_by_bit(dtype: torch.dtype, quantised: bool) -> 
     with overlapping():
         ours = layer.run(beside)
     assert not apart.findings and not beside.findings
-    product = "_sum" if dtype == torch.float32 else "_dot"
-    assert [name for name, _ in beside.results] == [name.replace("_dot", product) for name in KERNELS]
+    product = "sums" if dtype == torch.float32 else "dot"
+    assert [name for name, _ in beside.results] == [name.replace("dot", product) for name in KERNELS]
     assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
 
 
@@ -93,7 +93,7 @@ def test_all_of_a_weight_is_asked_for_and_nothing_else(gated: bool, inputs: int,
     """By the programs that read it, in multiples of 16 bytes, of which these rows are."""
     x, weight = torch.ones(1, inputs).bfloat16(), torch.ones(outputs * (1 + gated), inputs).bfloat16()
     device = Device(90, together=1, bundles=1)
-    with overlapping(), device.runs(few_rows, "_dot"):
+    with overlapping(), device.runs(few_rows, "dot"):
         few_rows.product(x, weight, norm=True, gated=gated)
     assert not device.findings
     whole = device.fetched.pop(weight.untyped_storage().data_ptr())
@@ -104,7 +104,7 @@ def test_all_of_a_weight_is_asked_for_and_nothing_else(gated: bool, inputs: int,
 def test_what_fills_no_16_bytes_is_not_asked_for() -> None:
     x, weight = torch.ones(1, 3).bfloat16(), torch.ones(9, 3).bfloat16()
     device = Device(90, together=1, bundles=1)
-    with overlapping(), device.runs(few_rows, "_dot"):
+    with overlapping(), device.runs(few_rows, "dot"):
         out = few_rows.product(x, weight)
     assert not device.findings and (out == 3).all()
     # 48 bytes of the first eight outputs; of the last one 6, which are part of 16 that a product reads by itself.
@@ -115,7 +115,7 @@ def without(kernel: str, pattern: str) -> Change:
     return lambda name, code: Kernel(code.code.without(pattern)) if name == kernel else code
 
 
-@pytest.mark.parametrize("kernel", ["_dot", "_read", "_merge"])
+@pytest.mark.parametrize("kernel", ["dot", "_read", "_merge"])
 def test_a_kernel_that_does_not_wait_is_found_out(kernel: str) -> None:
     device = Device(90, change=without(kernel, r"^griddepcontrol\.wait"), bundles=1)
     with overlapping():

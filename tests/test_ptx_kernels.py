@@ -167,7 +167,7 @@ def test_products_of_few_rows(rows: int, outputs: int, inputs: int, gated: bool,
         scales = torch.rand(all_outputs, generator=dice) / 127 * inputs**-0.5
     add = None if gated else torch.randn(rows, outputs, generator=dice).bfloat16()
     device = Device(80 if rows == 17 else 90, rows)
-    with device.runs(few_rows, "_dot"):
+    with device.runs(few_rows, "dot"):
         ours = few_rows.product(x, weight, scales, norm=gated, gated=gated, add=add)
     wide = (None if one is None else one.double() for one in (x, weight, scales, add))
     x, weight, scales, add = wide
@@ -184,7 +184,7 @@ def test_products_read_shared_memory_at_its_full_speed(
     monkeypatch.setattr(few_rows, "_MULTIPROCESSORS", 1)
     x, weight = torch.ones(1, 256).bfloat16(), torch.ones(outputs * (1 + gated), 256).bfloat16()
     device = Device(90, together=1, bundles=1)
-    with device.runs(few_rows, "_dot"):
+    with device.runs(few_rows, "dot"):
         few_rows.product(x, weight, norm=True, gated=gated)
     shared = device.results[0][1].traffic["shared"]
     assert all(one.units == one.least for one in shared if "cp.async" in one.text or "ldmatrix" in one.text)
