@@ -37,9 +37,13 @@ _MERGED = 16
 _ONE_WARP: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
 
 
-def _reading(width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Warps that have the keys and values of a part in their registers, all at once."""
-    return _ONE_WARP | {"num_warps": 4 if width * dtype.itemsize <= 256 else 8}
+def _reading(part: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Warps that have the keys and values of a part in their registers, all at once.
+
+    And no more: were there not two vectors for each thread, several would have the same numbers, and by fused
+    multiply-adds not the same sums of them, of which any is stored for all to use.
+    """
+    return _ONE_WARP | {"num_warps": min(max(part * width * dtype.itemsize // 4096, 1), 8)}
 
 
 def store_rows(
@@ -110,7 +114,7 @@ def read_parts(
     _read[(len(parts), heads)](
         data, qk, v, cos, sin, slot, parts, total, summed, slots * width, data.stride(0), qk.stride(0), v.stride(0),
         width**-0.5, EPSILON, WIDTH=width, NORM=norm, NEW=new is not None, LARGEST=torch.finfo(data.dtype).max,
-        PART=part, **_reading(width, data.dtype), **launch_options(possible=new is not None),
+        PART=part, **_reading(part, width, data.dtype), **launch_options(possible=new is not None),
     )  # fmt: skip
     _merge[(len(qk), heads)](
         total, summed, first, count, out, WIDTH=width, PARTS=_MERGED, **_ONE_WARP, **launch_options()
@@ -270,7 +274,7 @@ def builds() -> Iterator[Build]:
                 kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
                 for new, overlap in ((False, False), (True, False), (True, True)):
                     constants = {"NORM": norm, "NEW": new, "PART": PART, "OVERLAP": overlap, **largest}
-                    kernels.append((_read, read, constants, _reading(width, kind_of)))
+                    kernels.append((_read, read, constants, _reading(PART, width, kind_of)))
             for kernel, signature, constants, options in kernels:
                 normed = ", norm" if constants.get("NORM") else ""
                 newest = ", new" if constants.get("NEW") else ""

@@ -5,25 +5,29 @@ What a GPU would show only now and then, `tests/ptx` looks for in every access o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from decode_reference import use_plain_kernels
+from decode_reference import sample_on_device, use_plain_kernels
 from ptx.device import Device
 from ptx.kernel import Kernel
-from scripted import small_model
+from scripted import TOKENIZER, Texts, is_clean, small_model
+from test_decode_graph import finish, start
 from torch import Tensor
 
-from ds2ds import ConfigError
+from ds2ds import ConfigError, Runtime
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.engine.decode_graph import forward, graphs
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
-from ds2ds.kernels import decode_attention, few_rows
+from ds2ds.kernels import decode_attention, decode_tables, few_rows
 from ds2ds.kernels.overlap import launch_options, overlapping
 
 HEADS, WIDTH, SLOTS = 2, 64, 300
@@ -111,6 +115,13 @@ def test_what_fills_no_16_bytes_is_not_asked_for() -> None:
     assert device.fetched[weight.untyped_storage().data_ptr()].tolist() == [True] * 48 + [False] * 6
 
 
+ALL = {
+    decode_tables: ("_edit", "_lay_out", "_advance"),
+    few_rows: ("dot", "sums"),
+    decode_attention: ("_store", "_read", "_merge"),
+}
+
+
 def without(kernel: str, pattern: str) -> Change:
     return lambda name, code: Kernel(code.code.without(pattern)) if name == kernel else code
 
@@ -191,3 +202,30 @@ def test_a_step_of_few_rows_overlaps_if_it_is_to(
 def test_where_launches_cannot_overlap_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"compute capability 9\.0 or later, got cpu"):
         Graphs(small_model(), KVArena(2, 2, 16, 64), None, 4, capture=False, overlap=True)  # type: ignore[arg-type]
+
+
+def test_whole_steps_of_requests_that_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel around the layers and in them, beside the one before it: nothing is amiss, and no bit differs."""
+    monkeypatch.setattr(graphs, "can_overlap", lambda device: True)
+    monkeypatch.setattr(graphs, "sample_on_device", sample_on_device)  # which does not take part
+
+    def serve(overlap: bool) -> tuple[list[Any], Device]:
+        runtime = Runtime(copy.deepcopy(small_model()).bfloat16(), TOKENIZER, "null", arena_tokens=2048, max_running=2)
+        engine, corpus = runtime.engine, Texts({"B": "about B"})
+        engine.decoder = Decoder(runtime.model, engine.store, 2, part=32, capture=False, overlap=overlap)
+        running = [start(runtime, "see [b](B) ", corpus, max_new_tokens=2, temperature=1.0, top_p=0.9)]
+        running.append(start(runtime, "p", corpus, max_new_tokens=3, temperature=0.0))
+        device = Device(90, seed=overlap, bundles=1)
+        with ExitStack() as stack:
+            for module, names in ALL.items():
+                stack.enter_context(device.runs(module, *names))
+            finish(runtime, *running)
+        assert is_clean(runtime)
+        return [one.result().root_document for one in running], device
+
+    (beside, watched), (apart, _) = serve(True), serve(False)
+    assert not watched.findings
+    assert sum(name in KERNELS for name, _ in watched.results) >= 3 * 2 * len(KERNELS)
+    for one, other in zip(beside, apart, strict=True):
+        assert list(one.tokens) == list(other.tokens)
+        np.testing.assert_array_equal(one.token_logprobs, other.token_logprobs)

@@ -191,10 +191,12 @@ def test_products_read_shared_memory_at_its_full_speed(
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decode_attention(dtype: torch.dtype, at_once: bool) -> None:
-    """Two rows of three, of parts that are full, short and not there."""
-    width, heads, slots = 64, 2, 300
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 64), (torch.float32, 4), (torch.bfloat16, 8)]
+)
+def test_decode_attention(dtype: torch.dtype, width: int, at_once: bool) -> None:
+    """Two rows of three, of parts that are full, short and not there; heads that once kept too few threads busy."""
+    heads, slots = 2, 300
     dice = torch.Generator().manual_seed(1)
     data = F.rms_norm(torch.randn(2, heads, slots, width, generator=dice), (width,)).to(dtype)
     qk, v = (torch.randn(3, *shape, width, generator=dice).to(dtype) for shape in ((2, heads), (heads,)))
