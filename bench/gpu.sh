@@ -72,7 +72,7 @@ measure 80 sampling --dtype float32 --limit 50
 measure 30 compaction
 measure 70 attention
 measure 35 linear --limit 14
-measure 85 gpu_step
+measure 95 gpu_step
 # Eager FlexAttention is left out: on a GPU the training code compiles it.
 measure 110 decode --tokens 32 --against no_cache_sdpa --against transformers
 measure 110 reuse --model 12x768 --link 4 --link 16 --link 64
