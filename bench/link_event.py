@@ -31,8 +31,8 @@ from reuse_models import DEMO, Library, links, make_runtime, synthetic
 from rich.table import Table
 
 from ds2ds.documents.document import Document
-from ds2ds.engine import engine as engine_module
 from ds2ds.engine import results as results_module
+from ds2ds.engine import scheduler as scheduler_module
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.environment import environment
 from ds2ds.generation.events import Done, LinkClosed, TokenWritten
@@ -79,7 +79,7 @@ class Clock:
 @contextmanager
 def watched(runtime: Runtime, clock: Clock, script: Sequence[int]) -> Iterator[None]:
     """Within, the engine is timed by parts, and the root writes the script whatever is drawn."""
-    engine, draw, plan = runtime.engine, results_module.sample, engine_module.plan
+    scheduler, draw, plan = runtime.engine.scheduler, results_module.sample, scheduler_module.plan
 
     def scripted(
         model: DS2DSModel, hidden: torch.Tensor, documents: Sequence[Document], settings: Sequence[Sampling]
@@ -87,13 +87,13 @@ def watched(runtime: Runtime, clock: Clock, script: Sequence[int]) -> Iterator[N
         written = sum(logprob == logprob for logprob in documents[0].logprobs)
         return [Sampled(script[written], one.logprob) for one in draw(model, hidden, documents, settings)]
 
-    results_module.sample, engine_module.plan = scripted, clock.timed("look up", plan)  # type: ignore[assignment]
-    engine._send = clock.timed("follow", engine._send)  # type: ignore[method-assign]
+    results_module.sample, scheduler_module.plan = scripted, clock.timed("look up", plan)  # type: ignore[assignment]
+    scheduler._send = clock.timed("follow", scheduler._send)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        results_module.sample, engine_module.plan = draw, plan
-        del engine._send
+        results_module.sample, scheduler_module.plan = draw, plan
+        del scheduler._send
 
 
 def make_script(runtime: Runtime, titles: Sequence[str]) -> list[int]:

@@ -12,8 +12,10 @@ from scripted import EOS, Texts, follow, is_clean, same_documents, small_runtime
 
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.engine import engine as engine_module
+from ds2ds.engine import scheduler as scheduler_module
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.engine import Engine
+from ds2ds.engine.scheduler import Scheduler
 from ds2ds.generation.link_following import LinkFollower
 
 CORPUS = Texts({"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12})
@@ -29,8 +31,10 @@ CONFIG: dict[str, Any] = {
 }
 # All that a step goes through, from who starts to what a coroutine does with its token.
 PLACES: list[tuple[Any, str]] = [
-    *((engine_module, name) for name in ("may_start", "plan", "forward", "account", "results", "release")),
-    *((Engine, name) for name in ("_admit", "_pass_prefilled", "_hand_over", "_send", "_finish")),
+    *((engine_module, name) for name in ("forward", "account", "results")),
+    *((scheduler_module, name) for name in ("may_start", "plan", "release")),
+    (Engine, "_admit"),
+    *((Scheduler, name) for name in ("pass_prefilled", "hand_over", "_send", "finish")),
     *((DocumentStore, name) for name in ("attach", "reserve", "advance", "complete", "release", "_drop")),
     *((LinkFollower, name) for name in ("_follow", "_follow_all", "_write")),
 ]

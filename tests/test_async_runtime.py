@@ -374,7 +374,7 @@ def test_cancelling_a_task_frees_at_once_what_it_held(stage: str, monkeypatch: p
             while not await runtime.call(lambda r: len(r.engine.running) == 2 and r.engine.running[1].touched):
                 pass
             if stage == "suspended":
-                await runtime.call(lambda r: r.engine._suspend(r.engine.running[1]))
+                await runtime.call(lambda r: r.engine.scheduler._suspend(r.engine.running[1]))
         victim.cancel()
         with pytest.raises(asyncio.CancelledError):
             await victim

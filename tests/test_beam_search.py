@@ -322,8 +322,8 @@ def test_suspended_it_starts_anew_and_gives_the_same(
     runtime = small_runtime(arena_tokens=arena_tokens)
     monkeypatch.setattr(runtime._generator, "_need", lambda config: 0)
     suspended: list[Any] = []
-    suspend = runtime.engine._suspend
-    monkeypatch.setattr(runtime.engine, "_suspend", lambda job: (suspended.append(job), suspend(job)))
+    suspend = runtime.engine.scheduler._suspend
+    monkeypatch.setattr(runtime.engine.scheduler, "_suspend", lambda job: (suspended.append(job), suspend(job)))
     together = runtime.generate_batch(prompts, **options)
     for one, two in zip(alone, together, strict=True):
         same_documents(one.get_all_documents(), two.get_all_documents())

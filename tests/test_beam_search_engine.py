@@ -149,7 +149,7 @@ def test_a_dead_hypothesis_leaves_its_document_to_a_fork_and_not_to_others() -> 
 
     job = Job(work(), [fork], Trace(), 0, touched={origin: None})
     job.waiting = next(job.coroutine)
-    engine._send(job, [[]])
+    engine.scheduler._send(job, [[]])
     assert job.waiting == Rank((fork,), 2)
     assert engine.store.entry(fork) is place and engine.store.shared() == []
 

@@ -17,8 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 from ds2ds import Runtime
-from ds2ds.engine import engine as engine_module
 from ds2ds.engine import results as results_module
+from ds2ds.engine import scheduler as scheduler_module
 from ds2ds.kernels.compaction import check_moves
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -308,11 +308,11 @@ def test_a_links_extra_is_what_three_steps_take_beyond_plain_tokens() -> None:
 
 def test_a_stream_writes_its_script_and_leaves_the_engine_as_it_was() -> None:
     library = reuse_models.synthetic(4, 16)
-    before = results_module.sample, engine_module.plan
+    before = results_module.sample, scheduler_module.plan
     found = link_event.stream(runtime(), library)
     assert {kind: len(links) for kind, links in found.items()} == {"resident": 2, "not resident": 2}
-    assert (results_module.sample, engine_module.plan) == before
-    assert "_send" not in vars(runtime().engine)
+    assert (results_module.sample, scheduler_module.plan) == before
+    assert "_send" not in vars(runtime().engine.scheduler)
     assert not runtime().engine.store.documents()
 
 

@@ -360,7 +360,7 @@ def test_who_was_suspended_twice_waits_until_the_others_are_done() -> None:
     first, second = start(runtime, "p"), start(runtime, "q")
     runtime.engine.step()
     for starts_again in (True, False):
-        runtime.engine._suspend(second.job)
+        runtime.engine.scheduler._suspend(second.job)
         runtime.engine.step()
         assert (second.job in runtime.engine.running) == starts_again
     while not first.job.done:
@@ -389,7 +389,7 @@ def test_a_suspended_request_returns_to_a_queue_that_is_full() -> None:
     first = start(runtime, "p")
     runtime.engine.step()
     second = start(runtime, "q")
-    runtime.engine._suspend(first.job)
+    runtime.engine.scheduler._suspend(first.job)
     assert [*runtime.engine.queue] == [first.job, second.job]
     finish(runtime, first, second)
     same_as_alone(first, "p")
@@ -441,7 +441,7 @@ def test_cancelling_frees_at_once_what_was_held(stage: str, monkeypatch: pytest.
         assert runtime.engine.store.arena.allocator.used > alone
         assert (written(victim) > 0) == (stage in ("decoding", "suspended"))
     if stage == "suspended":
-        runtime.engine._suspend(victim.job)
+        runtime.engine.scheduler._suspend(victim.job)
     documents = victim.request.context.window
     runtime.engine.cancel(victim.job)
     assert runtime.engine.store.arena.allocator.used == alone

@@ -338,7 +338,7 @@ def test_a_suspended_request_keeps_what_its_tokens_have_read(monkeypatch: pytest
         runtime.engine.step()
         steps += 1
         if not running.job.done and running.job in runtime.engine.running:
-            runtime.engine._suspend(running.job)
+            runtime.engine.scheduler._suspend(running.job)
             assert not runtime.engine.store.documents()
     assert steps > len(encode(" [a](A) one [b](B) two"))
     root = running.result().root_document

@@ -205,7 +205,7 @@ def test_one_that_waits_is_no_excuse_for_a_full_arena(monkeypatch: pytest.Monkey
     other = start(runtime, "q [b](B)", asks=False, **options)
     finish(runtime, other)
     same_as_alone(other, "q [b](B)", **options)
-    runtime.engine._suspend(_running_again(runtime, waiting))
+    runtime.engine.scheduler._suspend(_running_again(runtime, waiting))
     finish(runtime, waiting)
     same_as_alone(waiting, "p [a](A)", **options)
     assert is_clean(runtime)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,17 @@ from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
 from ds2ds.engine.accounting import account
-from ds2ds.engine.admission import may_start
 from ds2ds.engine.arena_size import make_arena
 from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.making import make_decoder
 from ds2ds.engine.engine_lock import EngineLock
-from ds2ds.engine.holding import release, release_abandoned, share_completed
-from ds2ds.engine.job import Job, turn
-from ds2ds.engine.job_queue import JobQueue
+from ds2ds.engine.job import Job
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority, positive
-from ds2ds.engine.planning import Planned, attach, plan
+from ds2ds.engine.planning import Planned
 from ds2ds.engine.results import results
+from ds2ds.engine.scheduler import Scheduler
 from ds2ds.engine.step import Stopwatch, forward
-from ds2ds.engine.work import AnyWork, Ask, Prefill, Rank
+from ds2ds.engine.work import AnyWork
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -97,11 +94,8 @@ class Engine:
         self.attention = attention_path(self.store, model.rotary, attention)
         self.compiled: CompiledBackbone | None = None
         self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
-        self.queue = JobQueue(max_queue)
-        self.running: list[Job] = []
-        self._full = False  # a job found no room in the last plan
-        self._sending = False  # a coroutine is at work, and with it what it calls: a corpus, say
-        self.parked: list[Job] = []  # those that asked something and do not run again yet; if answered, also queued
+        self.scheduler = Scheduler(self.store, self.limits)
+        self.queue, self.running, self.parked = self.scheduler.queue, self.scheduler.running, self.scheduler.parked
 
     @property
     def busy(self) -> bool:
@@ -187,12 +181,7 @@ class Engine:
 
         From within a step, as a garbage collection may do it, the job ends as the step does.
         """
-
-        def finish() -> None:
-            if not job.done:
-                self._finish(job, error)
-
-        self.lock.do(finish)
+        self.lock.do(lambda: self.scheduler.finish(job, error))
 
     def step(self) -> None:
         """Compute what the plan says of all running jobs in one batch, and hand each drawn token to its coroutine.
@@ -201,7 +190,7 @@ class Engine:
             GenerationError: it is called from within a coroutine, which would have to wait for itself.
         """
         with self.lock, self._on_device():
-            if self._sending:
+            if self.scheduler.sending:
                 raise GenerationError(
                     "what a runtime calls in the midst of a step, as a corpus or a progress, cannot have it compute: "
                     "give that a Runtime of its own"
@@ -210,8 +199,8 @@ class Engine:
 
     def _step(self) -> None:
         self._admit()
-        self._pass_prefilled()
-        batch = self._plan()
+        self.scheduler.pass_prefilled()
+        batch = self.scheduler.plan()
         if self.decoder is not None:
             batch = self._decode(self.decoder, batch)
         if not batch:
@@ -220,7 +209,7 @@ class Engine:
             hidden = forward(self.model, self.attention, [one.chunk for one in batch], self.compiled)
         account(self.store, batch, watch.seconds)
         for result in results(self.model, batch, hidden):
-            self._hand_over(*result)
+            self.scheduler.hand_over(*result)
 
     def require_store(self, what: str) -> None:
         """Raise ConfigError, naming what needs it, if documents are not shared."""
@@ -232,11 +221,8 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise RuntimeError if the arena's books do not balance, or documents are in use though nothing runs."""
         with self.lock:
-            self._check_integrity()
-
-    def _check_integrity(self) -> None:
-        self.store.check_integrity()
-        loose = set(self.store.documents()).difference(*(job.touched for job in (*self.running, *self.parked)))
+            self.store.check_integrity()
+            loose = set(self.store.documents()).difference(*(job.touched for job in (*self.running, *self.parked)))
         if loose:
             raise RuntimeError(
                 f"documents {sorted(d.title for d in loose)} are in use, but no request runs that has them"
@@ -249,56 +235,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Start queued jobs in their turn, while there is room for them."""
-        while self.queue:
-            job = self.queue.first
-            if not may_start(job, self.running, self.store, self.limits.max_running, full=self._full):
-                break
+        while (job := self.scheduler.next_to_start()) is not None:
             # Between requests weights may change, hooks come and go.
             self.store.use_weights(fingerprint(self.model))
             self.compiled = compiled_backbone(self.model.backbone)
-            self.queue.remove(job)
-            insort(self.running, job, key=turn)
-            if job in self.parked:
-                self.parked.remove(job)
-                answer, job.answer = job.answer, None
-                self._send(job, answer)
-            elif job.waiting is None:  # it is not one that was suspended
-                self._send(job, None)
-
-    def _pass_prefilled(self) -> None:
-        """Let coroutines go on whose document is computed."""
-        for job in list(self.running):
-            while isinstance(job.waiting, Prefill) and self._is_computed(job, job.waiting):
-                self._send(job, None)
-
-    def _plan(self) -> list[Planned]:
-        """What is computed of the running jobs, as far as room can be made for it.
-
-        Where a job finds the arena full, parked ones give up all they have. Then it waits while others go on. Where
-        none can, the last in turn gives up all it has and starts anew once it can have the arena to itself; if it has,
-        it computes what it needs piece by piece, and if that is too much, it fails.
-        """
-        while self.running:
-            parked = [job for job in self.parked if job.touched]
-            planned = plan(self.store, self.running, self.limits.step_tokens, parked)
-            self._full = planned.full is not None
-            if planned.full is not None and parked:
-                release(self.store, max(parked, key=turn))
-                continue
-            if planned.batch:
-                return planned.batch
-            last = self.running[-1]
-            if len(self.running) > 1:
-                self._suspend(last)
-            elif not last.narrow:
-                last.narrow = True
-            else:
-                self._finish(last, planned.full)
-        return []
-
-    def _is_computed(self, job: Job, work: Prefill) -> bool:
-        attach(self.store, job, work.document)
-        return self.store.computed(work.document) == len(work.document.tokens)
+            self.scheduler.start(job)
 
     def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
         """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
@@ -308,69 +249,5 @@ class Engine:
                 drawn = decoder.decode({document: row for document, (_, row) in decoding.items()})
             account(self.store, [decoding[document][0] for document in drawn], watch.seconds)
             for document, result in drawn.items():
-                self._hand_over(decoding[document][0].job, document, result)
+                self.scheduler.hand_over(decoding[document][0].job, document, result)
         return rest
-
-    def _hand_over(self, job: Job, document: Document, result: Any) -> None:
-        """Note what a document came to; once there is something for all that a job waits for, it goes on."""
-        if job.done:
-            return  # another of its documents has failed
-        if isinstance(result, GenerationError):
-            self._finish(job, result)
-            return
-        work = job.waiting
-        if not isinstance(work, Rank):
-            self._send(job, result)
-            return
-        job.drawn[document] = result
-        if not job.pending:
-            drawn, job.drawn = job.drawn, {}
-            self._send(job, [drawn[one] for one in work.documents])
-
-    def _send(self, job: Job, answer: Any) -> None:
-        """Let a running job go on with what its work came to, up to the next."""
-        before, sending = job.waiting, self._sending
-        self._sending = True
-        try:
-            job.waiting = job.coroutine.send(answer)
-        except StopIteration:
-            self._finish(job, None)
-        except RecursionError as error:
-            too_deep = GenerationError(
-                "documents that bring in documents are more levels deep than Python's stack: lower max_link_depth"
-            )
-            too_deep.__cause__ = error
-            self._finish(job, too_deep)
-        except Exception as error:
-            # Whatever goes wrong in one request, a corpus that raises included, ends that request alone.
-            self._finish(job, error)
-        else:
-            if job.waiting is not before and before is not None and job.waiting.documents != before.documents:
-                if isinstance(job.waiting, Rank):
-                    release_abandoned(self.store, job)
-                share_completed(self.store, job)
-            if isinstance(job.waiting, Ask):
-                job.question = job.waiting.question
-                self.running.remove(job)
-                self.parked.append(job)
-        finally:
-            self._sending = sending
-
-    def _suspend(self, job: Job) -> None:
-        """Take what a job holds, to be computed anew: when there is room for all that it may need, and the next time
-        when all others that run now are done."""
-        release(self.store, job)
-        self.running.remove(job)
-        self.queue.put_back(job)
-        if job.suspended:
-            job.need = self.store.arena.slots
-        job.suspended = True
-
-    def _finish(self, job: Job, error: Exception | None) -> None:
-        job.waiting, job.question, job.done, job.error = None, None, True, error
-        job.coroutine.close()
-        for place in (self.running, self.parked, self.queue):
-            if job in place:
-                place.remove(job)
-        share_completed(self.store, job)
-        release(self.store, job)
