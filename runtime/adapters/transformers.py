@@ -9,65 +9,21 @@ What the ids link to joins the attention of what follows, as always; it is not i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ds2ds.adapters.written import config_for, written_tokens
+from ds2ds.adapters.transformers_settings import MAX_LENGTH, TOP_K, Asked, given
+from ds2ds.adapters.written import written_tokens
 from ds2ds.backend import Backend
 from ds2ds.documents.generation_result import GenerationResult
 from ds2ds.errors import ConfigError
 from ds2ds.generation.events import DocumentOpened, Done, TokenWritten
-from ds2ds.generation.generation_config import GenerationConfig
 
-MAX_LENGTH = 20
-"""Tokens of prompt and continuation together where neither max_length nor max_new_tokens is given, as there."""
-
-TOP_K = 50
-"""Where tokens are drawn and top_k is not given, as there."""
-
-# What transformers calls as we do, and means the same by.
-SAME = ("top_p", "min_p", "repetition_penalty", "num_beams", "length_penalty", "early_stopping")
-
-# Settings of transformers that change nothing if they have one of these values; else they are refused.
-NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "use_cache": (True,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "diversity_penalty": (0.0,),
-    "num_beam_groups": (1,),
-    "renormalize_logits": (False,),
-    "remove_invalid_values": (False,),
-    "output_scores": (False,),
-    "output_logits": (False,),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
-    "logits_processor": ([],),
-    "stopping_criteria": ([],),
-    "bad_words_ids": ([],),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "synced_gpus": (False,),
-}
-
-# Of no effect whatever they say: the ids of tokens that no row here needs, and notes that a config keeps.
-PASSED_OVER = frozenset(
-    ("bos_token_id", "decoder_start_token_id", "tokenizer", "transformers_version", "_from_model_config")
-)
-
-# Ours that the interface has another word for.
-TRANSLATED = frozenset(("max_new_tokens", "temperature", "top_k", "eos_token_id", "stop", "seed", "device"))
-OURS = frozenset(GenerationConfig.__dataclass_fields__) - TRANSLATED - set(SAME) - {"num_return_sequences"}
+__all__ = ["MAX_LENGTH", "TOP_K", "GenerateOutput", "Streamer", "TransformersGenerate"]
 
 
 class Streamer(Protocol):
@@ -138,8 +94,8 @@ class TransformersGenerate:
         if (inputs is None) == (input_ids is None):
             raise ConfigError("give inputs or input_ids, and not both")
         rows = _rows(inputs if input_ids is None else input_ids)
-        call = {**self.defaults, **_given(generation_config), **settings}
-        asked = _Asked(self.backend, rows.shape[1], call)
+        call = {**self.defaults, **given(generation_config), **settings}
+        asked = Asked(self.backend, rows.shape[1], call)
         mask = _mask(rows, attention_mask, asked.pad, asked.eos)
         prompts = [_unpadded(row, kept) for row, kept in zip(rows, mask, strict=True)]
         corpus = call.get("corpus", self.corpus)
@@ -157,7 +113,7 @@ class TransformersGenerate:
         scores = [result.score for result in results if result.score is not None]
         return GenerateOutput(padded, torch.tensor(scores) if scores else None, results)
 
-    def _run(self, prompts: list[list[int]], corpus: Any, asked: _Asked) -> list[GenerationResult]:
+    def _run(self, prompts: list[list[int]], corpus: Any, asked: Asked) -> list[GenerationResult]:
         """Row by row, and of each its sequences."""
         if asked.beams > 1:
             found = self.backend.generate_batch(prompts, corpus, asked.config(prompts))
@@ -169,7 +125,7 @@ class TransformersGenerate:
         return [one for row in zip(*rounds, strict=True) for one in row]
 
     def _stream(
-        self, prompts: list[list[int]], rows: Tensor, corpus: Any, asked: _Asked, streamer: Streamer
+        self, prompts: list[list[int]], rows: Tensor, corpus: Any, asked: Asked, streamer: Streamer
     ) -> GenerationResult:
         if len(prompts) != 1 or asked.sequences != 1 or asked.beams != 1:
             raise ConfigError(
@@ -188,95 +144,6 @@ class TransformersGenerate:
             elif isinstance(event, TokenWritten) and event.title == root:
                 streamer.put(torch.tensor([event.token]))
         raise RuntimeError("the stream ended without a result")
-
-
-class _Asked:
-    """The settings of one call, translated."""
-
-    def __init__(self, backend: Backend, length: int, call: Mapping[str, Any]) -> None:
-        call = {name: value for name, value in call.items() if value is not None}
-        self.backend = backend
-        self.new = _new_tokens(call, length)
-        self.beams = _integer("num_beams", call.get("num_beams", 1))
-        self.sequences = _integer("num_return_sequences", call.get("num_return_sequences", 1))
-        if self.sequences < 1:
-            raise ConfigError(f"num_return_sequences must be positive, got {self.sequences}")
-        self.seed = _integer("seed", call["seed"]) if "seed" in call else None
-        self.as_dict = bool(call.get("return_dict_in_generate", False))
-        ends = call.get("eos_token_id", backend.default_config().eos_token_id)
-        ends = ends.tolist() if isinstance(ends, Tensor) else ends
-        several = isinstance(ends, Iterable) and not isinstance(ends, str)
-        self.eos = [_integer("eos_token_id", end) for end in (ends if several else [ends])]
-        if not self.eos:
-            raise ConfigError("eos_token_id must be a token id or a list of them, got none")
-        self.pad = _integer("pad_token_id", call.get("pad_token_id", self.eos[0]))
-        self.settings: dict[str, Any] = {
-            "eos_token_id": self.eos[0],
-            "stop_token_ids": tuple(self.eos[1:]),
-            "stop": call.get("stop_strings", ()),
-            **{name: call[name] for name in (*SAME, *OURS) if name in call},
-        }
-        if self.beams > 1:
-            self.settings["num_return_sequences"] = self.sequences
-        drawn = bool(call.get("do_sample", False))
-        if drawn and self.beams > 1:
-            raise ConfigError("do_sample=True with num_beams above 1 is not supported: a beam search draws nothing")
-        if drawn:
-            self.settings.update(temperature=call.get("temperature", 1.0), top_k=call.get("top_k", TOP_K))
-        else:
-            # As there: what shapes a distribution is of no effect where the likeliest token is taken.
-            self.settings.update(temperature=0.0, top_k=None, top_p=1.0, min_p=0.0)
-        if not drawn and self.beams == 1 and self.sequences > 1:
-            raise ConfigError(
-                f"num_return_sequences must be 1 without do_sample or beams, got {self.sequences}: they would be equal"
-            )
-        self._refuse(call)
-
-    def config(self, prompts: Sequence[Sequence[int]], number: int = 0) -> GenerationConfig:
-        """Of the sequence of this number: each has its own seed."""
-        settings = dict(self.settings)
-        if self.seed is not None:
-            settings["seed"] = self.seed + number
-        return config_for(self.backend, max(map(len, prompts)), self.new, settings)
-
-    def _refuse(self, call: Mapping[str, Any]) -> None:
-        """Raise ConfigError for what is not known, or asks for what there is not."""
-        known = {"max_length", "max_new_tokens", "num_return_sequences", "seed", "return_dict_in_generate", "do_sample"}
-        known |= {"eos_token_id", "pad_token_id", "stop_strings", "temperature", "top_k", "corpus"}
-        known |= {*SAME, *OURS, *PASSED_OVER}
-        for name, value in call.items():
-            if name in known or (name in NO_EFFECT and value in NO_EFFECT[name]):
-                continue
-            if name in NO_EFFECT:
-                raise ConfigError(f"{name}={value!r} is not supported; leave it out, or give {NO_EFFECT[name][0]!r}")
-            raise ConfigError(f"{name} is not supported by generate; supported are {sorted(known - PASSED_OVER)}")
-
-
-def _new_tokens(call: Mapping[str, Any], length: int) -> int:
-    """Tokens to write: max_new_tokens, or what max_length leaves; of both the former counts, as there."""
-    if "max_new_tokens" in call:
-        return _integer("max_new_tokens", call["max_new_tokens"])
-    longest = _integer("max_length", call.get("max_length", MAX_LENGTH))
-    if longest <= length:
-        raise ConfigError(f"the prompt has {length} tokens, which leaves none of max_length {longest}")
-    return longest - length
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return index(value)
-    except TypeError as error:
-        raise ConfigError(f"{name} must be an integer, got {value!r}") from error
-
-
-def _given(config: Any) -> dict[str, Any]:
-    """What a transformers GenerationConfig, or a dict, says differently from the defaults."""
-    if config is None:
-        return {}
-    found = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"generation_config must be transformers' GenerationConfig or a dict, got {config!r}")
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _rows(ids: Any) -> Tensor:
