@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ds2ds.documents.document import Document, plain_ids
 from ds2ds.documents.eviction import EVICTION_POLICIES, Candidate
-from ds2ds.documents.spans import DocSpan, SpanGrant
+from ds2ds.documents.spans import DocSpan, spans_of
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import ConfigError
 
@@ -290,18 +290,7 @@ class DocumentContext:
 
     def get_doc_spans(self) -> list[DocSpan]:
         """Where each document of the window lies: the newest first, so that targets stand before what reads them."""
-        packed = self._packed()
-        index = {document: i for i, document in enumerate(packed)}
-        spans, at = [], 0
-        for document in packed:
-            grants = tuple(
-                SpanGrant(grant.position, index[grant.target], grant.end)
-                for grant in document.grants
-                if grant.target in index
-            )
-            spans.append(DocSpan(document.title, at, at + len(document.tokens), grants))
-            at += len(document.tokens)
-        return spans
+        return spans_of(self._packed())
 
     def _packed(self) -> list[Document]:
         current = self._current or self.root

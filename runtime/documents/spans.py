@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ds2ds.documents.document import Document
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,18 @@ class DocSpan:
 
     def __len__(self) -> int:
         return self.end - self.start
+
+
+def spans_of(packed: Sequence[Document]) -> list[DocSpan]:
+    """Where each of these documents lies, one behind the other. Grants of what is not among them are left out."""
+    index = {document: i for i, document in enumerate(packed)}
+    spans, at = [], 0
+    for document in packed:
+        grants = tuple(
+            SpanGrant(grant.position, index[grant.target], grant.end)
+            for grant in document.grants
+            if grant.target in index
+        )
+        spans.append(DocSpan(document.title, at, at + len(document.tokens), grants))
+        at += len(document.tokens)
+    return spans
