@@ -42,6 +42,11 @@ def weights(outputs: int, inputs: int, seed: int) -> torch.Tensor:
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
 
 
+def dequantised(int8: Int8Weight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight that this stands for, [outputs, inputs]."""
+    return (int8.values.to(torch.float32) * int8.scales[:, None]).to(dtype)
+
+
 # The weights
 
 
@@ -52,13 +57,13 @@ def test_each_weight_is_within_half_a_step_and_each_output_has_its_own(outputs: 
     int8 = Int8Weight(weight)
     assert int8.values.dtype == torch.int8 and int8.shape == weight.shape
     torch.testing.assert_close(int8.scales, weight.abs().amax(1) / 127)
-    assert ((int8.dequantised(torch.float32) - weight).abs() <= int8.scales[:, None] * 0.5001).all()
+    assert ((dequantised(int8, torch.float32) - weight).abs() <= int8.scales[:, None] * 0.5001).all()
     assert (int8.values.abs().amax(1) == 127).all()
 
 
 def test_zeros_stay_zeros_and_the_smallest_numbers_do_no_harm() -> None:
-    assert torch.equal(Int8Weight(torch.zeros(2, 3)).dequantised(torch.float32), torch.zeros(2, 3))
-    assert Int8Weight(torch.full((2, 3), 1e-45)).dequantised(torch.float32).isfinite().all()
+    assert torch.equal(dequantised(Int8Weight(torch.zeros(2, 3)), torch.float32), torch.zeros(2, 3))
+    assert dequantised(Int8Weight(torch.full((2, 3), 1e-45)), torch.float32).isfinite().all()
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
@@ -138,7 +143,7 @@ def test_weight_only_products_are_those_of_the_dequantised_weight(
         if fall_back:
             patch.setattr(native, "available", lambda: False)
         ours = linear(x, int8)
-    exact = x.double() @ int8.dequantised(torch.float64).T
+    exact = x.double() @ dequantised(int8, torch.float64).T
     torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=1e-5)
 
 
@@ -155,7 +160,7 @@ def test_weight_only_products_round_rows_to_what_a_float_has(
         x[:, inputs // 2] *= 1e4
     with torch.inference_mode():
         ours = linear(x, int8)
-    weight = int8.dequantised(torch.float64)
+    weight = dequantised(int8, torch.float64)
     exact = x.double() @ weight.T
     step = x.double().abs().amax(1, keepdim=True) * 2.0**-23
     bound = step * weight.abs().sum(1) + 3 * torch.finfo(torch.float32).eps * exact.abs()
@@ -184,10 +189,10 @@ def test_dynamic_products_round_each_row_by_its_own_scale(
             patch.setattr(native, "available", lambda: False)
         ours = linear(x, int8)
     scale = x.double().abs().amax(1, keepdim=True) / 127
-    exact = (x.double() / scale).round() * scale @ int8.dequantised(torch.float64).T
+    exact = (x.double() / scale).round() * scale @ dequantised(int8, torch.float64).T
     # A number halfway between two steps may go either way: one step of one input at most, in few of them.
     error = (ours.double() - exact).abs() / scale
-    assert (error <= 1.001 * int8.dequantised(torch.float64).abs().amax(1) + 1e-3).all()
+    assert (error <= 1.001 * dequantised(int8, torch.float64).abs().amax(1) + 1e-3).all()
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])

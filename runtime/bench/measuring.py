@@ -61,7 +61,6 @@ class Round:
     Attributes:
         seconds: from when the first request was handed over to when the last one was done.
         at_once: most requests that the engine had under way at a time.
-        bandwidth: bytes per second that memory was read just before.
     """
 
     served: list[Served]

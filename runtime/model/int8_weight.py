@@ -55,10 +55,6 @@ class Int8Weight(nn.Module):
         """int8 [outputs, inputs]; values * scales is the weight within half a scale. A copy where it is packed."""
         return self.stored if self.packed is None else native.unpack_int8(self.stored, *self.shape)
 
-    def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """The weight that this stands for, [outputs, inputs]."""
-        return (self.values.to(torch.float32) * self.scales[:, None]).to(dtype)
-
     def _store(self, values: Tensor, scales: Tensor) -> None:
         packs = values.is_cpu and values.shape[1] <= MOST_INPUTS and native.available()
         self.packed = native.pack_int8(values, scales) if packs else None

@@ -12,7 +12,6 @@ import tiktoken
 from ds2ds.errors import ConfigError
 
 EOS_TOKEN = "<|endoftext|>"
-EOS_TOKEN_ID = 50256
 VOCAB_SIZE = 50257
 
 # The digests that tiktoken itself demands of the files it would otherwise download.
