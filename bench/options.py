@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import typer
 
-from ds2ds.bench import models
 from ds2ds.errors import ConfigError
 from ds2ds.generation.generation_config import parse_device
+from ds2ds.model.checkpoint import parse_dtype
 
 
 def the_device(name: str) -> torch.device:
@@ -23,7 +23,7 @@ def the_device(name: str) -> torch.device:
 def the_dtype(name: str, device: torch.device) -> torch.dtype:
     """Raises typer.BadParameter where there is no such dtype."""
     try:
-        return models.parse_dtype(name, device)
+        return parse_dtype(name, device)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 

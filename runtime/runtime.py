@@ -25,7 +25,7 @@ from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.pairing import check_layout
 from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
-from ds2ds.model.checkpoint import load_checkpoint
+from ds2ds.model.checkpoint import load_checkpoint, parse_dtype
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.quantised import quantise_weights
 from ds2ds.native import operations as native
@@ -143,7 +143,7 @@ class Runtime(RuntimeTexts):
             CheckpointError: the checkpoint is missing or damaged; ConfigError: no such device or dtype.
         """
         where = parse_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = load_checkpoint(path, where, _parse_dtype(dtype, where))
+        model = load_checkpoint(path, where, parse_dtype(dtype, where))
         return cls(model, tokenizer, **options)
 
     def generate(
@@ -351,12 +351,3 @@ class Runtime(RuntimeTexts):
 
     def _config(self, config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
         return resolve_config(config, self.default_config(), overrides)
-
-
-def _parse_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if parsed not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ConfigError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
-    return parsed

@@ -158,7 +158,7 @@ def test_another_machine_is_refused_unless_forced(run: tuple[Result, Path], tmp_
         (["--rounds", "0"], ConfigError, "rounds must be at least 1"),
         (["--model", "2x63"], ConfigError, "got '2x63'"),
         (["--model", "nowhere"], CheckpointError, "no config.json in nowhere"),
-        (["--dtype", "int3", "--model", "1x64"], ConfigError, "dtype must be one of"),
+        (["--dtype", "int3", "--model", "1x64"], ConfigError, "dtype must be"),
         (["--weights", "int3", "--model", "1x64"], ConfigError, "weights must be None or one of"),
         (["--device", "tpu"], ConfigError, "device must be 'cpu' or 'cuda'"),
         (["--context", "3000", "--device", "cpu"], ConfigError, "context 3000 and 32 tokens exceed"),

@@ -9,12 +9,11 @@ import torch
 from ds2ds.errors import ConfigError
 from ds2ds.model.checkpoint import load_checkpoint
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.tokenizer.gpt2 import VOCAB_SIZE
 
 HEAD_DIM = 64
-VOCAB_SIZE = 50257
 MAX_SEQ_LEN = 4096
 MOST_POSITIONS = 2**20
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def parse_size(name: str) -> tuple[int, int] | None:
@@ -30,19 +29,6 @@ def parse_size(name: str) -> tuple[int, int] | None:
     if not layers or not width or width % HEAD_DIM:
         raise ConfigError(f"a model LAYERSxWIDTH needs layers, and a width that {HEAD_DIM} divides, got {name!r}")
     return layers, width
-
-
-def parse_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of weights; None: float32 on a CPU, bfloat16 on a GPU.
-
-    Raises:
-        ConfigError: no such dtype.
-    """
-    if name is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise ConfigError(f"dtype must be one of {tuple(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 def make_model(name: str, device: torch.device, dtype: torch.dtype, positions: int = MAX_SEQ_LEN) -> DS2DSModel:

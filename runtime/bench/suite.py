@@ -13,13 +13,14 @@ import torch
 
 from ds2ds.bench.floor import make_buffer
 from ds2ds.bench.measuring import measure
-from ds2ds.bench.models import MAX_SEQ_LEN, make_model, parse_dtype, parse_size
+from ds2ds.bench.models import MAX_SEQ_LEN, make_model, parse_size
 from ds2ds.bench.workloads import Workload, batch, links, long, single
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.engine.arena_size import KV_BLOCK, bytes_per_token
 from ds2ds.environment import environment
 from ds2ds.errors import ConfigError
 from ds2ds.generation.generation_config import parse_device
+from ds2ds.model.checkpoint import parse_dtype
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.quantised import KINDS
 from ds2ds.runtime import Runtime

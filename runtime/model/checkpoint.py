@@ -70,6 +70,20 @@ def load_checkpoint(
     return build_model(config, state, str(path / WEIGHTS_NAME)).to(device=device, dtype=dtype or state[EMBEDDING].dtype)
 
 
+def parse_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype that weights are to have in memory; None: float32 on a CPU, bfloat16 on a GPU.
+
+    Raises:
+        ConfigError: it is none of floats.
+    """
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if parsed not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
+    return parsed
+
+
 def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> DS2DSModel:
     """A model with these weights, in eval mode; `source` names them in errors.
 
