@@ -107,7 +107,7 @@ class TritonDecode:
 class _Both:
     """Rows that are decoded and rows that are not, each by what suits them."""
 
-    def __init__(self, decode: TritonDecode, rest: Attend, single: Tensor, others: Tensor) -> None:  # fmt: skip
+    def __init__(self, decode: TritonDecode, rest: Attend, single: Tensor, others: Tensor) -> None:
         self.decode, self.rest, self.single, self.others = decode, rest, single, others
 
     @torch.inference_mode()

@@ -95,9 +95,7 @@ def build_folder(
         )
     if title_from != "name":
         raise ConfigError(f"title_from is for markdown: {format} files are titled by their paths, got {title_from!r}")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise CorpusError(f"cannot write {out}: it holds the source {source}")
-    check_output(out, force)
+    check_output(out, force, source)
     found = _READERS[format](source, skip_unreadable)
     if not found.documents:
         raise CorpusError(

@@ -63,9 +63,7 @@ def build_corpus(
     source, out = Path(source), Path(out)
     if title_from not in TITLES_FROM:
         raise ConfigError(f"title_from must be one of {', '.join(TITLES_FROM)}, got {title_from!r}")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise CorpusError(f"cannot write {out}: it holds the source {source}")
-    check_output(out, force)
+    check_output(out, force, source)
     vault, remarks = read_vault(source, title_from, skip_unreadable)
     if not vault.notes:
         raise CorpusError(f"no markdown files with text under {source} (*.md, *.markdown)")

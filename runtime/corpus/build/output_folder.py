@@ -13,12 +13,17 @@ from ds2ds.corpus.format import METADATA_NAME
 from ds2ds.errors import CorpusError
 
 
-def check_output(out: Path, force: bool) -> None:
+def check_output(out: Path, force: bool, source: Path | None = None) -> None:
     """Whether a corpus may be written to `out`: a new or empty folder; with `force`, in place of another corpus.
+
+    Args:
+        source: what it is made of, which is not to be within it.
 
     Raises:
         CorpusError: it may not.
     """
+    if source is not None and source.resolve().is_relative_to(out.resolve()):
+        raise CorpusError(f"cannot write {out}: it holds the source {source}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA_NAME).is_file():
