@@ -1,4 +1,4 @@
-"""Files that are either there whole or not at all."""
+"""Files that are either there whole or not at all, and folders that are the user's."""
 
 from __future__ import annotations
 
@@ -45,3 +45,25 @@ def checked_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"path must be a string or a path, got {path!r}")
     return Path(path)
+
+
+def user_home() -> Path | None:
+    """None where the user has none: a container may run as an id that has no name, without HOME."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def user_cache() -> Path:
+    """Where what is made once is kept for this user; it may have to be made first.
+
+    Raises:
+        FileNotFoundError: there is no such place.
+    """
+    named, home = Path(os.environ.get("XDG_CACHE_HOME", "")), user_home()
+    if named.is_absolute():  # else its specification has it ignored
+        return named / "ds2ds"
+    if home is None:
+        raise FileNotFoundError("this user has no home, and XDG_CACHE_HOME names no folder")
+    return home / ".cache" / "ds2ds"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from foreign_corpus import write_foreign_corpus
+from homeless import no_home
 
 import ds2ds.corpus.index as index_module
 from ds2ds.corpus.graph_index import GraphIndex
@@ -99,7 +100,17 @@ def test_for_a_read_only_corpus_it_goes_to_the_cache(
     unwritable(monkeypatch, folder, cache)
     assert titles(folder) == ["A", "B"]  # found there, not built again
     cached.unlink()
-    with pytest.raises(CorpusError, match=r"cannot write the index index\.sqlite there or to .*Permission denied"):
+    with pytest.raises(CorpusError, match=r"index to .*index\.sqlite or .*Permission denied.*XDG_CACHE_HOME"):
+        titles(folder)
+
+
+def test_without_a_home_it_is_beside_the_corpus_or_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    no_home(monkeypatch)
+    assert titles(folder) == ["A", "B"]
+    (folder / INDEX_NAME).unlink()
+    unwritable(monkeypatch, folder)
+    with pytest.raises(CorpusError, match=r"index to .*index\.sqlite \(.*Permission denied.*XDG_CACHE_HOME"):
         titles(folder)
 
 

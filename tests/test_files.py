@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from homeless import no_home
 
-from ds2ds.files import atomic_write, atomic_write_text
+from ds2ds.files import atomic_write, atomic_write_text, user_cache
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -117,3 +118,15 @@ def test_writes_that_meet_do_not_share_a_partial_file(tmp_path: Path) -> None:
     atomic_write(path, write)
     assert path.read_text() == "first"
     assert names(tmp_path) == ["file"]
+
+
+def test_the_cache_is_where_the_variable_says_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert user_cache() == Path("/elsewhere/ds2ds")
+    for named in ("", "relative"):  # as its specification has it
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert user_cache() == tmp_path / ".cache" / "ds2ds"
+    no_home(monkeypatch)
+    with pytest.raises(FileNotFoundError, match="no home, and XDG_CACHE_HOME names no folder"):
+        user_cache()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from homeless import no_home
 from processors import PROCESSORS, compiled_for
 
 from ds2ds import DS2DSModel, Runtime
@@ -114,13 +115,10 @@ def test_what_a_compiler_is_told_is_told_apart(folder: Path, monkeypatch: pytest
 
 
 def test_without_a_home_or_with_half_a_command_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.setattr(module, "_run", lambda command: "")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(module.Path, "home", nowhere)
-    with pytest.warns(RuntimeWarning, match="home directory"):
+    no_home(monkeypatch)
+    with pytest.warns(RuntimeWarning, match=r"has no home.*a folder of the user's own .*XDG_CACHE_HOME\."):
         assert library() is None
     library.cache_clear()
     monkeypatch.setenv("CC", "gcc 'x")

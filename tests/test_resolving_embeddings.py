@@ -144,7 +144,7 @@ def test_a_corpus_that_cannot_be_written_to(folder: Path, tmp_path: Path, monkey
         EmbeddingResolver(corpus, again).find("automobile")
         assert again.encoded == ["automobile"]
         refused.append(tmp_path)
-        with pytest.raises(CorpusError, match=r"cannot write the titles' vectors titles-.*no writing in"):
+        with pytest.raises(CorpusError, match=r"cannot write the titles' vectors to .*titles-.*no writing in"):
             EmbeddingResolver(corpus, Topics("unknown")).find("automobile")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from homeless import no_home
 
 from ds2ds import (
     GeneratedDocument,
@@ -146,6 +147,11 @@ def test_a_folder_of_documents_without_the_graph_is_no_result(tmp_path: Path) ->
     (tmp_path / "a_123456.md").write_text("mine")
     with pytest.raises(ConfigError, match="something else"):
         check_folder(tmp_path)
+
+
+def test_who_has_no_home_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_home(monkeypatch)
+    check_folder(tmp_path)
 
 
 def test_the_current_folder_and_home_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from ds2ds.corpus.format import GRAPH_NAME
 from ds2ds.corpus.names import is_unicode
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
-from ds2ds.files import atomic_write
+from ds2ds.files import atomic_write, user_cache
 
 INDEX_NAME = "index.sqlite"
 _SCHEMA_VERSION = "2"
@@ -224,10 +224,21 @@ def _open_current(path: Path, schema_version: str, fingerprint: str) -> Database
     return None
 
 
-def cache_folder(folder: Path) -> Path:
-    """Where the indexes of a corpus go that cannot be written to."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ds2ds" / "corpus" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+def places(folder: Path, name: str) -> list[Path]:
+    """Where a file that is made of a corpus may be: beside it, else in the user's cache, if there is one."""
+    beside = folder / name
+    try:
+        cache = user_cache() / "corpus"
+    except FileNotFoundError:
+        return [beside]
+    return [beside, cache / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16] / name]
+
+
+def unwritable(what: str, tried: list[Path], problem: Exception) -> CorpusError:
+    """The error that a file made of a corpus can be written to none of its `places`."""
+    return CorpusError(
+        f"cannot write {what} to {' or '.join(map(str, tried))} ({problem}); XDG_CACHE_HOME may name another folder"
+    )
 
 
 def open_database(
@@ -245,19 +256,19 @@ def open_database(
         CorpusError: the corpus is malformed, or the index can be written to neither place.
     """
     fingerprint = graph_fingerprint(folder / GRAPH_NAME)
-    places = (folder / name, cache_folder(folder) / name)
-    for path in places:
+    tried = places(folder, name)
+    for path in tried:
         database = _open_current(path, schema_version, fingerprint)
         if database is not None:
             return database
-    for path in places:
+    for path in tried:
         try:
             build(path)
         except (OSError, sqlite3.OperationalError) as error:
             problem = error
             continue
         return Database(path)
-    raise CorpusError(f"{folder}: cannot write the index {name} there or to {places[1]} ({problem})")
+    raise unwritable("the corpus' index", tried, problem)
 
 
 def open_index(folder: Path, progress: Progress = lambda done, total: None) -> Database:

@@ -14,6 +14,7 @@ from typing import Any
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
 from ds2ds.documents.title_utils import create_filename, generate_title_hash
 from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.files import user_home
 from ds2ds.pictures.link_graph_page import link_graph_html
 from ds2ds.pictures.link_graph_svg import link_graph_svg
 
@@ -70,7 +71,8 @@ def check_folder(folder: str | Path, *, force: bool = False, used: Iterable[str 
         raise ConfigError(f"cannot save to {folder}: no permission to write in {place}")
     if ancestor != folder:
         return
-    for kept in (Path.cwd(), Path.home(), *(path for path in map(Path, used) if path.exists())):
+    home = user_home()
+    for kept in (Path.cwd(), *([home] if home else []), *(path for path in map(Path, used) if path.exists())):
         if kept.resolve().is_relative_to(folder):
             raise ConfigError(f"cannot save to {folder}: {kept} is in it and would be replaced; name a new folder")
     if not force and any(folder.iterdir()) and not _holds_result(folder):

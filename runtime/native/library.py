@@ -24,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
+from ds2ds.files import user_cache
+
 FOLDER = Path(__file__).parent
 SOURCES = ("pool.c", "linear.c", "int8.c", "elementwise.c", "attention.c", "backbone.c", "arena.c", "sampling.c")
 HEADERS = ("native.h", "vectors.h", "panels.h", "noise.h")
@@ -79,13 +81,13 @@ def library() -> ctypes.CDLL | None:
         for name, arguments in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, ctypes.c_int if name in _COUNT else None
-    # A ValueError: CC cannot be split; a RuntimeError: this user has no home.
-    except (OSError, subprocess.SubprocessError, AttributeError, ValueError, RuntimeError) as error:
+    except (OSError, subprocess.SubprocessError, AttributeError, ValueError) as error:  # ValueError: CC cannot be split
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
         reason = said or str(error)
         warnings.warn(
             f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
-            f"compiled ({reason}). A C compiler mends it, or pip install 'ds2ds[compiler]'; {SWITCH}=0 silences this.",
+            f"compiled ({reason}). It takes a C compiler, or pip install 'ds2ds[compiler]', and a folder of the user's "
+            f"own for what that makes, ~/.cache or XDG_CACHE_HOME. {SWITCH}=0 silences this.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -135,7 +137,7 @@ def _run(command: list[str]) -> str:
 
 def _cache_folder() -> Path:
     """A folder that only this user can write to, since what lies there is run."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds2ds"
+    folder = user_cache()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = folder.stat()
     if facts.st_uid != os.getuid() or facts.st_mode & 0o022:

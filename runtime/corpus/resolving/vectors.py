@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2ds.corpus.format import GRAPH_NAME
-from ds2ds.corpus.index import cache_folder, graph_fingerprint
+from ds2ds.corpus.index import graph_fingerprint, places, unwritable
 from ds2ds.corpus.resolving.encoder import Encoder
 from ds2ds.corpus.resolving.resolver import Titles
 from ds2ds.errors import CorpusError
@@ -61,8 +61,8 @@ def open_vectors(folder: Path, titles: Titles, encoder: Encoder, progress: Progr
         CorpusError: the file can be written to neither place.
     """
     name = vectors_name(folder, encoder)
-    places = (folder / name, cache_folder(folder) / name)
-    for path in places:
+    tried = places(folder, name)
+    for path in tried:
         kept = _map(path, len(titles))
         if kept is not None:
             return kept
@@ -73,7 +73,7 @@ def open_vectors(folder: Path, titles: Titles, encoder: Encoder, progress: Progr
         _encode_all(titles, encoder, out, progress)
         out.flush()
 
-    for path in places:
+    for path in tried:
         try:
             atomic_write(path, write)
         except OSError as error:
@@ -83,7 +83,7 @@ def open_vectors(folder: Path, titles: Titles, encoder: Encoder, progress: Progr
         if written is not None:
             return written
         raise CorpusError(f"{path}: changed while it was written")
-    raise CorpusError(f"{folder}: cannot write the titles' vectors {name} there or to {places[1]} ({problem})")
+    raise unwritable("the titles' vectors", tried, problem)
 
 
 def _map(path: Path, count: int) -> Vectors | None:
