@@ -61,6 +61,16 @@ def test_warm_then_generate(folder: Path, tmp_path: Path) -> None:
     assert "documents  2\n" in info and "2 layers, 2 heads of 8" in info
 
 
+def test_rounded_weights_have_a_file_of_their_own(folder: Path, tmp_path: Path) -> None:
+    file, int8 = tmp_path / "some.safetensors", ("--weights", "int8")
+    arguments = ("generate", "see [the hub](Hub) and", "--json", "--max-new-tokens", "1", "--cache", str(file))
+    ds2ds(folder, "cache", "warm", str(file), "Hub")
+    refused = ds2ds(folder, *arguments, *int8)
+    assert isinstance(refused.exception, CacheError) and "rounded otherwise" in str(refused.exception)
+    assert ds2ds(folder, "cache", "warm", str(file), "Hub", "--force", *int8).exit_code == 0
+    assert json.loads(ds2ds(folder, *arguments, *int8).stdout)["trace"]["documents_reused"] == 1
+
+
 def test_titles_from_standard_input_and_the_most_linked(folder: Path, tmp_path: Path) -> None:
     read = ds2ds(folder, "cache", "warm", str(tmp_path / "a"), "-", stdin="Alone\nSpoke\n")
     assert read.exit_code == 0 and ": 2 documents" in read.stdout

@@ -83,8 +83,8 @@ def load_store(store: DocumentStore, path: Path, weights: str, vocab_size: int) 
     with _opened(path) as (file, metadata):
         if metadata.get("weights") != weights:
             raise CacheError(
-                f"{path} was computed with other weights than this model's, in another dtype, or under another "
-                "batch_invariant"
+                f"{path} was computed with other weights than this model's, in another dtype, rounded otherwise "
+                "(weights), or under another batch_invariant"
             )
         tables = _read_tables(file, path)
         return _bring_in(store, file, path, tables, _read_contents(tables, path, vocab_size))

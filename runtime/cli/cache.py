@@ -30,6 +30,7 @@ def warm(
     corpus: Annotated[str, typer.Option("--corpus", "-c", help='Folder of the corpus; "demo" is FOLDOC.')] = DEMO,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights, as generate will have them.")] = None,
+    weights: Annotated[str | None, typer.Option(help="int8 or int8_dynamic, as generate will have them.")] = None,
     arena_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV arena holds, and so the file.")] = None,
     max_tokens_per_document: Annotated[int, typer.Option(help="As generate will have it.")] = 512,
     max_link_depth: Annotated[int, typer.Option(help="As generate will have it.")] = 1,
@@ -47,7 +48,7 @@ def warm(
             wanted = opened.most_linked(most_linked)
         else:
             wanted = sys.stdin.read().splitlines() if titles == ["-"] else titles or []
-        runtime = load_runtime(model, device, dtype, arena_tokens=arena_tokens)
+        runtime = load_runtime(model, device, dtype, weights=weights, arena_tokens=arena_tokens)
         with progress_bar("prefilling") as progress:
             warmed = runtime.warm(
                 wanted,
