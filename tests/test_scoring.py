@@ -247,6 +247,7 @@ def test_eos_may_be_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"ignore_eos": None}, "ignore_eos must be True or False, got None"),
         ({"stop_token_ids": "ab"}, "stop_token_ids must be a sequence of token ids >= 0, got 'ab'"),
         ({"stop_token_ids": [1, -2]}, r"stop_token_ids must be a sequence of token ids >= 0, got \[1, -2\]"),
+        ({"stop_token_ids": [9, 264]}, r"stop_token_ids must be in the model's vocabulary of 264, got \[264\]"),
         ({"stop_token_ids": 7}, "stop_token_ids must be a sequence of token ids >= 0, got 7"),
     ],
 )

@@ -42,6 +42,8 @@ def fit_config(config: GenerationConfig, model: DS2DSModel) -> GenerationConfig:
             f"eos_token_id must be in the model's vocabulary of {vocab_size} (or {vocab_size}: no token ends a "
             f"document), got {config.eos_token_id}"
         )
+    if unknown := [token for token in config.stop_token_ids if token >= vocab_size]:
+        raise ConfigError(f"stop_token_ids must be in the model's vocabulary of {vocab_size}, got {unknown}")
     if config.max_context_length > longest:
         raise ConfigError(
             f"max_context_length must be at most the model's max_seq_len {longest}, got {config.max_context_length}"
