@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class Runtime(RuntimeTexts):
         priority: int = 0,
         on_link: OnLink | None = None,
         **overrides: Any,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Like `generate`, as typed events (`ds2ds.generation.events`), the last one Done with the result.
 
         Arguments are checked at once. Closing the iterator cancels the request and frees what it held. `on_link` is

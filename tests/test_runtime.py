@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -224,6 +225,10 @@ def test_events_tell_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     links = [event for event in events if isinstance(event, LinkClosed)]
     assert [(e.position, e.target, None) for e in links] == grants(documents["root"])
     assert [(e.text, e.outcome) for e in links] == [("a", "corpus"), ("q", "generated")]
+
+
+def test_type_checkers_know_that_a_stream_can_be_closed() -> None:
+    assert get_origin(get_type_hints(Runtime.stream)["return"]) is Generator
 
 
 def test_events_come_as_they_happen() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from numbers import Integral
 from typing import Any
 
@@ -105,7 +105,7 @@ class LinkedDocumentGenerator:
         title: str | None = None,
         priority: int = 0,
         on_link: OnLink | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Write, telling each event as it happens. Arguments are checked at once; closing the iterator cancels."""
         check_priority(priority)
         check_on_link(on_link)
@@ -115,7 +115,9 @@ class LinkedDocumentGenerator:
         request = self.new_request(prompt, prompt_tokens, corpus, config, title, events.append, interactive)
         return self._stream(request, events, priority, on_link)
 
-    def _stream(self, request: Request, events: list[Event], priority: int, on_link: OnLink | None) -> Iterator[Event]:
+    def _stream(
+        self, request: Request, events: list[Event], priority: int, on_link: OnLink | None
+    ) -> Generator[Event, None, None]:
         # Queued by the first `next`, so that an iterator dropped before that leaves nothing behind.
         self.engine.make_way()
         running = self.submit(request, priority)
