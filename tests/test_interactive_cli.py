@@ -244,11 +244,14 @@ class Session:
         os.write(self.master, text.encode())
 
     def interrupt(self) -> None:
-        """What the key sends where the terminal is the command's own; again, in case it came just before a read."""
-        for _ in range(60):
+        """What the key sends where the terminal is the command's own; again, in case it came just before a read.
+
+        Not soon: a second one while the first is being answered, slowly on a busy machine, would cut that short.
+        """
+        for _ in range(4):
             self.process.send_signal(2)
             try:
-                self.process.wait(1)
+                self.process.wait(20)
                 return
             except subprocess.TimeoutExpired:
                 continue
