@@ -16,6 +16,7 @@ LN2 = tl.constexpr(elementary.LN2)
 LN2_HIGH = tl.constexpr(elementary.LN2_HIGH)
 LN2_LOW = tl.constexpr(elementary.LN2_LOW)
 EXP_FLOOR = tl.constexpr(elementary.EXP_FLOOR)
+ROUNDER = tl.constexpr(elementary.ROUNDER)
 SQRT_HALF_BITS = tl.constexpr(elementary.SQRT_HALF_BITS)
 MANTISSA_BITS = tl.constexpr(elementary.MANTISSA_BITS)
 MULTIPLIER_0, MULTIPLIER_1 = map(tl.constexpr, philox.MULTIPLIERS)
@@ -27,16 +28,27 @@ L0, L1, L2, L3, L4, L5, L6, L7 = map(tl.constexpr, elementary.LOG_POLYNOMIAL)
 @triton.jit
 def exact_exp(y):
     """``elementary.exp``: of float32 y <= 0."""
-    clamped = tl.maximum(y, EXP_FLOOR)
-    n = tl.floor(clamped * LOG2_E + 0.5)
-    r = clamped - n * LN2_HIGH
+    return tl.where(y < EXP_FLOOR, 0.0, _scaled_exp(tl.maximum(y, EXP_FLOOR), ROUNDER))
+
+
+@triton.jit
+def exact_mass(y):
+    """int64 floor(exp(y) * 2**44), in fewer steps. Below -32 it is 0."""
+    return _scaled_exp(tl.maximum(y, -32.0), ROUNDER + 44).to(tl.int64)
+
+
+@triton.jit
+def _scaled_exp(y, rounder: tl.constexpr):
+    """exp, times as many powers of two as the rounder is above its own."""
+    shifted = y * LOG2_E + rounder
+    n = shifted - rounder
+    r = y - n * LN2_HIGH
     r = r - n * LN2_LOW
     p = (((r * E0 + E1) * r + E2) * r + E3) * r + E4
     p = p * (r * r)
     p = p + r
     p = p + 1.0
-    scale = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(y < EXP_FLOOR, 0.0, p * scale)
+    return p * (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

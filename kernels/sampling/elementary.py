@@ -22,6 +22,8 @@ LN2 = 0.6931471805599453
 LN2_HIGH = 0.693359375
 LN2_LOW = -2.12194440e-4
 EXP_FLOOR = -87.0  # below it exp is 0: the last whole power of two there is the least normal float32
+# Added to a small number it rounds that to a whole one, n, and leaves n + 127, the exponent of 2**n, in the last bits.
+ROUNDER = 1.5 * 2**23 + 127
 EXP_POLYNOMIAL = (0.001395049155689776, 0.008368889801204205, 0.04166620597243309, 0.166665181517601, 0.5)
 LOG_POLYNOMIAL = (
     -0.0786093920469284,
@@ -42,9 +44,9 @@ _F = np.float32
 def exp(y: Floats) -> Floats:
     """exp of y <= 0, any shape; 0 below -87. exp(0) is 1, and no value is above it."""
     clamped = np.maximum(y, _F(EXP_FLOOR))
-    n = clamped * _F(LOG2_E)
-    n += _F(0.5)
-    np.floor(n, out=n)
+    shifted = clamped * _F(LOG2_E)
+    shifted += _F(ROUNDER)
+    n = shifted - _F(ROUNDER)
     r = clamped
     r -= n * _F(LN2_HIGH)
     r -= n * _F(LN2_LOW)
@@ -52,8 +54,7 @@ def exp(y: Floats) -> Floats:
     p *= r * r
     p += r
     p += _F(1)
-    scale = n.astype(np.int32)
-    scale += np.int32(127)
+    scale = shifted.view(np.int32)
     scale <<= np.int32(23)
     p *= scale.view(np.float32)
     p[y < _F(EXP_FLOOR)] = 0

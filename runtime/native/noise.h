@@ -7,15 +7,14 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_al
 typedef uint64_t longs __attribute__((vector_size(8 * LANES)));
 
 #define SOME (4 * LANES) /* tokens whose noise is made at once */
+#define ROUNDER (0x1.8p23f + 127) /* elementary.ROUNDER */
 
 INLINE vec all(float x) { return (vec){0} + x; }
 
 /* elementary.exp: of y <= 0; 0 below -87. */
 INLINE vec exp_exact(vec y) {
-    const vec bound = all(-87.0f), clamped = choose(y > bound, y, bound), to_round = clamped * 1.4426950408889634f + 0.5f;
-    ints power = __builtin_convertvector(to_round, ints);
-    power += __builtin_convertvector(power, vec) > to_round; /* cut off towards zero: down is one less (true is -1) */
-    const vec n = __builtin_convertvector(power, vec);
+    const vec bound = all(-87.0f), clamped = choose(y > bound, y, bound);
+    const vec shifted = clamped * 1.4426950408889634f + ROUNDER, n = shifted - ROUNDER;
     vec r = clamped - n * 0.693359375f;
     r -= n * -2.12194440e-4f;
     vec p = all(0.001395049155689776f);
@@ -24,7 +23,7 @@ INLINE vec exp_exact(vec y) {
     p = p * r + 0.166665181517601f;
     p = p * r + 0.5f;
     p = p * (r * r) + r + 1.0f;
-    p *= (vec)((power + 127) << 23);
+    p *= (vec)((words)shifted << 23);
     return choose(y < bound, (vec){0}, p);
 }
 
