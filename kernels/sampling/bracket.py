@@ -16,10 +16,9 @@ from .search import load_row
 # are cut off at 2**-44, come to less than half of this.
 ROUGH = tl.constexpr(1e-4)
 
-# What is between two levels is cut into so many parts, and so is again what the cut is found to be in: within so many
-# standard errors.
-PARTS = tl.constexpr(16)
+# The cut is found to within so many standard errors of a sample, between two levels halved so many times.
 SIGMAS = tl.constexpr(5.0)
+HALVINGS = tl.constexpr(8)
 
 
 @triton.jit
@@ -64,40 +63,35 @@ def narrow(low, high, above_high, within, goal, row, SAMPLE: tl.constexpr, PENAL
         low, high, above_high, within, goal: what `bracket` returns.
         row: as in `search`.
     """
-    share = (goal - above_high) / within
-    doubt = 2 * ROUGH * goal / within
     high = tl.minimum(high, row[4])
-    lower = low
-    upper = high
-    for _ in tl.static_range(2):
-        bounds = lower + (upper - lower) * (tl.arange(0, PARTS).to(tl.float32) / PARTS)
-        above, total, squares = sample_above(bounds, low, high, row, SAMPLE, PENALISED)
-        error = SIGMAS * tl.sqrt(squares * share * (1 - share)) + doubt * total
-        closer = tl.max(tl.where(above > share * total + error, bounds, lower))
-        upper = tl.min(tl.where(above < share * total - error, bounds, upper))
-        lower = closer
-    return lower, upper
+    x, w = sampled(low, high, row, SAMPLE, PENALISED)
+    total = tl.sum(w)
+    share = (goal - above_high) / within
+    error = SIGMAS * tl.sqrt(tl.sum(w * w) * share * (1 - share)) + 2 * ROUGH * goal / within * total
+    # Both bounds are looked for at once: the last above which there is more, and the first above which there is less.
+    side = tl.arange(0, 2)
+    wanted = share * total + tl.where(side == 0, error, -error)
+    lower = low + tl.zeros((2,), tl.float32)
+    upper = high + tl.zeros((2,), tl.float32)
+    x = x[:, None]
+    w = w[:, None]
+    for _ in range(HALVINGS):
+        middle = (lower + upper) * 0.5
+        above = tl.sum(tl.where(x > middle[None, :], w, 0.0), axis=0)
+        more = tl.where(side == 0, above > wanted, above >= wanted)  # of an empty sample neither bound moves
+        lower = tl.where(more, middle, lower)
+        upper = tl.where(more, upper, middle)
+    return tl.max(tl.where(side == 0, lower, low)), tl.min(tl.where(side == 1, upper, high))
 
 
 @triton.jit
-def sample_above(bounds, low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
-    """Of a sample of the tokens between ``low`` and ``high``, where the latter weighs 1: the weight above each of
-    ``bounds`` [PARTS], that of all, and the sum of the squares.
-    """
+def sampled(low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
+    """The logits of a sample, and the weights of those between ``low`` and ``high``, where the latter weighs 1."""
     logits, listed, by, vocab, _top, t = row
-    PIECE: tl.constexpr = SAMPLE // 16
     apart = tl.cdiv(vocab, SAMPLE)
-    sums = tl.zeros((PIECE, PARTS), tl.float32)
-    total = tl.zeros((PIECE,), tl.float32)
-    squares = tl.zeros((PIECE,), tl.float32)
-    for start in range(0, SAMPLE, PIECE):
-        i = start + tl.arange(0, PIECE)
-        # Four side by side of every so many, which are in one sector of memory; not always the same four.
-        four = i // 4
-        token = (four * apart + tl.minimum(four & 15, apart - 1)) * 4 + i % 4
-        _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
-        w = tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
-        sums += tl.where(x[:, None] > bounds[None, :], w[:, None], 0.0)
-        total += w
-        squares += w * w
-    return tl.sum(sums, axis=0), tl.sum(total), tl.sum(squares)
+    i = tl.arange(0, SAMPLE)
+    # Four side by side of every so many, which are in one sector of memory; not always the same four.
+    four = i // 4
+    token = (four * apart + tl.minimum(four & 15, apart - 1)) * 4 + i % 4
+    _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
+    return x, tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
