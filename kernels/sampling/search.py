@@ -1,11 +1,11 @@
-"""Finding the token at which a cut falls, without sorting: a search for its key, two bits at a time.
+"""Finding the token at which a cut falls, without sorting: a search for its key, by quarters.
 
 Tokens are ranked by key, larger first, and among equals by id, lower first. A cut keeps the tokens down to the first
 one at which the sum of their weights reaches a goal: each weighs one for top-k, and its mass for top-p. The key of
 that last token is the largest key K for which the weight of all tokens with a key of at least K reaches the goal.
-Sums of weights only grow as K falls, so K is found digit by digit: with its upper bits known, three sums tell its
-next two. Sixteen rounds settle all 32 bits, whatever the tokens are; fewer where the bounds agree in their upper
-bits. The id at which to stop among equals is found in the same way.
+Sums of weights only grow as K falls, so three sums tell in which quarter of an interval K is. Sixteen rounds settle
+all 32 bits, whatever the tokens are; fewer where bounds are near. The id at which to stop among equals is found in the
+same way.
 
 Functions here take what belongs together as tuples:
 
@@ -118,18 +118,13 @@ def search(
         The keys it is between (uint32), the weight down to the lower one, and that of what lies above the upper one.
     """
     SUM: tl.constexpr = tl.int64 if MODE == MASS else tl.int32
-    differ = (first ^ last).to(tl.int64)
-    bits = 0
-    while (differ >> bits) != 0:
-        bits += 2
-    prefix = (first.to(tl.int64) >> bits) << bits
+    lower, upper = first.to(tl.int64), last.to(tl.int64)
     above = base
-    while (bits > 0) & (reached - above > few):
-        bits -= 2
-        unit = tl.full((), 1, tl.int64) << bits
-        key_1 = (prefix + unit).to(tl.uint32)
-        key_2 = (prefix + unit * 2).to(tl.uint32)
-        key_3 = (prefix + unit * 3).to(tl.uint32)
+    while (lower < upper) & (reached - above > few):
+        step = (upper - lower >> 2) + 1
+        key_1 = (lower + step).to(tl.uint32)
+        key_2 = (lower + step * 2).to(tl.uint32)
+        key_3 = (lower + step * 3).to(tl.uint32)
         sum_1 = tl.zeros((CHUNK,), SUM)
         sum_2 = tl.zeros((CHUNK,), SUM)
         sum_3 = tl.zeros((CHUNK,), SUM)
@@ -143,10 +138,9 @@ def search(
         sums = tl.join(tl.join(sum_1, sum_2), tl.join(sum_3, tl.zeros((CHUNK,), SUM)))
         weights = base + tl.sum(tl.reshape(sums, (CHUNK, 4)), axis=0).to(tl.int64)
         enough = weights >= goal
-        # The digit is how many of the three are enough: they fall from the first to the third. The fourth, base,
-        # never is.
-        prefix += unit * tl.sum(enough.to(tl.int64))
+        # They fall from the first to the third; the fourth, base, never is enough. Nor is what lies above `upper`.
+        lower += step * tl.sum(enough.to(tl.int64))
+        upper = tl.minimum(upper, lower + step - 1)
         reached = tl.minimum(reached, tl.min(tl.where(enough, weights, reached)))
         above = tl.maximum(above, tl.max(tl.where(enough, above, weights)))
-    upper = prefix + (tl.full((), 1, tl.int64) << bits) - 1
-    return tl.maximum(prefix.to(tl.uint32), first), tl.minimum(upper.to(tl.uint32), last), reached, above
+    return lower.to(tl.uint32), upper.to(tl.uint32), reached, above
