@@ -117,7 +117,7 @@ class Enough(Exception):
 
 def test_every_barrier_of_scan_is_needed() -> None:
     """Taken out one at a time: what then conflicts is found."""
-    rows = [{"top_k": 7}, {"top_p": 0.9}, {"temperature": 0.0}]
+    rows = [{"top_k": 7}, {"top_p": 0.9}, {"top_p": 0.9, "temperature": 0.7}, {"temperature": 0.0}]
     logits = LOGITS["random"].repeat(len(rows), 1)
     found: list[bool] = []
 

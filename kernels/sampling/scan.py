@@ -67,8 +67,9 @@ def scan(
         raw_largest = tl.max(raw)
     tl.store(raw_peak + at, raw_largest)
     # exp of what is -inf is 0, also where all are. One that is NaN or +inf makes the sum NaN.
-    e = tl.exp(raw - finite(raw_largest))
-    tl.store(raw_sum + at, tl.sum(e))
+    e = tl.exp2((raw - finite(raw_largest)) * LOG2_E)
+    everything = tl.sum(e)
+    tl.store(raw_sum + at, everything)
 
     if (t > 0) & (k > 0) & (k < vocab):
         groups = tl.cdiv(vocab, GROUP)
@@ -90,9 +91,10 @@ def scan(
         w = e
         if not same:
             w = tl.exp2((x - finite(largest)) * (LOG2_E / t))
+            everything = tl.sum(w)
         sums = tl.sum(tl.reshape(above_4(x, w, at_level, step, TILE), (TILE // 4, LEVELS)), axis=0)
         tl.store(level + at * LEVELS + tl.arange(0, LEVELS), sums)
-        tl.store(level_all + at, tl.sum(w))
+        tl.store(level_all + at, everything)
 
 
 @triton.jit
