@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
-from ds2ds.kernels.sampling import elementary, launch, philox
+from ds2ds.kernels.sampling import elementary, host, launch, philox
 from ds2ds.kernels.sampling import finish as finish_module
 from ds2ds.kernels.sampling.arithmetic import (
+    arrival,
     exact_exp,
     exact_log,
+    exact_mass,
     from_key,
     gumbel,
     gumbel_at,
-    gumbel_bound,
     ordered_key,
+    score_bound,
     words_from,
 )
 from ds2ds.kernels.sampling.launch import SIZES, Sizes, sample_on_device
@@ -327,6 +329,7 @@ def every_function(y, x, words, keys, seed, position, out, size, N: tl.constexpr
     tl.store(out + 4 * size + at, gumbel(words_from(tl.load(seed), tl.load(position), tl.program_id(0) * N, N)))
     tl.store(out + 5 * size + at, from_key(ordered_key(value)))
     tl.store(keys + at, ordered_key(value).to(tl.int64))
+    tl.store(keys + size + at, exact_mass(value))
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
@@ -338,10 +341,11 @@ def test_arithmetic_is_the_reference_s_bit_for_bit(seed: int, position: int) -> 
     rng = np.random.default_rng(position % 1000)
     y = -rng.exponential(15, size).astype(np.float32)
     y[:6] = [0, -0.0, -87, -87.01, -np.inf, -1e-40]
+    y[6:1030] = np.linspace(-30, -33, 1024)  # where masses end
     x = np.exp(rng.uniform(-87, 88, size)).astype(np.float32)
     words = rng.integers(0, 2**32, size, dtype=np.uint32)
     words[:6] = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2714937024]  # the last is the noise 0
-    out, keys = torch.empty(6, size), torch.empty(size, dtype=torch.int64)
+    out, keys = torch.empty(6, size), torch.empty(2, size, dtype=torch.int64)
     arrays = [torch.from_numpy(a) for a in (y, x, words.view(np.int32))]
     seeds = [torch.tensor([value], dtype=torch.int64) for value in (seed, position)]
     every_function[(size // chunk,)](*arrays, keys, *seeds, out, size, N=chunk)
@@ -349,27 +353,30 @@ def test_arithmetic_is_the_reference_s_bit_for_bit(seed: int, position: int) -> 
     expected = [elementary.exp(y), elementary.log(x), philox._gumbel(words), noise, noise, y + np.float32(0)]
     for ours, reference in zip(out.numpy(), expected, strict=True):
         assert ours.tobytes() == reference.tobytes()
+    assert (keys[1].numpy() == host._mass(elementary.exp(y))).all()
     order = np.argsort(y + np.float32(0), kind="stable")
-    assert (np.diff(keys.numpy()[order]) >= 0).all() and math.isfinite(out[2].max())
+    assert (np.diff(keys[0].numpy()[order]) >= 0).all() and math.isfinite(out[2].max())
 
 
 @triton.jit
-def both_noises(words, exact, bound, N: tl.constexpr):
+def both_scores(words, ys, exact, bound, N: tl.constexpr):
     at = tl.arange(0, N)
     word = tl.load(words + at).to(tl.uint32, bitcast=True)
-    tl.store(exact + at, gumbel(word))
-    tl.store(bound + at, gumbel_bound(word))
+    y = tl.load(ys + at)
+    tl.store(exact + at, y + gumbel(word))
+    tl.store(bound + at, score_bound(arrival(word, y)))
 
 
-def test_the_bound_of_noise_is_above_it_and_near_where_it_is_large() -> None:
+def test_the_bound_of_scores_is_above_them_and_near_where_noise_is_large() -> None:
     size = 2**17
+    y = np.random.default_rng(4).uniform(-60, 0, size).astype(np.float32)
     words = np.random.default_rng(3).integers(0, 2**32, size, dtype=np.uint32)
     words[: 2**12] = np.arange(2**12)
     words[2**12 : 2**13] = ~np.arange(2**12, dtype=np.uint32)
     words[2**13 : 2**13 + 32] = 2 ** np.arange(32, dtype=np.uint64)
     exact, bound = torch.empty(size), torch.empty(size)
-    both_noises[(1,)](torch.from_numpy(words.view(np.int32)), exact, bound, N=size)
+    both_scores[(1,)](torch.from_numpy(words.view(np.int32)), torch.from_numpy(y), exact, bound, N=size)
     above = (bound - exact).numpy()
     assert above.min() > -1e-4 / 2
-    large = (words > 100) & (words < 2**28)
-    assert above[large].max() < 0.06 + 0.035
+    large = (words > 2**16) & (words < 2**24)
+    assert above[large].max() < 2**-9 + 1e-4

@@ -12,7 +12,6 @@ import triton.language as tl
 from . import elementary, philox
 
 LOG2_E = tl.constexpr(elementary.LOG2_E)
-LN2 = tl.constexpr(elementary.LN2)
 LN2_HIGH = tl.constexpr(elementary.LN2_HIGH)
 LN2_LOW = tl.constexpr(elementary.LN2_LOW)
 EXP_FLOOR = tl.constexpr(elementary.EXP_FLOOR)
@@ -80,14 +79,18 @@ def gumbel(words):
 
 
 @triton.jit
-def gumbel_bound(words):
-    """At least ``gumbel``, but for rounding; at most 0.06 more where noise is large, but for the smallest words.
+def arrival(words, y):
+    """Of a token with these random words and scores y without noise: when it arrives, if not later.
 
-    -log1p(-u) >= u, and a float's bits, as a number, are its logarithm to base 2 with a straight line between powers
-    of two, which is nowhere above it.
+    Scores rank as an exponential race does: the best one arrives first, at -log1p(-u) * exp(-y), and -log1p(-u) >= u.
     """
-    bits = words.to(tl.float32).to(tl.int32, bitcast=True)
-    return bits.to(tl.float32) * (-LN2 / 8388608) + 159 * LN2  # u is words / 2**32, and exponents count from -127
+    return words.to(tl.float32) * tl.exp2(y * -LOG2_E)
+
+
+@triton.jit
+def score_bound(arrival):
+    """At least the score, noise with it, of what arrives then, but for rounding."""
+    return -tl.log(arrival * 2.3283064365386963e-10)  # 2**-32: u is words / 2**32
 
 
 @triton.jit

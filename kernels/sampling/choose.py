@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import LOG2_E, exact_exp, ordered_key
+from .arithmetic import LOG2_E, exact_exp, from_key, ordered_key
 from .bracket import bracket, narrow
 from .scan import LEVELS, finite
 from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, load_row, search, weight_of_all
@@ -21,12 +21,15 @@ SETTLED = tl.constexpr(0)
 BY_TILE = tl.constexpr(1)  # among all tokens, by the bounds of `draw`
 BY_TOKEN = tl.constexpr(2)  # among the tokens in question, which are all that may be kept
 
+# A token whose y is below this is never drawn: the likeliest one's score is -3.2 at least, and noise 22.9 at most.
+LEAST_Y = tl.constexpr(-80.0)
+
 
 @triton.jit(do_not_specialize=["words", "tiles"])
 def choose(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, position, refused,
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
-    top, raw_top, raw_total, pending, low_key, high_key, count, chosen, xs, ws, ids, capacity,
+    top, raw_top, raw_total, pending, low_key, high_key, count, lowest, chosen, xs, ws, ids, capacity,
     tokens, logprobs, status,
     PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, SAMPLE: tl.constexpr,
 ):  # fmt: skip
@@ -112,6 +115,9 @@ def choose(
         tl.store(low_key + row, low.to(tl.int32, bitcast=True))
         tl.store(high_key + row, high.to(tl.int32, bitcast=True))
         tl.store(count + row, found)
+        # What top-p or min-p drops is not drawn either, but for what is so near that it takes the exact exp to tell.
+        cut_off = tl.maximum(tl.log(m) - 0.01, tl.div_rn(from_key(low) - largest, t))
+        tl.store(lowest + row, tl.maximum(cut_off, LEAST_Y))
 
 
 @triton.jit

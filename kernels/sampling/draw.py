@@ -5,19 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import exact_exp, from_key, gumbel_bound, words_from
+from .arithmetic import arrival, exact_mass, from_key, words_from
 from .choose import BY_TILE, SETTLED
-from .search import load_row, mass
-
-# Scores are bounded with the temperature's inverse, down to this one.
-LEAST_TEMPERATURE = tl.constexpr(1e-30)
+from .search import load_row
 
 
 @triton.jit(do_not_specialize=["words"])
 def draw(
-    logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
-    peak, top, pending, low_key, high_key, count, ids, capacity,
-    mass_both, score_bound,
+    logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, seed, position,
+    peak, top, pending, low_key, high_key, count, lowest, ids, capacity,
+    mass_both, earliest,
     PENALISED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row without top-k: the mass of all its tokens and of those that are to be kept, and a bound of
@@ -37,50 +34,48 @@ def draw(
             by = tl.load(penalty + row)
         _raw, x = load_row(logits + row * stride, listed + row * words, by, token, vocab, PENALISED)
         t = tl.load(temperature + row)
-        m = tl.load(min_p + row)
-        below = x - tl.load(top + row)
+        largest = tl.load(top + row)
         low = from_key(tl.load(low_key + row).to(tl.uint32, bitcast=True))
         high = from_key(tl.load(high_key + row).to(tl.uint32, bitcast=True))
-        scores = tl.where(x >= low, below * tl.minimum(1 / t, 1e38), -float("inf"))
-        if (p < 1) | (m > 0):
-            y = below
-            if t != 1:
-                y = tl.div_rn(below, t)
-            w = exact_exp(y)
-            if m > 0:
-                scores = tl.where(w >= m, scores, -float("inf"))
-            if p < 1:
-                masses = mass(w)
-                # Side by side, so that one exchange between threads adds up both.
-                both = tl.sum(tl.join(masses, tl.where(x > high, masses, 0)), axis=0)
-                tl.store(mass_both + at * 2 + tl.arange(0, 2), both)
-                append((x >= low) & (x <= high), start, ids + row * capacity, count + row, capacity, TILE)
-        bound = tl.full((), -float("inf"), tl.float32)
-        if (tl.load(pending + row) == BY_TILE) & (tl.load(peak + at) >= low):
-            noise = gumbel_bound(words_from(tl.load(seed + row), tl.load(position + row), start, TILE))
-            bound = tl.max(scores + noise)
-            # An inverse that is infinite or nearly so says nothing.
-            bound = tl.where((t < LEAST_TEMPERATURE) & (bound > -float("inf")), float("inf"), bound)
-        tl.store(score_bound + at, bound)
+        y = x - largest
+        if p == 1:
+            y *= tl.minimum(1 / t, 1e38)
+        elif t != 1:
+            y = tl.div_rn(y, t)
+        if p < 1:
+            masses = exact_mass(y)
+            # Side by side, so that one exchange between threads adds up both.
+            both = tl.sum(tl.join(masses, tl.where(x > high, masses, 0)), axis=0)
+            tl.store(mass_both + at * 2 + tl.arange(0, 2), both)
+            append((x >= low) & (x <= high), start, ids + row * capacity, count + row, capacity, TILE)
+        first = tl.full((), float("inf"), tl.float32)
+        least = tl.load(lowest + row)
+        if (tl.load(pending + row) == BY_TILE) & (tl.div_rn(tl.load(peak + at) - largest, t) >= least):
+            random = words_from(tl.load(seed + row), tl.load(position + row), start, TILE)
+            first = tl.min(tl.where(y >= least, arrival(random, y), float("inf")))
+        tl.store(earliest + at, first)
 
 
 @triton.jit
 def append(asked, start, ids, count, capacity, TILE: tl.constexpr):
     """Put tokens into the buffer, as far as they fit in: ``asked`` [TILE] are those from ``start`` on.
 
-    They take places by fours, in any order. It is a set: nothing that follows depends on the order.
+    They take places by fours, in any order. It is a set: nothing that follows depends on the order. Four do not fit in
+    where less than four places are left: the buffer is full with three places to spare.
     """
-    # Numbers rather than bits, which LLVM would pack together to count them, by way of memory.
-    even, odd = tl.split(tl.reshape(tl.where(asked, 1.0, 0.0), (TILE // 4, 2, 2)))
+    even, odd = tl.split(tl.reshape(asked, (TILE // 4, 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
-    number = (first + second + third + fourth).to(tl.int32)
+    # Numbers rather than bits, which LLVM would pack together to count them, by way of memory.
+    number = tl.where(first, 1.0, 0.0) + tl.where(second, 1.0, 0.0)
+    number = (number + tl.where(third, 1.0, 0.0) + tl.where(fourth, 1.0, 0.0)).to(tl.int32)
     place = tl.atomic_add(count + tl.zeros_like(number), number, mask=number > 0, sem="relaxed")
+    fits = place <= capacity - 4
     token = start + 4 * tl.arange(0, TILE // 4)
-    tl.store(ids + place, token, mask=(first != 0) & (place < capacity))
-    place = tl.where(first != 0, place + 1, place)
-    tl.store(ids + place, token + 1, mask=(second != 0) & (place < capacity))
-    place = tl.where(second != 0, place + 1, place)
-    tl.store(ids + place, token + 2, mask=(third != 0) & (place < capacity))
-    place = tl.where(third != 0, place + 1, place)
-    tl.store(ids + place, token + 3, mask=(fourth != 0) & (place < capacity))
+    tl.store(ids + place, token, mask=first & fits)
+    place = tl.where(first, place + 1, place)
+    tl.store(ids + place, token + 1, mask=second & fits)
+    place = tl.where(second, place + 1, place)
+    tl.store(ids + place, token + 2, mask=third & fits)
+    place = tl.where(third, place + 1, place)
+    tl.store(ids + place, token + 3, mask=fourth & fits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, words_from
+from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, score_bound, words_from
 from .choose import BY_TILE, BY_TOKEN, SETTLED
 from .cut import cut_at
 from .search import COUNT, INFINITE_KEY, LAST_ID, LEAST_KEY, MANY, MASS, candidates, kept, load_row, mass, weight_of_all
@@ -18,7 +18,7 @@ SLACK = tl.constexpr(1e-4)
 def finish(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
     top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids, capacity,
-    mass_both, score_bound, tiles, spare,
+    mass_both, earliest, tiles, spare,
     tokens, logprobs,
     PENALISED: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -39,14 +39,14 @@ def finish(
         low = tl.load(low_key + row).to(tl.uint32, bitcast=True)
         high = tl.load(high_key + row).to(tl.uint32, bitcast=True)
         found = tl.load(count + row)
-        whole = found > capacity
+        whole = found > capacity - 3  # as `draw` leaves three places free where it has more
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
         at_xs, at_ws, at_ids = xs + row * capacity, ws + row * capacity, ids + row * capacity
         ranked = (k > 0) & (k < vocab)
         unranked = (k == 0) | (k >= vocab)
         bounds = tl.full((TILES,), -float("inf"), tl.float32)
         if way == BY_TILE:
-            bounds = tl.load(score_bound + at, mask=here, other=-float("inf"))
+            bounds = score_bound(tl.load(earliest + at, mask=here, other=float("inf")))
         total = tl.full((), 0, tl.int64)
         base = tl.full((), 0, tl.int64)
         reached = tl.full((), 0, tl.int64)

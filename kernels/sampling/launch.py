@@ -50,8 +50,8 @@ class Sizes:
     pool: int = 512  # candidates that `finish` handles at once
     sample: int = 8192  # tokens that tell where top-p is likely to cut
     pairs: int = 128  # candidates that are all compared with each other
-    scan_warps: int = 4
-    draw_warps: int = 4
+    scan_warps: int = 2
+    draw_warps: int = 2
     row_warps: int = 16
 
 
@@ -112,7 +112,7 @@ def sample_on_device(
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(max(1, capacity // sizes.group))
     pool = floats(capacity), floats(capacity), integers(capacity), capacity
-    mass_both, score_bound = integers(tiles, 2, dtype=torch.int64), floats(tiles)
+    mass_both, earliest, lowest = integers(tiles, 2, dtype=torch.int64), floats(tiles), floats()
     spare = integers(3 * sizes.pairs)
 
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
@@ -128,16 +128,16 @@ def sample_on_device(
     choose[(batch,)](
         *row, min_p, position, refused,
         peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
-        top, raw_top, raw_total, *found, chosen, *pool, *out,
+        top, raw_top, raw_total, *found, lowest, chosen, *pool, *out,
         GROUP=sizes.group, SAMPLE=sizes.sample, CHUNK=sizes.chunk, **per_row,
     )  # fmt: skip
     draw[(batch, tiles)](
-        *row, min_p, seed, position, peak, top, *found, *pool[2:], mass_both, score_bound,
+        *row, seed, position, peak, top, *found, lowest, *pool[2:], mass_both, earliest,
         num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
         *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
-        mass_both, score_bound, tiles, spare, *out[:2],
+        mass_both, earliest, tiles, spare, *out[:2],
         TILE=sizes.tile, PAIRS=sizes.pairs, CHUNK=sizes.pool, **per_row,
     )  # fmt: skip
     return out
