@@ -207,20 +207,35 @@ def test_top_p_of_flat_logits_leaves_few_tokens_in_question(
     assert 0 < finish.seen[0]["count"] < 1100
 
 
+def unseen(vocab: int) -> np.ndarray:
+    """The tokens that the sample leaves out."""
+    apart = vocab // NARROW.sample
+    four = np.arange(NARROW.sample) // 4
+    sampled = (four * apart + np.minimum(four & 15, apart - 1)) * 4 + np.arange(NARROW.sample) % 4
+    return np.setdiff1d(np.arange(vocab), sampled)
+
+
 @pytest.mark.parametrize("lower", [True, False])
 def test_a_sample_that_misleads_costs_time_alone(lower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens that are looked at are all below the cut, or all above it; the others make up for them."""
     seen: list[object] = []
     words_from = finish_module.words_from
     monkeypatch.setattr(finish_module, "words_from", Counted(words_from, seen))
-    vocab, sample = 4096, NARROW.sample
-    apart = vocab // sample
-    four = np.arange(sample) // 4
-    sampled = (four * apart + np.minimum(four & 15, apart - 1)) * 4 + np.arange(sample) % 4
+    vocab = 4096
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(8)) * 0.1
-    logits[0, sampled] -= 1.0 if lower else -1.0
+    logits[0, unseen(vocab)] += 1.0 if lower else -1.0
     assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
     assert len(seen) == vocab // NARROW.tile  # all tiles are scored
+
+
+def test_a_sample_that_sees_no_token_leaves_the_bounds_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = Spy(launch.finish)
+    monkeypatch.setattr(launch, "finish", finish)
+    vocab, near = 4096, 600
+    logits = torch.full((1, vocab), -40.0)
+    logits[0, unseen(vocab)[:near]] = torch.linspace(-1.5, 0, near)
+    assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
+    assert finish.seen[0]["count"] == near
 
 
 class Counted:

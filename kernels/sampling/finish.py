@@ -42,15 +42,13 @@ def finish(
         whole = found > capacity - 3  # as `draw` leaves three places free where it has more
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
         at_xs, at_ws, at_ids = xs + row * capacity, ws + row * capacity, ids + row * capacity
-        ranked = (k > 0) & (k < vocab)
-        unranked = (k == 0) | (k >= vocab)
         bounds = tl.full((TILES,), -float("inf"), tl.float32)
         if way == BY_TILE:
             bounds = score_bound(tl.load(earliest + at, mask=here, other=float("inf")))
-        total = tl.full((), 0, tl.int64)
+        goal = tl.full((), 0, tl.int64)
         base = tl.full((), 0, tl.int64)
         reached = tl.full((), 0, tl.int64)
-        if (p < 1) & unranked:
+        if (p < 1) & ((k == 0) | (k >= vocab)):
             total = tl.sum(tl.load(mass_both + at * 2, mask=here, other=0))
             base = tl.sum(tl.load(mass_both + at * 2 + 1, mask=here, other=0))
             goal = goal_of(total, p)
@@ -74,17 +72,16 @@ def finish(
         cut_key = low
         cut_id = tl.full((), LAST_ID, tl.int32)
 
-        if ranked:
+        if (k > 0) & (k < vocab):
             present = weight_of_all(facts, pool, (cut_key, cut_id), COUNT, PENALISED, CHUNK)
-            goal = tl.minimum(k.to(tl.int64), present)
+            wanted = tl.minimum(k.to(tl.int64), present)
             cut_key, cut_id = cut_at(
-                goal, base, present, last, facts, pool, (cut_key, cut_id), at_spare, COUNT, PENALISED, CHUNK, PAIRS
+                wanted, base, present, last, facts, pool, (cut_key, cut_id), at_spare, COUNT, PENALISED, CHUNK, PAIRS
             )
+            if p < 1:
+                reached = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK)
+                goal = goal_of(reached, p)
         if p < 1:
-            if ranked:
-                total = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK)
-                reached = total
-            goal = goal_of(total, p)
             cut_key, cut_id = cut_at(
                 goal, base, reached, last, facts, pool, (cut_key, cut_id), at_spare, MASS, PENALISED, CHUNK, PAIRS
             )
