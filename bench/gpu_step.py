@@ -5,7 +5,7 @@
 Some requests decode at a time, greedy, random weights, through the engine: planning, link scanning and all. Modes:
 
     graphs      captured per bucket, each step launched before the tokens of the last one are read
-    overlapping the same, each kernel of few rows launched while the one before it runs (sm_90 on; else left out)
+    overlapping the same, each kernel of ours launched while the one before it runs (sm_90 on; else left out)
     torch       as graphs, but the products of few rows are PyTorch's, with what stands around them launched by itself
     not ahead   the same graphs, each launched when the tokens of the last one have been read
     launched    ahead, but every kernel launched from the host

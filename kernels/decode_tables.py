@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .overlap import CAPABILITY, launch_options, take_over
+
 if TYPE_CHECKING:
     from .build import Build
 
@@ -143,7 +145,7 @@ def advance(tables: DecodeTables, rows: int, tokens: Tensor, logprobs: Tensor, s
     """Take in what was drawn for the first rows: int64, float32 and int32, [rows] each."""
     _advance[(rows,)](
         tokens, logprobs, status, tables.drawn, tables.fields, tables.rows, tables.listed, tables.listed.shape[1],
-        PENALISED=penalised, **_ONE_WARP,
+        PENALISED=penalised, **_ONE_WARP, **launch_options(),
     )  # fmt: skip
 
 
@@ -195,7 +197,11 @@ def _lay_out(
 
 
 @triton.jit(do_not_specialize=["rows", "words"])
-def _advance(tokens, logprobs, status, drawn, fields, rows, listed, words, PENALISED: tl.constexpr):
+def _advance(
+    tokens, logprobs, status, drawn, fields, rows, listed, words, PENALISED: tl.constexpr, OVERLAP: tl.constexpr
+):  # fmt: skip
+    if OVERLAP:
+        take_over()
     row = tl.program_id(0)
     token = tl.load(tokens + row).to(tl.int32)
     tl.store(drawn + 3 * row, token)
@@ -214,12 +220,13 @@ def _advance(tokens, logprobs, status, drawn, fields, rows, listed, words, PENAL
 
 
 def builds() -> Iterator[Build]:
-    """For the fewest and the most parts of a row, with and without a penalty."""
-    from .build import Build
+    """For the fewest and the most parts of a row, with and without a penalty, and overlapping."""
+    from .build import ARCHITECTURES, Build
 
     kernels: list[tuple[Any, str, dict[str, Any]]] = [(_edit, "", {})]
     kernels += [(_lay_out, f"[{width} parts]", {"PART": 128, "WIDTH": width}) for width in (4, 128)]
-    kernels += [(_advance, "[penalty]" if on else "", {"PENALISED": on}) for on in (False, True)]
+    kernels += [(_advance, "[penalty]" if on else "", {"PENALISED": on, "OVERLAP": False}) for on in (False, True)]
+    kernels.append((_advance, "[overlapping]", {"PENALISED": False, "OVERLAP": True}))
     types = dict.fromkeys(("stride", "rows", "width", "words"), "i32")
     types |= dict.fromkeys(("ids", "draw_at", "seed", "tokens"), "*i64") | {"logprobs": "*fp32"}
     for kernel, detail, constants in kernels:
@@ -231,4 +238,5 @@ def builds() -> Iterator[Build]:
             constexprs=constants,
             attrs={name: 16 for name, kind in signature.items() if kind.startswith("*")},
             options=_ONE_WARP,
+            since=CAPABILITY if constants.get("OVERLAP") else ARCHITECTURES[0],
         )

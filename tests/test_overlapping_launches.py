@@ -19,6 +19,7 @@ from ptx.device import Device
 from ptx.kernel import Kernel
 from scripted import TOKENIZER, Texts, is_clean, small_model
 from test_decode_graph import finish, start
+from test_ptx_kernels import sample
 from torch import Tensor
 
 from ds2ds import ConfigError, Runtime
@@ -142,6 +143,40 @@ def test_a_kernel_that_does_not_wait_is_found_out(kernel: str) -> None:
     assert len(found) == len(set(device.findings))
 
 
+ROWS = [{"temperature": 0.0}, {"top_k": 7}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}, {}]
+SAMPLING = ["scan", "choose", "draw", "finish", "_advance"]
+
+
+def draw(device: Device) -> list[Tensor]:
+    """A token for each of some rows, and tables moved on by it."""
+    logits = torch.randn(len(ROWS), 700, generator=torch.Generator().manual_seed(1)) * 3
+    tables = decode_tables.DecodeTables.make(16, 4, 700, "cpu")
+    tables.column("slot", len(ROWS)).fill_(3)
+    out = sample(device, logits, [row | {"seed": 3} for row in ROWS])
+    with device.runs(decode_tables, "_advance"):
+        decode_tables.advance(tables, len(ROWS), *out, penalised=True)
+    return [*out, *tables.state]
+
+
+def test_sampling_is_the_same_bit_by_bit() -> None:
+    apart, beside = Device(90, 1, bundles=2), Device(90, 2, bundles=2)
+    expected = draw(apart)
+    with overlapping():
+        ours = draw(beside)
+    assert not apart.findings and not beside.findings
+    assert [name for name, _ in beside.results] == SAMPLING
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("kernel", SAMPLING)
+def test_a_kernel_of_sampling_that_does_not_wait_is_found_out(kernel: str) -> None:
+    device = Device(90, change=without(kernel, r"^griddepcontrol\.wait"), bundles=1)
+    with overlapping():
+        draw(device)
+    found = {finding.partition(": ")[0] for finding in device.findings}
+    assert found == {kernel}
+
+
 def test_keys_that_the_kernel_before_stores_are_not_read_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """`store_rows` before `read_parts`, without `new`: that read does not take part."""
     layer = Layer(torch.bfloat16, False)
@@ -172,31 +207,32 @@ def test_only_what_is_asked_to_overlaps() -> None:
     assert launch_options() == {"OVERLAP": False}
 
 
-@pytest.mark.parametrize(("overlap", "rows", "overlaps"), [(True, 4, True), (True, 8, False), (False, 4, False)])
-def test_a_step_of_few_rows_overlaps_if_it_is_to(
-    overlap: bool, rows: int, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows", [4, 8])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_overlaps_if_it_is_to_from_the_embedding_on(
+    overlap: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_plain_kernels(monkeypatch)
     monkeypatch.setattr(graphs, "can_overlap", lambda device: True)
-    seen: dict[str, set[bool]] = {"layers": set(), "others": set()}
+    seen: dict[str, set[bool]] = {}
 
-    def watch(module: Any, name: str, where: str) -> None:
+    def watch(module: Any, name: str) -> None:
         real = getattr(module, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            seen[where].add(launch_options()["OVERLAP"])
+            seen.setdefault(name, set()).add(launch_options()["OVERLAP"])
             return real(*args, **options)
 
         monkeypatch.setattr(module, name, call)
 
-    watch(forward.few_rows, "product", "layers")
-    watch(graphs, "read_parts", "layers")
-    watch(graphs, "sample_on_device", "others")
-    watch(graphs, "lay_out", "others")
+    watch(forward.few_rows, "product")
+    for name in ("lay_out", "read_parts", "sample_on_device", "advance"):
+        watch(graphs, name)
     store = DocumentStore(KVArena(2, 2, 16, 64))
     decoder = Decoder(small_model(), store, 8, part=4, capture=False, few_rows=4, overlap=overlap)
     decoder.graphs.compute(Bucket(rows, 4, False))
-    assert seen == {"layers": {overlaps}, "others": {False}}
+    after = ["read_parts", "sample_on_device", "advance", *(["product"] if rows == 4 else [])]
+    assert seen == {"lay_out": {False}, **{name: {overlap} for name in after}}
 
 
 def test_where_launches_cannot_overlap_is_an_error() -> None:
@@ -205,9 +241,9 @@ def test_where_launches_cannot_overlap_is_an_error() -> None:
 
 
 def test_whole_steps_of_requests_that_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kernel around the layers and in them, beside the one before it: nothing is amiss, and no bit differs."""
+    """Each kernel, but for sampling's, beside the one before it: nothing is amiss, and no bit differs."""
     monkeypatch.setattr(graphs, "can_overlap", lambda device: True)
-    monkeypatch.setattr(graphs, "sample_on_device", sample_on_device)  # which does not take part
+    monkeypatch.setattr(graphs, "sample_on_device", sample_on_device)
 
     def serve(overlap: bool) -> tuple[list[Any], Device]:
         runtime = Runtime(copy.deepcopy(small_model()).bfloat16(), TOKENIZER, "null", arena_tokens=2048, max_running=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..overlap import take_over
 from .arithmetic import LOG2_E, exact_exp, from_key, ordered_key
 from .bracket import bracket, narrow
 from .scan import LEVELS, finite
@@ -32,10 +33,13 @@ def choose(
     top, raw_top, raw_total, pending, low_key, high_key, count, lowest, chosen, xs, ws, ids, capacity,
     tokens, logprobs, status,
     PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, SAMPLE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row: its status, its token if greedy; else the keys above which all tokens are likely to be kept and below
     which none is, and for top-k the tokens between.
     """
+    if OVERLAP:
+        take_over()
     row = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, TILES)
     here = tile < tiles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..overlap import take_over
 from .arithmetic import arrival, exact_mass, from_key, words_from
 from .choose import BY_TILE, SETTLED
 from .search import load_row
@@ -15,11 +16,13 @@ def draw(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, seed, position,
     peak, top, pending, low_key, high_key, count, lowest, ids, capacity,
     mass_both, earliest,
-    PENALISED: tl.constexpr, TILE: tl.constexpr,
+    PENALISED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row without top-k: the mass of all its tokens and of those that are to be kept, and a bound of
     the scores of those that may be; the tokens in question go to the row's buffer, as far as they fit in.
     """
+    if OVERLAP:
+        take_over()
     # From the end: what the last tiles of `scan` have read may still be in the L2 cache.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)

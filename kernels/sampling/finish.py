@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..overlap import take_over
 from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, score_bound, words_from
 from .choose import BY_TILE, BY_TOKEN, SETTLED
 from .cut import cut_at
@@ -21,8 +22,11 @@ def finish(
     mass_both, earliest, tiles, spare,
     tokens, logprobs,
     PENALISED: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row: the cuts of top-k and top-p among the tokens in question, the best score among those kept, the token."""
+    if OVERLAP:
+        take_over()
     row = tl.program_id(0).to(tl.int64)
     way = tl.load(pending + row)
     if way != SETTLED:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
+from ..overlap import CAPABILITY, launch_options
 from .choose import choose
 from .draw import draw
 from .finish import finish
@@ -118,6 +119,7 @@ def sample_on_device(
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
     found = (pending, low_key, high_key, count)
     shared: dict[str, Any] = {"PENALISED": penalty is not None or marked is not None, "enable_fp_fusion": False}
+    shared |= launch_options()
     per_tile = {"TILE": sizes.tile, **shared}
     tiles_at_most = max(LEAST_TILES, triton.next_power_of_2(tiles))
     per_row = {"TILES": tiles_at_most, "num_warps": sizes.row_warps, **shared}
@@ -157,12 +159,14 @@ def builds() -> Iterator[Build]:
     ]
     kinds = [("fp32", True), ("fp32", False), ("bf16", True), ("fp16", True)]
     for (kernel, values, warps), (dtype, aligned), penalised in product(constants, kinds, (False, True)):
-        yield _build(kernel, {**values, "PENALISED": penalised}, warps, dtype, aligned)
+        yield _build(kernel, {**values, "PENALISED": penalised, "OVERLAP": False}, warps, dtype, aligned)
+    for (kernel, values, warps), dtype in product(constants, ("fp32", "bf16")):
+        yield _build(kernel, {**values, "PENALISED": False, "OVERLAP": True}, warps, dtype, aligned=True)
     yield _build(mark, {"CHUNK": SIZES.chunk}, MARK_WARPS, "fp32", True)
 
 
 def _build(kernel: Any, constants: dict[str, int], warps: int, dtype: str, aligned: bool) -> Build:
-    from ..build import Build
+    from ..build import ARCHITECTURES, Build
 
     types = {argument: TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
     if "logits" in types:
@@ -172,7 +176,9 @@ def _build(kernel: Any, constants: dict[str, int], warps: int, dtype: str, align
         multiples |= {name: 16 for name in ("stride", "vocab") if name in types}
     if "capacity" in types:
         multiples["capacity"] = 16
-    details = [dtype, *(["penalty"] if constants.get("PENALISED") else []), *([] if aligned else ["any stride"])]
+    overlaps = bool(constants.get("OVERLAP"))
+    marks = {"penalty": constants.get("PENALISED"), "any stride": not aligned, "overlapping": overlaps}
+    details = [dtype, *(mark for mark, there in marks.items() if there)]
     return Build(
         kernel=kernel,
         name=f"{kernel.__name__}[{' '.join(details)}]",
@@ -180,4 +186,5 @@ def _build(kernel: Any, constants: dict[str, int], warps: int, dtype: str, align
         constexprs=constants,
         attrs=multiples,
         options={"num_warps": warps, "enable_fp_fusion": False},
+        since=CAPABILITY if overlaps else ARCHITECTURES[0],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..overlap import take_over
 from .arithmetic import LOG2_E
 from .search import MANY, load_row
 
@@ -40,12 +41,14 @@ def mark(tokens, width, vocab, words, listed, refused, CHUNK: tl.constexpr):
 def scan(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p,
     peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
-    PENALISED: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
+    PENALISED: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one row: its largest logit; the sum of exp of the raw logits over the largest of them, NaN if one is
     NaN or +inf; for greedy rows, the first token that has the largest; for top-k, the largest logit of every group; for
     top-p, how much lies above each of some levels.
     """
+    if OVERLAP:
+        take_over()
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     at = row * tl.num_programs(1) + tile

@@ -45,7 +45,7 @@ class Graphs:
         part: most keys of a part.
         capture: in CUDA graphs; else every kernel is launched by itself, on any device that Triton has.
         few_rows: up to so many rows are computed as `forward` does it.
-        overlap: of few rows, let launches overlap, see `ds2ds.kernels.overlap`. To be measured (bench/gpu_step.py).
+        overlap: let launches of our kernels overlap, see `ds2ds.kernels.overlap`. To be measured (bench/gpu_step.py).
 
     Attributes:
         captured: how many graphs have been captured.
@@ -135,10 +135,10 @@ class Graphs:
             return read_parts(data[layer], qk, *table, self.part, norm=few, new=new)
 
         ids, model = tables.ids[:rows], self.model
-        with overlapping(self.overlap and few):
-            logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
         marked = tables.penalised(rows) if penalised else None
-        advance(tables, rows, *sample_on_device(logits, tables.settings(rows), None, marked=marked), penalised)
+        with overlapping(self.overlap):
+            logits = few_rows_logits(model, ids, attend) if few else model.logits(model.hidden(ids, attend))
+            advance(tables, rows, *sample_on_device(logits, tables.settings(rows), None, marked=marked), penalised)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
