@@ -200,12 +200,13 @@ TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 60
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_value_that_is_not_finite_reaches_no_row_that_does_not_read_it(value: float) -> None:
+@pytest.mark.parametrize("pick", [whole, one_token_each])
+def test_a_value_that_is_not_finite_reaches_no_row_that_does_not_read_it(pick: Pick, value: float) -> None:
     document = Document("d", [0] * 9)
     made = world([document], 0)
     finite = expected(made)[document]
     made.v[document][1, 5, 1, 3] = value
-    read = compute(made, whole)[document]
+    read = compute(made, pick)[document]
     assert not read[1, 5:, 1, 3].isfinite().any()
     read[1, 5:, 1, 3] = finite[1, 5:, 1, 3]
     torch.testing.assert_close(read, finite, atol=TABLES, rtol=0)
@@ -284,6 +285,28 @@ def test_many_documents_are_read_in_slabs_and_blocks_within_the_limits() -> None
         assert all(0 < piece.stop - piece.start <= 3 for _, piece in slab.pieces)
     assert any(len(slab.pieces) > 1 for slab in view.others)
     torch.testing.assert_close(ours, expected(made)[reader][:, 5:], atol=TABLES, rtol=0)
+
+
+def test_documents_share_a_slab_as_far_as_its_rows_go() -> None:
+    targets = [Document(title, [0] * 5) for title in "abc"]
+    reader = Document("r", [0] * 4, grants=[DocumentGrant(0, target) for target in targets])
+    made = world([*targets, reader], 0)
+    store, rotary = store_for(made), Rotary(HEAD_DIM, 64)
+    for most, sizes in ((12, [12]), (11, [8, 4]), (4, [4, 4, 4]), (3, [4, 4, 4])):
+        with limits(key_block=64, slab_rows=most):
+            (view,) = PlainAttention(store, rotary, [Chunk(reader, 0, 4)]).views
+        assert [len(slab.rows) for slab in view.others] == sizes
+
+
+def test_a_default_device_of_the_users_changes_nothing() -> None:
+    made = chain()
+    store, rotary = store_for(made), Rotary(HEAD_DIM, 64)
+    for document, theirs in expected(made).items():
+        rows = torch.stack([made.q[document], made.k[document]], dim=2)
+        with torch.device("meta"):
+            attend = PlainAttention(store, rotary, [Chunk(document, 0, len(document.tokens))])
+            ours = [attend(layer, rows[layer], made.v[document][layer]) for layer in range(LAYERS)]
+        torch.testing.assert_close(torch.stack(ours), theirs, atol=TABLES, rtol=0)
 
 
 def test_documents_of_thousands_of_tokens_pass_the_real_limits() -> None:
