@@ -119,6 +119,30 @@ def test_rows_of_zeros_stay_zeros() -> None:
     assert (out == 0).all() and (arena == 0).all()
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("layers", "rows"), [(1, 1), (3, 64), (6, 3)])
+def test_the_room_that_it_is_given_suffices(
+    weights: str | None, layers: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it writes beyond is nobody's, most of the time, and would be noticed at some other."""
+    model = made(layers, weights=weights)
+    compiled = compiled_backbone(model.backbone)
+    assert compiled is not None
+    arena, reads = torch.zeros(layers, 2, 2, 140, 16), some_reads(model, [1] * rows, 140, torch.Generator())
+    rooms, empty = [], torch.empty
+
+    def guarded(size: int, **options: Any) -> torch.Tensor:
+        rooms.append((size, torch.full((size + 2**16,), 165, **options)))
+        return rooms[-1][1][:size]
+
+    x = torch.randn(rows, 32)
+    monkeypatch.setattr(torch, "empty", lambda size, **options: (guarded if size else empty)(size, **options))
+    with torch.inference_mode():
+        backbone_rows(x, compiled.table, compiled.skips, reads, arena, 0.25)
+    ((size, whole),) = rooms
+    assert (whole[size:] == 165).all() and (whole[:size] != 165).any()
+
+
 # Where it stands in
 
 
@@ -232,11 +256,23 @@ def test_weights_that_change_within_a_request_stay_in_memory(weights: str | None
         assert torch.equal(run(), before) and len(new) > 0
 
 
-@pytest.mark.parametrize("change", ["double", "strided", "strided skips", "wider", "without"])
+CHANGES = ["double", "quantised and double", "one double", "strided", "a strided layer", "strided skips", "fewer skips"]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "wider", "unpacked", "without"])
 def test_what_it_cannot_do_with_is_left_to_the_modules(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made()
-    if change == "double":
-        model.double()
+    model = made(weights="int8" if change in ("quantised and double", "unpacked") else None)
+    if "double" in change:
+        (model.backbone.layers[1].mlp if change == "one double" else model).double()
+    elif change == "a strided layer":
+        # The last of three: of the two before it all fits, as far as shapes tell.
+        attn, mlp = model.backbone.layers[2].attn, model.backbone.layers[2].mlp
+        for weight in (attn.Wqkv, attn.Wout.weight, mlp.Wup_gate.weight, mlp.Wdown.weight):
+            weight.data = weight.data.mT.contiguous().mT
+    elif change == "fewer skips":
+        model.backbone.skip_weights = torch.nn.Parameter(torch.ones(0))
+    elif change == "unpacked":
+        model.backbone.layers[1].mlp.Wdown.weight.packed = None
     elif change == "strided":
         weight = model.backbone.layers[0].mlp.Wdown.weight
         weight.data = weight.data.t().contiguous().t()
@@ -249,3 +285,11 @@ def test_what_it_cannot_do_with_is_left_to_the_modules(change: str, monkeypatch:
     else:
         monkeypatch.setattr(native, "available", lambda: False)
     assert compiled_backbone(model.backbone) is None
+
+
+def test_attention_that_is_not_compiled_is_left_to_the_modules() -> None:
+    compiled = compiled_backbone(made().backbone)
+    assert compiled is not None
+    x = torch.randn(2, 32)
+    before = x.clone()
+    assert compiled.forward(x, lambda layer, qk, v: v) is None and torch.equal(x, before)

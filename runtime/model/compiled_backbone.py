@@ -48,7 +48,7 @@ def compiled_backbone(backbone: Backbone) -> CompiledBackbone | None:
         for layer in cast(list[Layer], backbone.layers):
             weights += [layer.attn.Wqkv, layer.attn.Wout.weight, layer.mlp.Wup_gate.weight, layer.mlp.Wdown.weight]
         table = [one for one in map(_c_weight, weights) if one is not None]
-        if not table or len(table) < len(weights) or not _fits(table, backbone.skip_weights):
+        if len(table) < len(weights) or not _fits(table, backbone.skip_weights):
             return None
         return CompiledBackbone(backbone, weights, table)
 
