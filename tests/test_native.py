@@ -160,6 +160,27 @@ def test_a_default_device_of_the_users_changes_nothing() -> None:
     assert all(map(torch.equal, (*ours, arena), (*expected, moved)))
 
 
+def test_what_these_functions_take() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    x = torch.ones(2)
+    with torch.no_grad():
+        assert native.takes(x, x)
+        for other in (x.double(), x.to("meta")):
+            assert not native.takes(other) and not native.takes(x, other)
+    assert not native.takes(x)
+
+
+def test_what_is_given_may_lie_in_any_order() -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    x, weight = torch.randn(20, 50).t(), torch.randn(20, 30).t()
+    packed = native.pack_int8(torch.ones(30, 20, dtype=torch.int8), torch.ones(30))
+    torch.testing.assert_close(native.linear_float(x, weight), x @ weight.t(), atol=1e-5, rtol=1e-5)
+    for function in (native.rms_norm, native.gated_unit, lambda x: native.linear_int8(x, packed)):
+        assert torch.equal(function(x), function(x.contiguous()))
+
+
 def test_products_without_inputs_are_zeros() -> None:
     if not native.available():
         pytest.skip("there is no C compiler")
