@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -243,18 +244,15 @@ class Session:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def interrupt(self) -> None:
-        """What the key sends where the terminal is the command's own; again, in case it came just before a read.
-
-        Not soon: a second one while the first is being answered, slowly on a busy machine, would cut that short.
-        """
-        for _ in range(4):
+    def interrupt(self, shown: str) -> None:
+        """What the key sends where the terminal is the command's own; again until this is shown, in case it came just
+        before a read, but not after that: a process that is ending would be killed."""
+        for _ in range(60):
             self.process.send_signal(2)
-            try:
-                self.process.wait(20)
+            with contextlib.suppress(AssertionError):
+                self.until(shown, seconds=1)
                 return
-            except subprocess.TimeoutExpired:
-                continue
+        raise AssertionError(self.shown)
 
     def end(self, seconds: float = 60) -> str:
         """Read what is left."""
@@ -324,8 +322,9 @@ def test_leaving_at_a_question(typed: str, code: int, shown: str, folder: Path, 
     session.until("[Apple] -> Apple")
     session.until("? ")
     if typed == "\x03":
-        session.interrupt()
+        session.interrupt(shown)
     else:
         session.type(typed)
-    assert shown in session.end()
+        session.until(shown)
+    session.end()
     assert session.process.wait(60) == code
