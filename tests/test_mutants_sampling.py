@@ -142,6 +142,7 @@ def test_what_is_wrong_with_the_settings_of_one_token(settings: dict, message: s
         (torch.zeros(2, 5), "logits must be [V] or [1, V] with V >= 1, got shape (2, 5)"),
         (torch.zeros(1, 0), "logits must be [V] or [1, V] with V >= 1, got shape (1, 0)"),
         (torch.zeros(5, dtype=torch.bool), "logits must be floating point, got torch.bool"),
+        ([0.0, 1.0], "logits must be a tensor, got list"),
         (torch.full((5,), -INF), "logits must leave a token to sample, got a row that holds nothing but -inf"),
         (torch.tensor([0.0, NAN]), "logits must leave a token to sample, got a row that holds NaN or +inf"),
     ],

@@ -35,6 +35,8 @@ def sample_token(logits: torch.Tensor, temperature: float = 1.0, top_k: int | No
         raise ConfigError(f"top_k must be >= 0, got {top_k}")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p must be in (0, 1], got {top_p}")
+    if not isinstance(logits, torch.Tensor):
+        raise ConfigError(f"logits must be a tensor, got {type(logits).__name__}")
     if not logits.is_floating_point():
         raise ConfigError(f"logits must be floating point, got {logits.dtype}")
     row = logits if logits.ndim == 2 else logits[None]
