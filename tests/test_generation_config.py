@@ -191,7 +191,9 @@ def test_a_device_that_is_not_here() -> None:
 
 
 def test_devices() -> None:
-    assert GenerationConfig(device="cpu").device == "cpu"
+    config = GenerationConfig(device=torch.device("cpu"))
+    assert config.device == "cpu" and json.loads(json.dumps(config.to_dict()))["device"] == "cpu"
+    assert config == GenerationConfig(device="cpu")
     assert parse_device("cpu") == torch.device("cpu")
     assert parse_device(torch.device("cpu")) == torch.device("cpu")
 

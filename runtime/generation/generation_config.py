@@ -52,7 +52,7 @@ class GenerationConfig:
             JSON file, or the corpus' redirects.json; "edit[:MINIMUM]", the likest title by edit distance;
             "embeddings=MODEL[:MINIMUM]", the nearest by a sentence-transformers model. Or all in one string, with
             commas. Empty: exact alone, or what a ResolvingCorpus has.
-        device: must be the runtime's, if given.
+        device: must be the runtime's, if given; kept as its name.
 
     Raises:
         ConfigError: (a ValueError) a value is out of range; the message names field and value.
@@ -71,7 +71,7 @@ class GenerationConfig:
     process_prompt_links: bool = True
     allow_recursive_links: bool = True
     eos_token_id: int = 50256
-    device: str | None = None
+    device: str | torch.device | None = None
     seed: int | None = None
     min_p: float = 0.0
     repetition_penalty: float = 1.0
@@ -91,7 +91,7 @@ class GenerationConfig:
         for name, value in checked(vars(self)).items():
             object.__setattr__(self, name, value)
         if self.device is not None:
-            parse_device(self.device)
+            object.__setattr__(self, "device", str(parse_device(self.device)))
 
     @property
     def tells_logprobs(self) -> bool:
