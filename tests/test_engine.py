@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from scripted import (
     small_runtime,
 )
 
-from ds2ds import ArenaFullError, DS2DSModel, GenerationConfig, GenerationError, GenerationResult, Runtime
+from ds2ds import ArenaFullError, DS2DSModel, GenerationConfig, GenerationError, GenerationResult, Runtime, TokenWritten
 from ds2ds.attention.flex_kernel import check_gpu
 from ds2ds.engine import arena_size
 from ds2ds.engine.arena_size import default_arena_tokens
@@ -247,6 +248,24 @@ def test_documents_more_levels_deep_than_pythons_stack_end_their_request_alone()
     assert isinstance(wrong, GenerationError) and "lower max_link_depth" in str(wrong)
     assert [type(result) for result in (one, other)] == [GenerationResult] * 2
     assert is_clean(runtime)
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_a_model_of_another_dtype_than_the_arena_is_not_computed_with(amid: bool) -> None:
+    """Compiled code would write beyond its buffers."""
+    runtime = Runtime(copy.deepcopy(small_model()), TOKENIZER, arena_tokens=4096)
+    before = runtime.generate("p", max_new_tokens=5, seed=1)
+    events = runtime.stream("q", max_new_tokens=50, seed=1)
+    while amid and not isinstance(next(events), TokenWritten):
+        pass
+    runtime.model.to(torch.bfloat16)
+    with pytest.raises(
+        GenerationError, match=r"is torch\.bfloat16 on cpu, but .* made with torch\.float32 on cpu: move"
+    ):
+        list(events)
+    runtime.model.to(torch.float32).load_state_dict(small_model().state_dict())
+    after = runtime.generate("p", max_new_tokens=5, seed=1)
+    assert after.root_document.tokens == before.root_document.tokens and is_clean(runtime)
 
 
 @pytest.mark.parametrize("after_some_tokens", [False, True])

@@ -24,7 +24,7 @@ from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, che
 from ds2ds.engine.planning import Planned
 from ds2ds.engine.results import results
 from ds2ds.engine.scheduler import Scheduler
-from ds2ds.engine.step import Stopwatch, forward
+from ds2ds.engine.step import Stopwatch, forward, misfit
 from ds2ds.engine.work import AnyWork
 from ds2ds.errors import ConfigError, GenerationError
 from ds2ds.model.compiled_backbone import CompiledBackbone, compiled_backbone
@@ -201,6 +201,10 @@ class Engine:
         self._admit()
         self.scheduler.pass_prefilled()
         batch = self.scheduler.plan()
+        if batch and (error := misfit(self.model, self.store.arena)) is not None:
+            for job in {one.job for one in batch}:
+                self.scheduler.finish(job, error)
+            return
         if self.decoder is not None:
             batch = self._decode(self.decoder, batch)
         if not batch:

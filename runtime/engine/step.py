@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ds2ds.attention.paths import AttentionPath
 from ds2ds.attention.view import Chunk
+from ds2ds.cache.arena import KVArena
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -21,6 +22,15 @@ from ds2ds.native.operations import available
 
 SCORED_ROWS = 64
 """Most rows whose logits are in memory at once: 13 MB of float32 for a vocabulary of 50,000."""
+
+
+def misfit(model: DS2DSModel, arena: KVArena) -> GenerationError | None:
+    """What is wrong if a model's weights are not as they were when the arena was made for it: compiled code relies on it."""
+    weight, data = model.embedding.weight, arena.data
+    if weight.dtype == data.dtype and weight.device == data.device:
+        return None
+    now, then = (f"{one.dtype} on {one.device}" for one in (weight, data))
+    return GenerationError(f"the model is {now}, but its Runtime was made with {then}: move it back, or make a new one")
 
 
 @torch.inference_mode()
