@@ -25,7 +25,7 @@ SCORED_ROWS = 64
 
 
 def misfit(model: DS2DSModel, arena: KVArena) -> GenerationError | None:
-    """What is wrong if a model's weights are not as they were when the arena was made for it: compiled code relies on it."""
+    """What is wrong if the model is not as it was when the arena was made for it, which compiled code relies on."""
     weight, data = model.embedding.weight, arena.data
     if weight.dtype == data.dtype and weight.device == data.device:
         return None
