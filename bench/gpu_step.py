@@ -2,7 +2,8 @@
 
     python bench/gpu_step.py
 
-Some requests decode at a time, greedy, random weights, through the engine: planning, link scanning and all. Modes:
+Some requests decode at a time, greedy, random weights, through the engine: planning, link scanning and all. A case is
+a model, how many requests, and the tokens of each before the first one that is decoded. Modes:
 
     graphs      captured per bucket, each step launched before the tokens of the last one are read
     overlapping the same, each kernel of ours launched while the one before it runs (sm_90 on; else left out)
@@ -59,8 +60,31 @@ MODES: dict[str, dict[str, Any] | None] = {
 }
 ON_CPU = ("launched", "ordinary")
 PROFILED = ("graphs", "overlapping")
-POSITIONS = 1024
 PROFILED_STEPS = 10
+
+
+class Case(NamedTuple):
+    """What is decoded: a model's size, and how many requests, each of so many tokens."""
+
+    size: str
+    batch: int
+    context: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """ "SIZE BATCH CONTEXT".
+
+        Raises:
+            typer.BadParameter: it is something else.
+        """
+        size, *numbers = text.split() or [""]
+        if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+            raise typer.BadParameter(f"a case is 'SIZE BATCH CONTEXT', say '12x768 8 256', got {text!r}")
+        return cls(size, *map(int, numbers))
+
+
+CASES = ("12x768 1 1024", "36x1280 1 1024", "12x768 8 256", "12x768 64 256")
+"""The first two are those that there are aims for: half of the floor's speed, and four fifths."""
 
 
 class Span(NamedTuple):
@@ -104,11 +128,11 @@ def timeline(spans: Sequence[Span], steps: int) -> dict[str, Any]:
 
 
 class Bench:
-    """One model, decoded in one mode."""
+    """One model, decoded in one mode, by requests of up to so many tokens."""
 
-    def __init__(self, model: DS2DSModel, mode: str, batch: int) -> None:
+    def __init__(self, model: DS2DSModel, mode: str, batch: int, length: int) -> None:
         # What the engine reckons with for a request: its window, its document, and a block more of each.
-        slots = 2 * batch * (POSITIONS + KV_BLOCK[model.device.type])
+        slots = 2 * batch * (length + KV_BLOCK[model.device.type])
         on_gpu = model.device.type == "cuda"
         self.runtime = Runtime(
             model, arena_tokens=slots, attention="triton" if on_gpu else "plain", cuda_graphs=False, max_running=batch
@@ -178,19 +202,24 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(model: DS2DSModel, modes: Sequence[str], batch: int, context: int, steps: int, read: float) -> dict:
-    """All modes of one batch size, plain JSON types."""
-    result: dict[str, Any] = {"batch": batch, "context": context}
+def tokens_of(steps: int) -> int:
+    """What each request writes at most: first steps, timed ones and profiled ones, and some to start with."""
+    return 3 * steps + PROFILED_STEPS + 16
+
+
+def measure(model: DS2DSModel, modes: Sequence[str], case: Case, steps: int, read: float) -> dict[str, Any]:
+    """All modes of one case, plain JSON types."""
+    result: dict[str, Any] = case._asdict()
     for mode in modes:
-        bench = Bench(model, mode, batch)
-        running = bench.start(batch, context, 3 * steps + PROFILED_STEPS + 16)
+        bench = Bench(model, mode, case.batch, case.context + tokens_of(steps))
+        running = bench.start(case.batch, case.context, tokens_of(steps))
         bench.steps(steps)
         before = sum(map(written, running))
         seconds = bench.steps(steps)
         tokens = sum(map(written, running)) - before
         view = tokens_in_view((one.request.context.root, len(one.request.context.root.tokens)) for one in running)
         moved = weight_bytes(model) + token_bytes(bench.engine) * view
-        step = seconds * batch / tokens
+        step = seconds * case.batch / tokens
         result[mode] = {
             "tokens_per_second": round(tokens / seconds, 2),
             "step_us": round(step * 1e6, 2),
@@ -207,7 +236,7 @@ def measure(model: DS2DSModel, modes: Sequence[str], batch: int, context: int, s
 
 def table(results: Sequence[dict[str, Any]], modes: Sequence[str]) -> Table:
     out = Table(title="A decoded step: µs (share of the floor), and its kernels")
-    for heading in ("batch", "context", "floor µs", *modes, "tokens/s", "kernels", "gaps"):
+    for heading in ("size", "batch", "context", "floor µs", *modes, "tokens/s", "kernels", "gaps"):
         out.add_column(heading, justify="right")
     for result in results:
         steps = [f"{result[mode]['step_us']:,.0f} ({result[mode]['share_of_floor']:.0%})" for mode in modes]
@@ -216,45 +245,43 @@ def table(results: Sequence[dict[str, Any]], modes: Sequence[str]) -> Table:
             f"{profiled['kernels_per_step']:.0f}", f"{profiled['gap_share']:.0%}"
         )  # fmt: skip
         speed = f"{result[modes[0]]['tokens_per_second']:,.0f}"
-        out.add_row(str(result["batch"]), str(result["context"]), f"{result['floor_us']:,.0f}", *steps, speed, *details)
+        out.add_row(
+            result["size"],
+            str(result["batch"]),
+            str(result["context"]),
+            f"{result['floor_us']:,.0f}",
+            *steps,
+            speed,
+            *details,
+        )
     return out
 
 
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a trial.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    size: Annotated[str, typer.Option(help="LAYERSxWIDTH.")] = "12x768",
-    batch: Annotated[list[int], typer.Option(help="Requests at a time; may be given again.")] = [1, 8, 64],  # noqa: B006
-    context: Annotated[int, typer.Option(help="Tokens of each before the first one that is decoded.")] = 256,
+    case: Annotated[list[str], typer.Option(help="'SIZE BATCH CONTEXT'; may be given again.")] = list(CASES),  # noqa: B006
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 100,
     output: Annotated[Path, typer.Option(help="Folder of the JSON file.")] = RESULTS,
 ) -> None:
     """Measure, print a table and write JSON."""
     where = the_device(device)
-    longest = context + 3 * steps + PROFILED_STEPS + 16
-    if longest > POSITIONS:
-        raise typer.BadParameter(
-            f"--context and three times --steps come to {longest}, more than {POSITIONS} positions"
-        )
+    weights = the_dtype(dtype, where)
+    cases = [Case.parse(text) for text in case]
     modes = tuple(MODES) if where.type == "cuda" else ON_CPU
     if not can_overlap(where):
         modes = tuple(mode for mode in modes if mode != "overlapping")
-    model = make_model(size, where, the_dtype(dtype, where), POSITIONS)
+    positions = max(one.context for one in cases) + tokens_of(steps)
+    models = {size: make_model(size, where, weights, positions) for size in dict.fromkeys(one.size for one in cases)}
     buffer = make_buffer(where)
     read = median(read_bandwidth(buffer) for _ in range(5))
     del buffer
-    settings = {
-        "device": device,
-        "dtype": dtype,
-        "size": size,
-        "steps": steps,
-        "read_gb_per_second": round(read / 1e9, 2),
-    }
+    settings = {"device": device, "dtype": dtype, "steps": steps, "read_gb_per_second": round(read / 1e9, 2)}
     results: list[dict[str, Any]] = []
     measured = {"environment": environment(where), "settings": settings, "results": results}
     file = output / f"gpu_step_{where.type}.json"
-    for number in batch:
-        results.append(measure(model, modes, number, context, steps, read))
+    for one in cases:
+        results.append(measure(models[one.size], modes, one, steps, read))
         keep(measured, file)
     report(table(results, modes), measured, file)
 

@@ -34,12 +34,19 @@ def test_without_a_gap() -> None:
 def test_it_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     use_plain_kernels(monkeypatch)
     model = make_model("2x64", torch.device("cpu"), torch.float32, 64)
-    result = bench.measure(model, bench.ON_CPU, 2, 8, 3, 1e9)
+    result = bench.measure(model, bench.ON_CPU, bench.Case.parse("2x64 2 8"), 3, 1e9)
+    assert (result["size"], result["batch"], result["context"]) == ("2x64", 2, 8)
     for mode in bench.ON_CPU:
         figures = result[mode]
         assert figures["tokens_per_second"] > 0 and figures["step_us"] > 0
         assert figures["share_of_floor"] == pytest.approx(result["floor_us"] / figures["step_us"], rel=0.01)
     assert bench.table([result], bench.ON_CPU).row_count == 1
+
+
+@pytest.mark.parametrize("text", ["", "12x768", "12x768 8", "12x768 0 8", "12x768 1 -8", "12x768 1 8 9"])
+def test_a_case_is_a_size_and_two_numbers(text: str) -> None:
+    with pytest.raises(bench.typer.BadParameter, match="'SIZE BATCH CONTEXT'"):
+        bench.Case.parse(text)
 
 
 @pytest.mark.parametrize("links", [0, 2])
