@@ -89,8 +89,9 @@ def arrival(words, y):
 
 @triton.jit
 def score_bound(arrival):
-    """At least the score, noise with it, of what arrives then, but for rounding."""
-    return -tl.log(arrival * 2.3283064365386963e-10)  # 2**-32: u is words / 2**32
+    """At least the score, noise with it, of what arrives then, but for rounding; much more for 0."""
+    score = 22.18070977791825 - exact_log(arrival)  # log(2**32): u is words / 2**32
+    return tl.where(arrival < float("inf"), score, -float("inf"))
 
 
 @triton.jit

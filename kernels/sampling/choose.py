@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..overlap import take_over
-from .arithmetic import LOG2_E, exact_exp, from_key, ordered_key
+from .arithmetic import LOG2_E, exact_exp, exact_log, from_key, ordered_key
 from .bracket import bracket, narrow
 from .scan import LEVELS, finite
 from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, load_row, search, weight_of_all
@@ -119,8 +119,9 @@ def choose(
         tl.store(low_key + row, low.to(tl.int32, bitcast=True))
         tl.store(high_key + row, high.to(tl.int32, bitcast=True))
         tl.store(count + row, found)
-        # What top-p or min-p drops is not drawn either, but for what is so near that it takes the exact exp to tell.
-        cut_off = tl.maximum(tl.log(m) - 0.01, tl.div_rn(from_key(low) - largest, t))
+        # What top-p or min-p drops is not drawn either, but for what is so near that it takes the exact exp to tell. Of
+        # 0 and denormals the logarithm is wrong, but less than the least y.
+        cut_off = tl.maximum(exact_log(m) - 0.01, tl.div_rn(from_key(low) - largest, t))
         tl.store(lowest + row, tl.maximum(cut_off, LEAST_Y))
 
 
