@@ -108,6 +108,22 @@ def test_a_rows_bits_do_not_depend_on_the_others(weights: str | None) -> None:
             assert torch.equal(alone[0], together[row])
 
 
+def test_queries_keys_and_values_may_lie_in_any_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reads = some_reads(made(), [1, 5], 40, generator)
+    both = torch.randn(6, 3, 2, 16, generator=generator)
+    strided = both.mT.contiguous().mT
+    found = []
+    for qkv in (both, strided):
+        for copied in (False, True):
+            qk, v = (part.contiguous() if copied else part for part in (qkv[:, :2], qkv[:, 2]))
+            arena = torch.ones(2, 2, 40, 16)
+            with torch.inference_mode():
+                found.append((native.attend_rows(qk, v, reads, arena, 0.25), arena))
+    for read, arena in found[1:]:
+        assert torch.equal(read, found[0][0]) and torch.equal(arena, found[0][1])
+
+
 def test_rows_of_zeros_stay_zeros() -> None:
     """And are not divided by the root of nothing: neither the stream's, nor queries' and keys'."""
     model = made()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +180,27 @@ def test_what_is_given_may_lie_in_any_order() -> None:
     torch.testing.assert_close(native.linear_float(x, weight), x @ weight.t(), atol=1e-5, rtol=1e-5)
     for function in (native.rms_norm, native.gated_unit, lambda x: native.linear_int8(x, packed)):
         assert torch.equal(function(x), function(x.contiguous()))
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 70), (5, 3), (64, 70), (65, 3)])
+def test_the_room_that_products_are_given_suffices(rows: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip("there is no C compiler")
+    x, weight = torch.randn(rows, inputs), torch.randn(50, inputs)
+    packed = native.pack_int8(torch.ones(50, inputs, dtype=torch.int8), torch.ones(50))
+    rooms = []
+
+    def guarded(size: int, **options: Any) -> torch.Tensor:
+        rooms.append((size, torch.full((size + 2**16,), 165, **options)))
+        return rooms[-1][1][:size]
+
+    monkeypatch.setattr(torch, "empty", guarded)
+    native.linear_float(x, weight)
+    for dynamic in (False, True):
+        native.linear_int8(x, packed, dynamic)
+    assert len(rooms) == 3
+    for size, whole in rooms:
+        assert (whole[size:] == 165).all()
 
 
 def test_products_without_inputs_are_zeros() -> None:
