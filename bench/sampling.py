@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +64,8 @@ CHECKED_ROWS = 4
 COMPILED = "compiled"
 OURS, IN_NUMPY = "ds2ds", "NumPy"
 RIVALS = (IN_NUMPY, "torch", "torch.topk", "flashinfer")
+OTHER_SIZES: dict[str, dict[str, int]] = {"4 warps": {"scan_warps": 4, "draw_warps": 4}}
+"""How else our kernels could cut up the work, which may suit a GPU better; at PUBLISHED_AT. See `Sizes`."""
 
 
 def make_logits(kind: str, rows: int, vocab: int, generator: torch.Generator) -> Tensor:
@@ -86,13 +89,13 @@ def buffers_of(size: int) -> int:
     return min(max(math.ceil(FAR_BEYOND_CACHE / size), 2), MOST_BUFFERS)
 
 
-def by_ds2ds(way: Way, rows: Tensor, backend: str) -> Sampler:
-    """`sample_rows`, with the number of each row as its seed and its position."""
+def settings_of(way: Way, rows: Tensor) -> dict[str, Tensor]:
+    """As `sample_rows` takes them, with the number of each row as its seed and its position."""
 
     def each(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full((len(rows),), value, dtype=dtype, device=rows.device)
 
-    settings = {
+    return {
         "temperature": each(way.temperature),
         "top_k": each(way.top_k, torch.int32),
         "top_p": each(way.top_p),
@@ -100,9 +103,22 @@ def by_ds2ds(way: Way, rows: Tensor, backend: str) -> Sampler:
         "seed": rows,
         "position": rows,
     }
+
+
+def by_ds2ds(way: Way, rows: Tensor, backend: str) -> Sampler:
+    """`sample_rows`, or what an engine's steps call on a CPU."""
+    settings = settings_of(way, rows)
     if backend == COMPILED:
         return lambda logits: compiled.sample_rows(logits, **settings).tokens
     return lambda logits: sample_rows(logits, **settings, backend=backend).tokens
+
+
+def by_kernels_in(way: Way, rows: Tensor, sizes: dict[str, int]) -> Sampler:
+    """Our kernels, cut up otherwise than by default."""
+    from ds2ds.kernels.sampling.launch import SIZES, sample_on_device
+
+    settings, cut = tuple(settings_of(way, rows).values()), replace(SIZES, **sizes)
+    return lambda logits: sample_on_device(logits, settings, None, cut).tokens
 
 
 def count_wrong(way: Way, logits: Tensor, tokens: Tensor) -> tuple[int, int]:
@@ -135,6 +151,11 @@ class Bench:
         for name in RIVALS:
             if (name != "torch.topk" or way.top_k) and (name != IN_NUMPY or self.backend == COMPILED):
                 taken[name] = self._rival(name, way, buffers)
+        if self.device.type == "cuda" and (vocab, batch) == PUBLISHED_AT:
+            for name, sizes in OTHER_SIZES.items():
+                sampler = by_kernels_in(way, torch.arange(batch, device=self.device), sizes)
+                seconds = self.clock.seconds(self.clock.prepare(sampler, buffers))
+                taken[name] = self._figures(seconds, buffers[0].nbytes)
         result = {"way": way.name, "batch": batch, "checked_rows": checked, "wrong": wrong}
         result |= {"floor_us": round(buffers[0].nbytes / self.bandwidth * 1e6, 5), "samplers": taken}
         if self.device.type == "cuda":
@@ -199,8 +220,9 @@ def table(measured: dict[str, Any]) -> Table:
     notes = [copied, f"FlashInfer: {measured['flashinfer']}", "* without a graph"]
     if measured["left_out"]:
         notes.append(f"{measured['left_out']} configurations left out: out of time")
+    others = [*RIVALS, *(OTHER_SIZES if measured["settings"]["device"].startswith("cuda") else [])]
     out = Table(title="Sampling, microseconds (times as long as ds2ds)", caption="; ".join(notes))
-    for heading in ("vocabulary", "dtype", "logits", "batch", "way", OURS, "GB/s", "x floor", *RIVALS, "wrong", "aims"):
+    for heading in ("vocabulary", "dtype", "logits", "batch", "way", OURS, "GB/s", "x floor", *others, "wrong", "aims"):
         out.add_column(heading, justify="left" if heading in ("dtype", "logits", "way", "aims") else "right")
     for result in measured["results"]:
         own = result["samplers"][OURS]
@@ -210,7 +232,7 @@ def table(measured: dict[str, Any]) -> Table:
             f"{own['microseconds']:,.1f}",
             f"{own['gb_per_second']:,.1f}",
             f"{own['times_floor']:,.1f}",
-            *(shown(result["samplers"].get(name), own) for name in RIVALS),
+            *(shown(result["samplers"].get(name), own) for name in others),
             f"{result['wrong']}/{result['checked_rows']}",
             ", ".join(f"{aim['aim']} {'yes' if aim['met'] else 'NO'}" for aim in result.get("aims", [])),
         )

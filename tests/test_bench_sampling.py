@@ -100,6 +100,14 @@ def test_tokens_are_checked_against_each_row_alone() -> None:
     assert sampling.count_wrong(way, logits, tokens) == (2, 4)
 
 
+@pytest.mark.parametrize("sizes", sampling.OTHER_SIZES)
+def test_cut_up_otherwise_the_kernels_draw_the_same(sizes: str) -> None:
+    logits, rows = torch.randn(3, 300, generator=torch.Generator().manual_seed(1)), torch.arange(3)
+    for way in sampling.WAYS:
+        ours = sampling.by_kernels_in(way, rows, sampling.OTHER_SIZES[sizes])(logits)
+        assert torch.equal(ours, sampling.by_ds2ds(way, rows, "torch")(logits))
+
+
 def test_aims_are_set_where_figures_were_published_and_from_batch_64() -> None:
     fast, slow = ({"microseconds": 150.0, "times_floor": times} for times in (3.9, 4.1))
     assert sampling.aims("top-k", 128, 131072, fast) == [
