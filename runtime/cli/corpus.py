@@ -61,7 +61,7 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read or are not UTF-8.")
     ] = False,
-    max_tokens_per_shard: Annotated[int, typer.Option(min=1)] = MAX_TOKENS_PER_SHARD,
+    max_tokens_per_shard: Annotated[int, typer.Option(min=1, help="Most tokens of a file.")] = MAX_TOKENS_PER_SHARD,
     search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,
 ) -> None:
     """Make a corpus of a folder: its files are the documents, their links or imports or citations the graph."""
