@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,12 @@ def transformers_gpt2_batch(model: Any, prompts: list[list[int]], attention: str
     from transformers import DynamicCache
 
     model.set_attn_implementation(attention)
-    cache = DynamicCache(config=model.config)
+    # Before that it was called past_key_values.
+    named = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    cache = {named: DynamicCache(config=model.config)}
     tokens = torch.tensor(prompts, device=model.device)
     while True:
-        logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(tokens, **cache, use_cache=True, logits_to_keep=1).logits
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         yield tokens[:, 0].tolist()
 
