@@ -2,9 +2,9 @@
 
 torch has no kernel that reads int8 weights for a few float32 rows at the speed of memory, and a step of many small
 operations spends its time between them (docs/performance.md has the figures). The compiled library lies in the user's
-cache folder under a hash of all it depends on. Without a compiler of the system's the one of the `ziglang` package
-does; without any, or where DS2DS_NATIVE=0 asks for it, everything runs on torch's own operations, slower, and that is
-announced once.
+cache folder under a hash of all it depends on; where there is no such folder, every process compiles it for itself.
+Without a compiler of the system's the one of the `ziglang` package does; without any, or where DS2DS_NATIVE=0 asks for
+it, everything runs on torch's own operations, slower, and that is announced once.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        loaded = ctypes.CDLL(str(_compiled()))
+        loaded = _load()
         for name, arguments in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, ctypes.c_int if name in _COUNT else None
@@ -86,8 +86,7 @@ def library() -> ctypes.CDLL | None:
         reason = said or str(error)
         warnings.warn(
             f"steps on the CPU run on torch's own operations, which is slower: {', '.join(SOURCES)} could not be "
-            f"compiled ({reason}). It takes a C compiler, or pip install 'ds2ds[compiler]', and a folder of the user's "
-            f"own for what that makes, ~/.cache or XDG_CACHE_HOME. {SWITCH}=0 silences this.",
+            f"compiled ({reason}). It takes a C compiler, or pip install 'ds2ds[compiler]'. {SWITCH}=0 silences this.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -95,28 +94,47 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _compiled() -> Path:
-    """The shared library, compiled unless one for the same source, compiler and processor is there."""
+def _load() -> ctypes.CDLL:
+    """The shared library, compiled unless one for the same source, compiler and processor is kept.
+
+    Where none can be kept it is compiled for this process alone: that takes seconds, and every step is faster by more.
+    """
     compiler = _compiler()
     version = _run([*compiler, "--version"])
     texts = [(FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)]
     facts = (texts, compiler[1:], FLAGS, WIDE, version, _processor())
-    folder = _cache_folder()
-    target = folder / f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
-    if target.is_file():
-        return target
+    name = f"rows-{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}.so"
+    kept: Path | None = None
+    try:
+        kept = _cache_folder() / name
+        if kept.is_file():
+            return ctypes.CDLL(str(kept))
+        scratch = tempfile.TemporaryDirectory(dir=kept.parent)
+    except OSError as error:
+        kept, scratch = None, tempfile.TemporaryDirectory()
+        warnings.warn(
+            f"what steps on the CPU run cannot be kept ({error}), so that every process compiles it anew. It takes a "
+            "folder of the user's own, ~/.cache or XDG_CACHE_HOME.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    with scratch as folder:
+        made = Path(folder) / name
+        _compile(compiler, made)
+        if kept is not None:
+            with made.open("rb") as file:
+                os.fsync(file)  # after a loss of power a name would stand there of a file cut off, which nobody mends
+            made = made.replace(kept)
+        return ctypes.CDLL(str(made))
+
+
+def _compile(compiler: list[str], target: Path) -> None:
     wide = (WIDE,) if X86 else ()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / target.name
-        objects = {str(Path(scratch) / f"{name}.o"): str(FOLDER / name) for name in SOURCES}
-        with ThreadPoolExecutor() as pool:
-            commands = [[*compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
-            list(pool.map(_run, commands))
-        _run([*compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"])
-        with made.open("rb") as file:
-            os.fsync(file)  # after a loss of power a name would stand there of a file cut off, which nobody mends
-        made.replace(target)
-    return target
+    objects = {str(target.with_name(f"{name}.o")): str(FOLDER / name) for name in SOURCES}
+    with ThreadPoolExecutor() as pool:
+        commands = [[*compiler, *FLAGS, *wide, "-c", source, "-o", to] for to, source in objects.items()]
+        list(pool.map(_run, commands))
+    _run([*compiler, *FLAGS, "-shared", *objects, "-o", str(target), "-lm"])
 
 
 def _compiler() -> list[str]:
