@@ -116,6 +116,16 @@ def test_what_fills_no_16_bytes_is_not_asked_for() -> None:
     assert device.fetched[weight.untyped_storage().data_ptr()].tolist() == [True] * 48 + [False] * 6
 
 
+def test_what_starts_within_16_bytes_is_asked_for_with_what_is_before_it() -> None:
+    """A program's eight outputs of int8 are 24 bytes here."""
+    x, weight, scales = torch.ones(1, 3).bfloat16(), torch.ones(24, 3, dtype=torch.int8), torch.ones(24)
+    device = Device(90, together=1, bundles=1)
+    with overlapping(), device.runs(few_rows, "dot"):
+        out = few_rows.product(x, weight, scales)
+    assert not device.findings and (out == 3).all()
+    assert device.fetched[weight.untyped_storage().data_ptr()].tolist() == [True] * 64 + [False] * 8
+
+
 ALL = {
     decode_tables: ("_edit", "_lay_out", "_advance"),
     few_rows: ("dot", "sums"),
