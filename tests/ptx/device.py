@@ -39,7 +39,8 @@ class Device:
 
     Attributes:
         results: of all launches, with the kernels' names.
-        fetched: of each tensor's memory, by its address, the bytes that the last launch asked to be brought closer.
+        fetched: of each tensor's memory, by its address, how often the last launch asked for each byte to be brought
+            closer.
     """
 
     def __init__(

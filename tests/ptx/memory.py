@@ -77,13 +77,14 @@ class Memory:
         findings: what went wrong, and how often.
         traffic: what each instruction has asked for, by its text.
         early: bytes that were loaded ahead of the end of the kernel before.
-        fetched: bytes that were asked to be brought closer.
+        fetched: how often each byte was asked to be brought closer.
     """
 
     def __init__(self, name: str, size: int, cell: int, base: int = 0) -> None:
         self.name, self.cell, self.base, self.size = name, cell, base, size
         self.bytes = np.full(-(-size // 8) * 8, POISON, np.uint8)
-        self.open, self.known, self.early, self.fetched = (np.zeros(size, bool) for _ in range(4))
+        self.open, self.known, self.early = (np.zeros(size, bool) for _ in range(3))
+        self.fetched = np.zeros(size, int)
         self.findings: Counter[str] = Counter()
         self.traffic: dict[str, Traffic] = {}
         self.loads, self.stores, self.atomics = (_Marks(size // cell + 1) for _ in range(3))
@@ -134,7 +135,7 @@ class Memory:
                 raise Fault(f"{self.name}: {size} bytes from {at} on: {by.text}")
             if at < 0 or at + size > self.size or not self.open[at : at + size].all():
                 self.findings[f"{self.name}: fetches what is out of bounds: {by.text}"] += 1
-            self.fetched[max(at, 0) : at + size] = True
+            self.fetched[max(at, 0) : at + size] += 1
 
     def forbid(self, addresses: Array, size: int) -> None:
         """Nothing is known of these bytes until they are stored again."""
