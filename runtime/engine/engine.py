@@ -93,6 +93,7 @@ class Engine:
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
         self.compiled: CompiledBackbone | None = None
+        self._weight = model.embedding.weight  # one of all; to be cast or moved in place, it stays the same object
         self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
         self.scheduler = Scheduler(self.store, self.limits)
         self.queue, self.running, self.parked = self.scheduler.queue, self.scheduler.running, self.scheduler.parked
@@ -201,7 +202,7 @@ class Engine:
         self._admit()
         self.scheduler.pass_prefilled()
         batch = self.scheduler.plan()
-        if batch and (error := misfit(self.model, self.store.arena)) is not None:
+        if batch and (error := misfit(self._weight, self.store.arena.data)) is not None:
             for job in {one.job for one in batch}:
                 self.scheduler.finish(job, error)
             return
@@ -243,6 +244,7 @@ class Engine:
             # Between requests weights may change, hooks come and go.
             self.store.use_weights(fingerprint(self.model))
             self.compiled = compiled_backbone(self.model.backbone)
+            self._weight = self.model.embedding.weight
             self.scheduler.start(job)
 
     def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:

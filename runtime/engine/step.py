@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ds2ds.attention.paths import AttentionPath
 from ds2ds.attention.view import Chunk
-from ds2ds.cache.arena import KVArena
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -24,9 +23,8 @@ SCORED_ROWS = 64
 """Most rows whose logits are in memory at once: 13 MB of float32 for a vocabulary of 50,000."""
 
 
-def misfit(model: DS2DSModel, arena: KVArena) -> GenerationError | None:
-    """What is wrong if the model is not as it was when the arena was made for it, which compiled code relies on."""
-    weight, data = model.embedding.weight, arena.data
+def misfit(weight: Tensor, data: Tensor) -> GenerationError | None:
+    """What is wrong if weights are not as they were when the arena was made for them, which compiled code relies on."""
     if weight.dtype == data.dtype and weight.device == data.device:
         return None
     now, then = (f"{one.dtype} on {one.device}" for one in (weight, data))
