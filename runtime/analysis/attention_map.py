@@ -103,7 +103,8 @@ class AttentionMap:
         """
         wrong = Ds2dsError(f"{path} is no attention map, as AttentionMap.to_npz writes it")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: given a name, numpy leaves a file that is none open.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about = json.loads(arrays["about"].tobytes())
                 if about["format"] != FORMAT:
                     raise wrong
