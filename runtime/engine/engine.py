@@ -93,7 +93,7 @@ class Engine:
         self.store = DocumentStore(make_arena(model, arena_tokens), RETENTIONS[retention](), share=document_store)
         self.attention = attention_path(self.store, model.rotary, attention)
         self.compiled: CompiledBackbone | None = None
-        self._weight = model.embedding.weight  # one of all; to be cast or moved in place, it stays the same object
+        self._weight = model.embedding.weight  # the same object when the model is cast or moved in place
         self.decoder = make_decoder(model, self.store, cuda_graphs, attention, max_running)
         self.scheduler = Scheduler(self.store, self.limits)
         self.queue, self.running, self.parked = self.scheduler.queue, self.scheduler.running, self.scheduler.parked
