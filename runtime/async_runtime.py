@@ -256,6 +256,6 @@ class AsyncRuntime:
         """A request's stream: of its events if it is to be told them, or must be to have its links decided."""
         events: list[Any] = []
         if told or on_link is not None:
-            request = replace(request, emit=events.append)
+            request = replace(request, listener=events.append)
         start = partial(submit or self.runtime._generator.submit, request, priority)
         return EventStream(self._engine, Ticket(start, check_priority(priority), wait, events), on_link)

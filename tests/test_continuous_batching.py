@@ -30,9 +30,8 @@ from ds2ds.documents.generation_result import Trace
 from ds2ds.engine import engine as engine_module
 from ds2ds.engine.job import Job
 from ds2ds.engine.planning import LEAST_SHARE, plan, shares
-from ds2ds.engine.work import Compute, Prefill, Sampling
+from ds2ds.engine.work import Compute, Prefill, Sampling, Work
 from ds2ds.generation.linked_doc_generator import Running
-from ds2ds.generation.single_doc_generator import no_links
 
 
 @dataclass
@@ -579,6 +578,11 @@ def test_neighbours_of_the_packaged_model() -> None:
     assert is_clean(runtime)
 
 
+def idle() -> Work:
+    """Needs nothing."""
+    yield from ()
+
+
 def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
     """Though it stands where the reader's last token does: it is prefilled, and the step has no tokens left for it."""
     store = DocumentStore(KVArena(1, 1, 4, 256), share=False)
@@ -589,7 +593,7 @@ def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
     for document in (reader, target):
         store.reserve(document, set)
         store.advance(document, 5)
-    jobs = [Job(no_links(0), [one], Trace(), 0) for one in (other, reader)]
+    jobs = [Job(idle(), [one], Trace(), 0) for one in (other, reader)]
     jobs[1].window.append(target)
     jobs[0].waiting = Prefill(other)
     jobs[1].waiting = Compute(reader, Sampling(0.0, 0, 1.0, 0.0, 1.0, 0))

@@ -284,7 +284,7 @@ def request(**options: Any) -> Request:
     config = GenerationConfig(eos_token_id=EOS, **options)
     layout = Layout("null", encode, EOS)
     source = CorpusSource(None, layout, TOKENIZER.vocab_size)
-    return Request(config, DocumentContext(), source, layout, TOKENIZER, Trace(), lambda event: None)
+    return Request(config, DocumentContext(), source, layout, TOKENIZER, Trace())
 
 
 def test_noise_depends_on_the_seed_and_the_title_alone() -> None:

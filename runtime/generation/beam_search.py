@@ -43,7 +43,6 @@ class BeamSearch:
     def __init__(self, request: Request) -> None:
         self.window: list[Document] = []
         self.finished: list[Hypothesis] = []
-        self._emit = request.emit
         self._config = request.config
         self._request = replace(request, corpus=request.corpus.remembered())
         self._most_tokens = _most_tokens(request)
@@ -69,7 +68,7 @@ class BeamSearch:
             live = self._extended(live, ranked)
         self.window.clear()
         for event in self.finished[0].events:
-            self._emit(event)
+            self._request.emit(event)
 
     def _extended(self, live: list[Hypothesis], ranked: list[list[Sampled]]) -> list[Hypothesis]:
         """The hypotheses to go on with, the likeliest first. What ends here goes to the finished ones.

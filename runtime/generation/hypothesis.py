@@ -34,7 +34,7 @@ class Hypothesis:
 
     Attributes:
         request: the same with a window, a trace and events of its own.
-        events: what happened in it.
+        events: what happened in it, if anybody listens.
         sent: the tokens written, in all documents.
         logprob: the sum of their log-probabilities.
         document: what the next token is written in; None once the root has ended.
@@ -43,7 +43,8 @@ class Hypothesis:
     def __init__(self, request: Request, start: Moment | None = None) -> None:
         self.events: list[Event] = []
         context = request.context.restarted()
-        self.request = replace(request, context=context, trace=Trace(), emit=self.events.append, titles={})
+        listener = None if request.listener is None else self.events.append
+        self.request = replace(request, context=context, trace=Trace(), listener=listener, titles={})
         self.sent: list[Sampled] = []
         self.logprob = 0.0
         self.document: Document | None = None

@@ -96,15 +96,17 @@ class LinkFollower:
     def _write(self, document: Document, stream: LinkStream) -> Work:
         """Write the current document, which `stream` has read, to its end, following its links, and close it."""
 
-        def follow_closed(token: int) -> Work:
-            for link in stream.feed(token):
-                yield from self._follow(document, link, len(document.tokens))
+        def follow_closed(token: int) -> Work | None:
+            links = stream.feed(token)
+            if not links:
+                return None
+            return self._follow_all(document, [KnownLink(len(document.tokens), link) for link in links])
 
         yield from write_document(self.request, document, follow_closed)
         self._close(document)
 
     def _follow_all(self, document: Document, links: list[KnownLink]) -> Work:
-        """Bring in what a document links to before it is computed (dependencies first)."""
+        """Bring in what a document links to, in order."""
         for known in links:
             yield from self._follow(document, known.link, known.position)
 

@@ -186,7 +186,7 @@ class LinkedDocumentGenerator:
         corpus: Any,
         config: GenerationConfig,
         title: str | None = None,
-        emit: Callable[[Event], None] = lambda event: None,
+        listener: Callable[[Event], None] | None = None,
         interactive: bool = False,
         number: int = 0,
     ) -> Request:
@@ -216,7 +216,7 @@ class LinkedDocumentGenerator:
         check_corpus(source.corpus, layout, vocab_size, self.tokenizer)
         mask_type, links = self.model.config.mask_type, self.link_format
         return Request(
-            config, context, source, layout, self.tokenizer, Trace(), emit, mask_type, interactive, number, links
+            config, context, source, layout, self.tokenizer, Trace(), listener, mask_type, interactive, number, links
         )
 
     def _root(

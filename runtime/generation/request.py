@@ -59,7 +59,7 @@ def fit_config(config: GenerationConfig, model: DS2DSModel) -> GenerationConfig:
 class Request:
     """Attributes:
     config: its seed is set.
-    emit: receives the events of the stream.
+    listener: receives the events of the stream; None: nobody listens.
     mask_type: the model's. Only under cross_doc_link does a document read what it links to; under the others its
         links are followed just the same, and what they bring in is part of the result, but not of the view.
     interactive: links are followed as the reader decides.
@@ -73,13 +73,18 @@ class Request:
     layout: Layout
     tokenizer: Tokenizer
     trace: Trace
-    emit: Callable[[Event], None]
+    listener: Callable[[Event], None] | None = None
     mask_type: str = READS_LINKS
     interactive: bool = False
     number: int = 0
     link_format: LinkFormat = LINK_FORMATS[DEFAULT_FORMAT]
     titles: dict[Document, str] = field(default_factory=dict)
     _texts: dict[Document, tuple[tuple[int, int | None], str]] = field(default_factory=dict, init=False, repr=False)
+
+    def emit(self, event: Event) -> None:
+        """Tell who listens."""
+        if self.listener is not None:
+            self.listener(event)
 
     def sampling(self, document: Document) -> Sampling:
         """How this document's tokens are drawn. Its noise depends on the request's seed and its title alone."""

@@ -19,13 +19,12 @@ from ds2ds.generation.request import Request, fit_config
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import TextStream, as_tokenizer
 
-AfterToken = Callable[[int], Work]
-"""What is to be done after a token, before the next one: follow the links that close in it."""
+AfterToken = Callable[[int], Work | None]
+"""What is to be done after a token, before the next one: follow the links that close in it. None: nothing."""
 
 
-def no_links(token: int) -> Work:
+def no_links(token: int) -> None:
     """For documents whose links are not looked at."""
-    yield from ()
 
 
 def write_document(request: Request, document: Document, after_token: AfterToken = no_links) -> Work:
@@ -33,12 +32,18 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     config = request.config
     sampling = request.sampling(document)
     text = TextStream(request.tokenizer)
+    told = request.listener is not None or bool(config.stop)
     recent = ""  # what was written last, where a stop string may have begun
     longest = max(map(len, config.stop), default=0)
-    written = 0
+    written = left = 0
     next_token = Compute(document, sampling)
-    while (reason := limit_reached(request, document, written)) is None:
+    while True:
+        if not left:
+            if (reason := limit_reached(request, document, written)) is not None:
+                break
+            left = tokens_left(request, document, written)
         drawn = yield next_token
+        left -= 1
         stops = drawn.token in config.stop_token_ids
         if stops:
             document.text_end = len(request.text(document))
@@ -46,8 +51,9 @@ def write_document(request: Request, document: Document, after_token: AfterToken
             document.alternatives[len(document.tokens)] = drawn.top
         document.append(drawn.token, drawn.logprob)
         written += 1
-        piece = "" if stops else text.feed(drawn.token)
-        request.emit(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob, drawn.top))
+        piece = text.feed(drawn.token) if told and not stops else ""
+        if request.listener is not None:
+            request.listener(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob, drawn.top))
         if stops or (drawn.token == config.eos_token_id and not config.ignore_eos):
             reason = "stop" if stops else "eos"
             break
@@ -61,7 +67,10 @@ def write_document(request: Request, document: Document, after_token: AfterToken
                 reason = "stop"
                 break
             recent = recent[-longest:]
-        yield from after_token(drawn.token)
+        work = after_token(drawn.token)
+        if work is not None:
+            yield from work
+            left = 0  # another window
     document.finish_reason = reason
     document.truncated = reason == "max_tokens_per_document"
 
@@ -77,6 +86,16 @@ def limit_reached(request: Request, document: Document, written: int) -> str | N
         return None
     context.evict_if_needed(1)
     return None if context.total_tokens < config.max_context_length else "context_full"
+
+
+def tokens_left(request: Request, document: Document, written: int) -> int:
+    """How many tokens may be written before a limit can be reached, while the window has the same documents."""
+    config = request.config
+    return min(
+        config.max_new_tokens - written,
+        config.max_tokens_per_document - len(document.tokens),
+        config.max_context_length - request.context.total_tokens,
+    )
 
 
 class SingleDocumentGenerator:
@@ -114,7 +133,7 @@ class SingleDocumentGenerator:
         document.capacity = max(len(document.tokens), longest)
         layout = Layout("null", self.tokenizer.encode, config.eos_token_id)
         source = CorpusSource(None, layout, model.config.vocab_size)
-        request = Request(config, context, source, layout, self.tokenizer, Trace(), lambda event: None)
+        request = Request(config, context, source, layout, self.tokenizer, Trace())
         before = len(document.tokens)
         engine = Engine(model)
         for _ in engine.run(engine.submit(write_document(request, document), context.window, request.trace)):
