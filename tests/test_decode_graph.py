@@ -629,6 +629,15 @@ def test_rows_of_the_books() -> None:
     assert not row.precedes(row.following()._replace(slot=row.slot))  # it has moved
     assert row_at(store, a, 3, GREEDY, 4).others.parts == others[:3]
     assert row.others.last(a, 4) and row.others.last(a, 5) and not row.others.last(a, 3)
+    assert (
+        row_at(store, a, 5, GREEDY, 4, row.following())
+        == row.following()
+        != row_at(store, a, 4, GREEDY, 4, row.following())
+    )
+    warm = replace(GREEDY, temperature=1.0)
+    assert row_at(store, a, 4, warm, 4, row) == row._replace(sampling=warm)
+    moved = row._replace(position=2)  # of an extent that lay two slots further on
+    assert row_at(store, a, 4, GREEDY, 4, moved) == row
     with pytest.raises(KeyError):
         row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, 4)
 
@@ -660,7 +669,7 @@ def test_what_a_row_read_is_used_again_only_if_the_next_one_reads_it(data: st.Da
         root.settled = len(root.tokens)
         root.append(0, 0.0)
         last = len(root.tokens) - 1
-        before, row = row, row_at(store, root, last, GREEDY, 4, row.others)
+        before, row = row, row_at(store, root, last, GREEDY, 4, row)
         parts, delta = [], 0
         for target in (grant.target for grant in root.grants if grant.covers(last)):
             delta += len(target.tokens)
@@ -668,6 +677,7 @@ def test_what_a_row_read_is_used_again_only_if_the_next_one_reads_it(data: st.Da
                 parts.append((delta, store.start(target) + at, min(4, len(target.tokens) - at)))
         assert row.others.parts == tuple(parts)
         assert row[:3] == (store.entry(root), last, store.start(root) + last)
+        assert row_at(store, root, last, GREEDY, 4, row) is row
         shared += row.others is before.others
     event(f"{min(shared, 3)} times or more")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.engine.job import Job
@@ -21,3 +21,10 @@ def account(store: DocumentStore, batch: Sequence[Planned], seconds: float) -> N
         store.advance(chunk.document, chunk.stop, None if one.decodes else seconds * tokens / rows)
     for job, (prefilled, decoded) in counts.items():
         job.trace.count_forward(prefilled, decoded, seconds)
+
+
+def account_decoded(store: DocumentStore, batch: Iterable[Planned], seconds: float) -> None:
+    """The same of a batch that decoded a token of each of its jobs, and nothing else."""
+    for one in batch:
+        store.advance(one.chunk.document, one.chunk.stop)
+        one.job.trace.count_forward(0, 1, seconds)

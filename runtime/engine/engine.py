@@ -14,7 +14,7 @@ from ds2ds.cache.document_store import DocumentStore
 from ds2ds.cache.retention import RETENTIONS
 from ds2ds.documents.document import Document
 from ds2ds.documents.generation_result import Trace
-from ds2ds.engine.accounting import account
+from ds2ds.engine.accounting import account, account_decoded
 from ds2ds.engine.arena_size import make_arena
 from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.making import make_decoder
@@ -253,7 +253,7 @@ class Engine:
         if decoding:
             with Stopwatch() as watch:
                 drawn = decoder.decode({document: row for document, (_, row) in decoding.items()})
-            account(self.store, [decoding[document][0] for document in drawn], watch.seconds)
+            account_decoded(self.store, [decoding[document][0] for document in drawn], watch.seconds)
             for document, result in drawn.items():
                 self.scheduler.hand_over(decoding[document][0].job, document, result)
         return rest

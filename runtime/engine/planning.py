@@ -114,12 +114,12 @@ class _Step:
         Returns:
             Whether it is planned; if not, `take_first` finds out what there is to do.
         """
-        store, last = self.store, len(document.tokens) - 1
-        entry = store.entry(document)
+        computed, last = self.store.computed, len(document.tokens) - 1
+        entry = self.store.entry(document)
         if entry is None or entry.computed != last or not _is_written(document, last) or entry in self.planned:
             return False
         for grant in document.grants:
-            if grant.covers(last) and store.computed(grant.target) < len(grant.target.tokens):
+            if grant.covers(last) and computed(grant.target) < len(grant.target.tokens):
                 return False
         self.planned[entry] = Planned(Chunk(document, last, last + 1), job, True)
         return True

@@ -38,7 +38,7 @@ from ds2ds.documents.document import Document
 from ds2ds.engine.decode_graph.forward import FEW_ROWS
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
-from ds2ds.engine.decode_graph.row import NO_OTHERS, Row, row_at
+from ds2ds.engine.decode_graph.row import Row, row_at
 from ds2ds.engine.step import outcome
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -127,9 +127,8 @@ class Decoder:
             KeyError: the document, or one that it reads, is not resident.
         """
         before = None if self._last is None else self._last.rows.get(document)
-        known = NO_OTHERS if before is None else before.others
-        row = row_at(self.store, document, len(document.tokens) - 1, sampling, self.part, known)
-        return row if self._takes(row) else None
+        row = row_at(self.store, document, len(document.tokens) - 1, sampling, self.part, before)
+        return row if row is before or self._takes(row) else None
 
     def decode(self, rows: Mapping[Document, Row]) -> dict[Document, Sampled | GenerationError]:
         """Compute these rows, and draw the next token of each document. All that they read is computed.
@@ -213,8 +212,9 @@ class Decoder:
         penalised, width = False, FEWEST_PARTS
         for document, row in rows.items():
             place = places[document]
-            penalised |= row.sampling.repetition_penalty != 1
-            width = max(width, row.parts(self.part))
+            penalised = penalised or row.sampling.repetition_penalty != 1
+            if (parts := row.parts(self.part)) > width:
+                width = parts
             if last is not None and document in fed:
                 tokens[document] = None
                 if before[document] != place or not last.rows[document].precedes(row):
@@ -269,12 +269,13 @@ class Decoder:
         """Wait for a flight, and look at what it drew for these documents."""
         flight.arrived.wait()
         values = flight.arrived.values[: len(flight.rows)]
-        drawn, logprobs = values.tolist(), values.view(np.float32)[:, 1].tolist()
+        tokens, statuses = values[:, 0].tolist(), values[:, 2].tolist()
+        logprobs = values.view(np.float32)[:, 1].tolist()
         onward = {} if self._last is None or self._last is flight else self._last.fed
         for document in due:
             at = flight.place[document]
-            token, _, status = drawn[at]
-            flight.read[document] = outcome(document, token, logprobs[at], status)
+            token = tokens[at]
+            flight.read[document] = outcome(document, token, logprobs[at], statuses[at])
             if document in onward:
                 onward[document] = token
 

@@ -22,6 +22,7 @@ class Others:
         grants: the document's, as they were.
         since, until: for its tokens [since, until) these grants give the same view.
         starts: the slots of the documents read, as they were.
+        delta: of the document farthest away.
     """
 
     parts: tuple[tuple[int, int, int], ...]
@@ -29,6 +30,7 @@ class Others:
     since: int
     until: int
     starts: tuple[tuple[Document, int], ...]
+    delta: int
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Others) and self.parts == other.parts
@@ -49,7 +51,7 @@ class Others:
         return True
 
 
-NO_OTHERS = Others((), [], 0, sys.maxsize, ())
+NO_OTHERS = Others((), [], 0, sys.maxsize, (), 0)
 
 
 class Row(NamedTuple):
@@ -86,18 +88,18 @@ class Row(NamedTuple):
     @property
     def farthest(self) -> int:
         """The position that its query is turned to for the document farthest away."""
-        others = self.others.parts
-        return self.position + (others[-1][0] if others else 0)
+        return self.position + self.others.delta
 
 
 def row_at(
-    store: DocumentStore, document: Document, position: int, sampling: Sampling, part: int, known: Others = NO_OTHERS
+    store: DocumentStore, document: Document, position: int, sampling: Sampling, part: int, known: Row | None = None
 ) -> Row:
     """The row of a document's token at this position.
 
     Args:
         part: most keys of a part.
-        known: what another row of the document read, to be used again if it is what this one reads.
+        known: a row of the document, which is returned if it is still this one. What it reads of other documents is
+            used again if this one reads the same.
 
     Raises:
         KeyError: the document, or one that it reads, is not resident.
@@ -105,9 +107,11 @@ def row_at(
     entry = store.entry(document)
     if entry is None:
         raise KeyError(document)
-    if not (known.last(document, position) and known.stand(store)):
-        known = _others_at(store, document, position, part)
-    return Row(entry, position, entry.extent.start + position, known, sampling)
+    others, slot = NO_OTHERS if known is None else known.others, entry.extent.start + position
+    if not (others.last(document, position) and others.stand(store)):
+        others = _others_at(store, document, position, part)
+    row = Row(entry, position, slot, others, sampling)
+    return known if known is not None and known.others is others and known == row else row
 
 
 def _others_at(store: DocumentStore, document: Document, position: int, part: int) -> Others:
@@ -119,4 +123,5 @@ def _others_at(store: DocumentStore, document: Document, position: int, part: in
         parts += [(read.delta, start + at, min(part, length - at)) for at in range(0, length, part)]
     changes = (at for grant in document.grants for at in (grant.position, grant.end) if at is not None)
     until = min((at for at in changes if at > position), default=sys.maxsize)
-    return Others(tuple(parts), list(document.grants), position, until, tuple(starts))
+    delta = parts[-1][0] if parts else 0
+    return Others(tuple(parts), list(document.grants), position, until, tuple(starts), delta)
