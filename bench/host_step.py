@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ds2ds.bench.models import make_model
 from ds2ds.engine.arena_size import KV_BLOCK
-from ds2ds.engine.decode_graph import decoder as decoder_module
+from ds2ds.engine.decode_graph import table_writer
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.decode_graph.graphs import Bucket
 from ds2ds.environment import environment
@@ -95,7 +95,7 @@ def measure(batch: int, links: int, steps: int, rounds: int) -> dict[str, Any]:
     decoder = engine.decoder = Decoder(model, engine.store, batch, capture=False)
     decoder.graphs = NoDevice(decoder.tables, text)  # type: ignore[assignment]
     seconds = []
-    with patch.object(decoder_module, "edit", lambda tables, edits: None):
+    with patch.object(table_writer, "edit", lambda tables, edits: None):
         for _ in range(WARM_UP):
             engine.step()
         edited = decoder.edited

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ds2ds import Runtime
 from ds2ds.attention.rotary import rotate
-from ds2ds.engine.decode_graph import decoder as decoder_module
-from ds2ds.engine.decode_graph import graphs
+from ds2ds.engine.decode_graph import graphs, table_writer
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.kernels import SampleOutput, few_rows, sample_rows
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
@@ -118,7 +117,7 @@ def sample_on_device(
 
 PLAIN = {
     graphs: ("lay_out", "advance", "read_parts", "sample_on_device"),
-    decoder_module: ("edit",),
+    table_writer: ("edit",),
     few_rows: ("product",),
 }
 

@@ -255,7 +255,8 @@ def test_between_plain_tokens_nothing_comes_from_the_host_and_nothing_moves(plai
     runtime.engine.step()
 
     def addresses() -> list[int]:
-        buffers = [*decoder._written, *decoder._arrived, decoder._listed]
+        writer = decoder._writer
+        buffers = [writer._buffer, writer._other, writer._listed, *decoder._arrived]
         return [t.data_ptr() for t in vars(decoder.tables).values()] + [b.values.ctypes.data for b in buffers]
 
     before, flights = addresses(), decoder.flights

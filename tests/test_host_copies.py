@@ -14,7 +14,7 @@ from test_decode_graph import PROMPTS, TEXTS, VARIED, assert_same_as_alone, fini
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ds2ds.engine.decode_graph import decoder as decoder_module
+from ds2ds.engine.decode_graph import decoder, table_writer
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_decode_graph_gpu.py")
@@ -88,7 +88,8 @@ class UnderWay(HostBuffer):
 @pytest.mark.parametrize("ahead", [True, False])
 def test_nobody_touches_memory_while_a_copy_may_be_under_way(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     use_plain_kernels(monkeypatch)
-    monkeypatch.setattr(decoder_module, "HostBuffer", UnderWay)
+    for module in (decoder, table_writer):
+        monkeypatch.setattr(module, "HostBuffer", UnderWay)
     runtime, corpus = small_runtime(max_running=8), Texts(TEXTS)
     decode_in_tables(runtime, ahead=ahead)
     running = []

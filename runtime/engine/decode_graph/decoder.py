@@ -30,7 +30,6 @@ from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from ds2ds.attention.view import targets
 from ds2ds.cache.document_store import DocumentStore
@@ -39,20 +38,18 @@ from ds2ds.engine.decode_graph.forward import FEW_ROWS
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
 from ds2ds.engine.decode_graph.row import Row, row_at
+from ds2ds.engine.decode_graph.table_writer import TableWriter
 from ds2ds.engine.step import outcome
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
 from ds2ds.kernels.decode_attention import PART
-from ds2ds.kernels.decode_tables import RECORD, DecodeTables, edit
+from ds2ds.kernels.decode_tables import DecodeTables
 from ds2ds.model.ds2ds_model import DS2DSModel
 
 MOST_PARTS = 128
 """Parts that a row may read. What reads more is not decoded here."""
 
 FEWEST_PARTS = 4
-
-NOBODY = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
-"""How a row that is not there is drawn."""
 
 
 @dataclass
@@ -111,12 +108,9 @@ class Decoder:
         self._weights = b""
         self._last: Flight | None = None
         self._places: dict[Document, int] = {}  # rows of the tables that are there
-        shape = (rows, RECORD + 3 * MOST_PARTS)
-        self._edits = torch.zeros(shape, dtype=torch.int32, device=device)
-        # Two of each: one may be on its way while the host uses the other.
-        self._written = [HostBuffer(shape, device) for _ in range(2)]
+        self._writer = TableWriter(self.tables, model.config.vocab_size)
+        # In turns: one may be on its way while the host reads the other.
         self._arrived = [HostBuffer((rows, 3), device) for _ in range(2)]
-        self._listed = HostBuffer((1, self.tables.listed.shape[1]), device)
 
     def row(self, document: Document, sampling: Sampling) -> Row | None:
         """The row that computes the document's last token.
@@ -225,45 +219,17 @@ class Decoder:
                 tokens[document] = document.tokens[row.position]
                 edits.append((place, row, document.tokens[row.position]))
                 if row.sampling.repetition_penalty != 1:
-                    self._list(place, document.tokens)
+                    self._writer.list_tokens(place, document.tokens)
         if places is not before:
             gone = set(before.values()).difference(places.values())
             edits += [(place, None, 0) for place in gone]
-        self._edit(edits)
+        self._writer.write(edits)
+        self.edited += len(edits)
         self.graphs.run(Bucket(_power(len(rows)), _power(width), penalised))
         arrived = self._arrived[self.flights % 2]
         arrived.fetch(len(rows), self.tables.drawn)
         self.flights += 1
         return Flight(dict(rows), places, tokens, arrived)
-
-    def _edit(self, edits: list[tuple[int, Row | None, int]]) -> None:
-        """Write rows of the tables: (which, what it computes or None for nobody, token or where it was drawn)."""
-        if not edits:
-            return
-        buffer = self._written[self.flights % 2]
-        buffer.wait()
-        words, floats, longs = (buffer.values.view(dtype) for dtype in (np.int32, np.float32, np.int64))
-        for index, (place, row, token) in enumerate(edits):
-            sampling = NOBODY if row is None else row.sampling
-            position, slot, others = (0, -1, ()) if row is None else (row.position, row.slot, row.others.parts)
-            words[index, :5] = place, token, position, slot, len(others)
-            top_k = min(sampling.top_k, self.model.config.vocab_size)
-            floats[index, 5:10] = sampling.temperature, 0, sampling.top_p, sampling.min_p, sampling.repetition_penalty
-            words[index, 6] = top_k
-            longs[index, 5] = sampling.seed
-            words[index, RECORD : RECORD + 3 * len(others)] = np.array(others, dtype=np.int32).ravel()
-        buffer.send(len(edits), self._edits)
-        edit(self.tables, self._edits[: len(edits)])
-        self.edited += len(edits)
-
-    def _list(self, place: int, tokens: list[int]) -> None:
-        """Tell the tables which tokens a document has."""
-        self._listed.wait()
-        listed = np.unique(np.array(tokens, dtype=np.int64))
-        words = self._listed.values[0].view(np.uint32)
-        words[:] = 0
-        np.bitwise_or.at(words, listed >> 5, np.uint32(1) << (listed & 31).astype(np.uint32))
-        self._listed.send(1, self.tables.listed[place : place + 1])
 
     def _read(self, flight: Flight, due: Collection[Document]) -> None:
         """Wait for a flight, and look at what it drew for these documents."""
