@@ -223,4 +223,5 @@ class LinkFollower:
         request = self.request
         if self.context.complete_current_document() is not document:
             raise RuntimeError(f"document {document.title!r} was closed while another was being written")
-        request.emit(DocumentClosed(request.title(document), document.finish_reason, request.record(document)))
+        if request.listener is not None:  # else its record is made for the result alone
+            request.emit(DocumentClosed(request.title(document), document.finish_reason, request.record(document)))
