@@ -68,6 +68,20 @@ def test_rows_apart_are_the_same_bits_alone_and_among_others(
             assert torch.equal(linear(x[-rows:], weight), alone[-rows:])
 
 
+@pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 70), st.integers(1, 100), st.integers(1, 4))
+def test_compiled_a_row_has_the_same_bits_in_any_batch(
+    rows: int, row: int, outputs: int, inputs: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(rows * outputs + inputs)
+    x, weight = (torch.randn(n, inputs, generator=generator) for n in (rows, outputs))
+    with torch.inference_mode():
+        alone = linear(x[row % rows][None], weight)
+        assert torch.equal(linear(x, weight)[row % rows], alone[0])
+
+
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 def test_the_gated_unit(rows: int, width: int, dtype: torch.dtype) -> None:

@@ -17,9 +17,8 @@ struct layer {
     struct weight qkv, out, up_gate, down;
 };
 
-static void multiply(const struct weight *w, int64_t rows, int apart, const float *x, float *to, void *room,
-                     int threads) {
-    if (w->digits == 0) linear_float(rows, w->inputs, w->outputs, apart, x, w->values, to, room, threads);
+static void multiply(const struct weight *w, int64_t rows, const float *x, float *to, void *room, int threads) {
+    if (w->digits == 0) linear_float(rows, w->inputs, w->outputs, x, w->values, to, threads);
     else
         linear_int8(rows, w->inputs, w->outputs, w->digits, x, w->values, w->sums, w->scale, to, room, threads);
 }
@@ -33,10 +32,10 @@ static void add(int64_t count, float by, const float *x, float *to) {
  *
  *   skips [layers / 2]: what joins before layer half + i is skips[i] times what left layer half - 1 - i.
  *   arena [layers, 2, heads, slots, dim], contiguous.
- *   room: for each row 7 width + 3 inputs of `down` + (half - 1) width floats, and after them what the products need.
- *   apart: see linear_float. */
-void backbone_rows(int64_t layers, int64_t heads, int64_t dim, int apart, const struct layer *weights,
-                   const float *skips, float epsilon, float *x, float *out, const struct reads *reads, float *arena,
+ *   room: for each row 7 width + 3 inputs of `down` + (half - 1) width floats, and after them what int8 products
+ *   need. */
+void backbone_rows(int64_t layers, int64_t heads, int64_t dim, const struct layer *weights, const float *skips,
+                   float epsilon, float *x, float *out, const struct reads *reads, float *arena,
                    int64_t slots, float scale, float *room, int threads) {
     const int64_t rows = reads->rows, width = heads * dim, half = layers / 2, wide = weights[0].down.inputs,
                   count = rows * width;
@@ -47,16 +46,16 @@ void backbone_rows(int64_t layers, int64_t heads, int64_t dim, int apart, const 
     for (int64_t i = 0; i < layers; i++) {
         const struct layer *layer = weights + i;
         float *keys = arena + 2 * i * slots * width, *values = keys + slots * width;
-        multiply(&layer->qkv, rows, apart, out, qkv, bytes, threads);
+        multiply(&layer->qkv, rows, out, qkv, bytes, threads);
         rms_norm(rows, 2 * heads, dim, qkv, 3 * width, epsilon, qk, threads);
         attend_rows(heads, dim, qk, 2 * width, qkv + 2 * width, 3 * width, reads, keys, values, slots * dim, scale, read,
                     threads);
-        multiply(&layer->out, rows, apart, read, y, bytes, threads);
+        multiply(&layer->out, rows, read, y, bytes, threads);
         add(count, 1, y, x);
         rms_norm(rows, 1, width, x, width, epsilon, out, threads);
-        multiply(&layer->up_gate, rows, apart, out, up_gate, bytes, threads);
+        multiply(&layer->up_gate, rows, out, up_gate, bytes, threads);
         gated_unit(rows, wide, up_gate, hidden, threads);
-        multiply(&layer->down, rows, apart, hidden, y, bytes, threads);
+        multiply(&layer->down, rows, hidden, y, bytes, threads);
         add(count, 1, y, x);
         const int64_t skip = i + 1 - half;
         if (skip == 0 && half > 0) add(count, skips[0], x, x);

@@ -7,8 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ds2ds.native.invariance import rows_apart
-from ds2ds.native.operations import EPSILON, FLOAT_BYTES, RowReads, compiled, float_room, int8_room
+from ds2ds.native.operations import EPSILON, FLOAT_BYTES, RowReads, compiled, int8_room
 
 
 class CWeight(ctypes.Structure):
@@ -39,15 +38,13 @@ def backbone_rows(
     layers, _, heads, slots, dim = arena.shape
     wide = weights[3].inputs
     floats = 7 * width + 3 * wide + max(0, layers // 2 - 1) * width
-    most = max(width, wide)
-    products = max(float_room(rows, most), int8_room(rows, most, 3))
+    products = int8_room(rows, max(width, wide), 3)
     room = torch.empty(rows * FLOAT_BYTES * floats + products, dtype=torch.uint8, device="cpu")
     out = torch.empty_like(x)
     compiled().backbone_rows(
         layers,
         heads,
         dim,
-        rows_apart(),
         weights,
         skips.data_ptr(),
         EPSILON,

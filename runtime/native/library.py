@@ -40,7 +40,7 @@ SECONDS = 120
 
 _POINTER, _INTEGER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, tuple[type, ...]] = {
-    "linear_float": (*[_INTEGER] * 3, ctypes.c_int, *[_POINTER] * 4, _THREADS),
+    "linear_float": (*[_INTEGER] * 3, *[_POINTER] * 3, _THREADS),
     "linear_int8": (*[_INTEGER] * 4, *[_POINTER] * 6, _THREADS),
     "gated_unit": (*[_INTEGER] * 2, *[_POINTER] * 2, _THREADS),
     "rms_norm": (*[_INTEGER] * 3, _POINTER, _INTEGER, ctypes.c_float, _POINTER, _THREADS),
@@ -55,7 +55,6 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "backbone_rows": (
         *[_INTEGER] * 3,
-        ctypes.c_int,
         *[_POINTER] * 2,
         ctypes.c_float,
         *[_POINTER] * 4,

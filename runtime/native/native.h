@@ -11,8 +11,8 @@ void in_parts(int threads, int64_t items, int64_t least, part *some, const void 
 /* How many items of so many bytes are worth taking a part: it takes a tenth of a microsecond. */
 static inline int64_t worth_a_part(int64_t bytes) { return 65536 / (bytes + 1) + 1; }
 
-void linear_float(int64_t rows, int64_t inputs, int64_t outputs, int apart, const float *x, const float *w, float *out,
-                  float *room, int threads);
+void linear_float(int64_t rows, int64_t inputs, int64_t outputs, const float *x, const float *w, float *out,
+                  int threads);
 void linear_int8(int64_t rows, int64_t inputs, int64_t outputs, int64_t bytes, const float *x, const int8_t *w,
                  const int32_t *sums, const float *scale, float *out, void *room, int threads);
 void gated_unit(int64_t rows, int64_t width, const float *x, float *out, int threads);

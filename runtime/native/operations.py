@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds2ds.native.invariance import rows_apart
 from ds2ds.native.library import library
 
 MOST_HEAD_DIM = 512
@@ -23,9 +22,6 @@ MOST_HEAD_DIM = 512
 
 _BLOCK, _GROUP = 16, 4
 """BLOCK and GROUP of int8.c."""
-
-_PANEL = 64
-"""PANEL of panels.h at most."""
 
 FLOAT_BYTES = 4
 
@@ -50,16 +46,8 @@ def takes(*tensors: Tensor) -> bool:
 def linear_float(x: Tensor, weight: Tensor) -> Tensor:
     """x [rows, inputs] times weight [outputs, inputs], transposed."""
     x, weight, out = x.contiguous(), weight.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
-    room = torch.empty(float_room(*x.shape), dtype=torch.uint8, device="cpu")
-    compiled().linear_float(
-        *_sizes(x, out),
-        rows_apart(),
-        x.data_ptr(),
-        weight.data_ptr(),
-        out.data_ptr(),
-        room.data_ptr(),
-        torch.get_num_threads(),
-    )
+    pointers = (x.data_ptr(), weight.data_ptr(), out.data_ptr())
+    compiled().linear_float(*_sizes(x, out), *pointers, torch.get_num_threads())
     return out
 
 
@@ -203,11 +191,6 @@ def attend_rows(qk: Tensor, v: Tensor, reads: RowReads, layer: Tensor, scale: fl
         torch.get_num_threads(),
     )
     return out
-
-
-def float_room(rows: int, inputs: int) -> int:
-    """Bytes of room that linear_float needs at most."""
-    return FLOAT_BYTES * inputs * -(-rows // _PANEL) * _PANEL
 
 
 def move_slots(arena: Tensor, moves: Sequence[tuple[int, int, int]]) -> None:

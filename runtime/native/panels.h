@@ -1,5 +1,5 @@
 /* Products of many rows: a panel has some rows' numbers side by side, one of each row in each lane. What it is multiplied
- * with, weights or keys or values, is read as it lies, one number for all lanes at once. */
+ * with, keys or values, is read as it lies, one number for all lanes at once. */
 
 #include "vectors.h"
 

@@ -99,11 +99,22 @@ INLINE float sum(vec v) {
 
 /* Ask for some lines of weights, and say where the next ones are. Where several outputs' weights are read side by side,
  * which processors foresee badly, those of the outputs to come are asked for as these are multiplied: up to twice as
- * fast. It is done little by little, some lines in each step, or the processor would wait for them. */
+ * fast. It is done little by little, some lines in each step, or the processor would wait for them; and into the second
+ * cache, as the first keeps few lines on their way at a time: up to 1.8 times as fast again. */
 #define LINE 64
 INLINE const char *fetch(const char *weights, int lines) {
-    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + LINE * line);
+    for (int line = 0; line < lines; line++) __builtin_prefetch(weights + LINE * line, 0, 2);
     return weights + LINE * lines;
+}
+
+/* What is used several times and is to be loaded once: compilers load it for each multiplication, which takes as long. */
+INLINE vec in_register(vec some) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(some));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(some));
+#endif
+    return some;
 }
 
 /* total + a b, in one rounding where the processor does that at once, in two elsewhere: the same in every tile, whatever
