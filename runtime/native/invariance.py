@@ -14,8 +14,8 @@ def batch_invariant(on: bool = True) -> Iterator[None]:
     """Within, a row's numbers do not depend, in any bit, on the rows beside it (float32 on a CPU).
 
     With compiled code (``ds2ds.native``) not on how a document was cut into chunks either, so that a prompt computed
-    at once, in parts or found in the document store gives the same bits. Prefill pays for it: many rows go the way
-    of few. ``bench/cpu_step.py`` measures how much.
+    at once, in parts or found in the document store gives the same bits. Prefill pays a little for it: each row
+    attends by itself. ``bench/cpu_step.py`` measures how much.
     """
     token = _rows_apart.set(on)
     try:
