@@ -56,7 +56,8 @@ class Runtime(RuntimeTexts):
         weights: "int8" rounds the model's weights to 8 bits, in place, for a quarter of the bytes to read;
             "int8_dynamic" also what is multiplied with them. None: they stay as they are.
         batch_invariant: let nothing that is computed for a request depend, in any bit, on what else is in the batch;
-            prefill is a little slower. For float32 on a CPU with a C compiler. Else requests get the same up to float rounding.
+            prefill is a little slower. For float32 on a CPU with a C compiler. Else requests get the same up to float
+            rounding.
         step_tokens: most tokens that one step prefills, of all requests together; None: a default for the device.
             Fewer keep the pace of requests that are decoding, more may prefill faster.
         max_running: most requests that run at a time; the others wait.
