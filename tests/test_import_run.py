@@ -215,16 +215,29 @@ def test_a_state_without_an_embedding_says_what_is_there(tmp_path: Path) -> None
         [torch.zeros(2)],
         {"state_dict": {}},
         {"model": [1, 2]},
-        {"model": {"embedding.weight": "text"}},
-        {"model": {1: torch.zeros(3)}},
         torch.zeros(3),
     ],
-    ids=["list", "another key", "no dict", "no tensor", "no name", "tensor"],
+    ids=["list", "another key", "no dict", "tensor"],
 )
 def test_something_else_in_the_file(saved: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tied_state())
     torch.save(saved, run / "checkpoints" / "best_model.pt")
     refuse(run, r"best_model.pt must hold {'model': state_dict}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("embedding.weight", "text", "its 'model' must map names to tensors, got 'embedding.weight': str"),
+        (1, torch.zeros(3), "its 'model' must map names to tensors, got 1: Tensor"),
+        ("loss_fn.weight", torch.zeros(11, 16, device="meta"), "loss_fn.weight is a meta tensor, which has no numbers"),
+        ("backbone.skip_weights", torch.ones(1).to_sparse(), "backbone.skip_weights is a tensor of layout"),
+    ],
+    ids=["no tensor", "no name", "meta", "sparse"],
+)
+def test_something_else_in_the_state_dict(name: Any, value: Any, told: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {**tied_state(), name: value})
+    refuse(run, f"best_model.pt: {told}")
 
 
 class Intruder:

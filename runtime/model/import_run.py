@@ -114,9 +114,16 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
         raise CheckpointError(f"cannot read {file}: {error!r}") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+    if not isinstance(state, dict):
         there = f"a dict with {sorted(map(str, loaded))[:5]}" if isinstance(loaded, dict) else type(loaded).__name__
         raise CheckpointError(f"{file} must hold {{'model': state_dict}}, got {there}")
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            kind = type(value).__name__
+            raise CheckpointError(f"{file}: its 'model' must map names to tensors, got {name!r}: {kind}")
+        if value.is_meta or value.layout != torch.strided:
+            kind = "a meta tensor, which has no numbers" if value.is_meta else f"a tensor of layout {value.layout}"
+            raise CheckpointError(f"{file}: {name} is {kind}: save dense tensors on a CPU or a GPU")
     return _weights_alone(state, file)
 
 
