@@ -222,6 +222,8 @@ async def test_what_is_wrong_is_told_before_anything_runs() -> None:
             answer = await client.post("/page/sessions", json={**body(), **fields})
             assert answer.status_code == status, (fields, answer.text)
             assert error_of(answer)["param"] == param, fields
+        answer = await client.post("/page/sessions", json={**body(), "prompt": ["a"]})
+        assert error_of(answer)["message"] == "prompt must be a valid string, got ['a']"
         assert not backend.asked
         assert len(client.app.state.page_sessions) == 0  # type: ignore[attr-defined]
 

@@ -132,7 +132,8 @@ def install(app: FastAPI) -> None:
 
 def _invalid_request(errors: Sequence[Any]) -> ApiError:
     """The first thing that is wrong with a request's body."""
-    first = errors[0]
+    # Text that is no text has the form that it should have, and was tried in others, too.
+    first = next((error for error in errors if error["type"] == "value_error"), errors[0])
     where = [str(part) for part in first["loc"][1:]]
     kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
@@ -145,7 +146,8 @@ def _invalid_request(errors: Sequence[Any]) -> ApiError:
     field = where[0]
     if kind == "missing":
         return ApiError(400, f"{field} is missing", param=field, code="missing_required_parameter")
-    must = _FORMS.get(field)
+    # Behind a field that has several forms stands the one that was tried; on the page a prompt has but one.
+    must = _FORMS.get(field) if len(where) > 1 and kind != "value_error" else None
     if must is None:
         _, should, must = message.partition(" should ")  # "Input should be ...", "List should have ..."
         must = must if should else f"be {message.removeprefix('Value error, ')}"
