@@ -63,7 +63,18 @@ def test_front_matter(text: str, title: str | None, aliases: tuple[str, ...], bo
     assert read_front_matter(text) == (FrontMatter(title, aliases), body)
 
 
-@pytest.mark.parametrize("block", ["title: a: b", "title: {{title}}", "- a", "title: \t- [", "a: " + "[" * 3000])
+@pytest.mark.parametrize(
+    "block",
+    [
+        "title: a: b",
+        "title: {{title}}",
+        "- a",
+        "title: \t- [",
+        "a: " + "[" * 3000,
+        r'a: "\UFFFFFFFF"',
+        r'a: "\U00110000"',
+    ],
+)
 def test_front_matter_that_is_no_mapping_is_reported(block: str) -> None:
     matter, body = read_front_matter(f"---\n{block}\n---\nbody")
     assert matter.title is None

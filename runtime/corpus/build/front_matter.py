@@ -40,7 +40,8 @@ def read_front_matter(text: str) -> tuple[FrontMatter, str]:
     try:
         # BaseLoader leaves every scalar a string: a title may look like a number or a date.
         fields = yaml.load(match[1], Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:  # the latter where brackets nest a thousand deep
+    # The others: an escape beyond the last character, "\U00110000" or "\UFFFFFFFF"; brackets nested a thousand deep.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         return FrontMatter(problem=" ".join(str(error).split())), body
     if not fields:
         return FrontMatter(), body
