@@ -308,11 +308,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_resolve_tells_what_each_resolver_finds(corpus: str) -> None:
     done = ds2ds("corpus", "resolve", "Compilers", "-c", corpus)
-    assert (done.exit_code, done.stdout) == (0, "exact\t-\nfolded\t-\nedit\tcompiler\t0.89\n")
+    assert (done.exit_code, done.stdout) == (0, "exact\t-\nfolded\t-\nredirects\t-\nedit\tcompiler\t0.89\n")
+    done = ds2ds("corpus", "resolve", "cc", "-c", corpus)
+    assert (done.exit_code, done.stdout) == (0, "exact\t-\nfolded\t-\nredirects\tcompiler\t1.00\nedit\t-\n")
+    done = ds2ds("corpus", "resolve", "compilers", "-c", "demo")  # which has no redirects
+    assert done.stdout.splitlines()[:2] == ["exact\t-", "folded\t-"] and "redirects" not in done.stdout
     done = ds2ds("corpus", "resolve", "cc", "-c", corpus, "--resolvers", "edit:0.5,redirects")
     assert (done.exit_code, done.stdout) == (0, "exact\t-\nedit:0.5\t-\nredirects\tcompiler\t1.00\n")
     done = ds2ds("corpus", "resolve", "Linked List", "-c", corpus)
-    assert done.stdout == "exact\tlinked list\t1.00\nfolded\tlinked list\t1.00\nedit\tlinked list\t1.00\n"
+    assert done.stdout == "exact\tlinked list\t1.00\nfolded\tlinked list\t1.00\nredirects\t-\nedit\tlinked list\t1.00\n"
     assert ds2ds("corpus", "resolve", "Ω", "-c", corpus).exit_code == 1
     assert isinstance(ds2ds("corpus", "resolve", "x", "-c", corpus, "--resolvers", "fuzzy").exception, ConfigError)
 

@@ -22,6 +22,7 @@ from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
 from ds2ds.corpus.document_corpus import DEMO, DocumentCorpus
 from ds2ds.corpus.resolving.chain import ResolverChain
 from ds2ds.corpus.resolving.making import prepare_resolvers
+from ds2ds.corpus.resolving.redirects import REDIRECTS_NAME
 from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.corpus.search import CorpusSearch, corpus_tokenizer, document_text
 from ds2ds.corpus.statistics import sample_links
@@ -169,15 +170,19 @@ def resolve(
     title: Annotated[str, typer.Argument(help="A link's target.")],
     corpus: CorpusOption = DEMO,
     resolvers: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Resolvers, with commas: exact, folded, redirects[=FILE], edit[:MINIMUM], embeddings=MODEL[:MINIMUM]."
+            help="Resolvers, with commas: exact, folded, redirects[=FILE], edit[:MINIMUM], embeddings=MODEL[:MINIMUM]; "
+            "default: those that need no model, redirects where the corpus has some."
         ),
-    ] = "exact,folded,edit",
+    ] = None,
 ) -> None:
     """What each resolver takes a link's target to mean; the first that finds a document leads the link there."""
-    names = resolver_order(resolvers)
+    names = () if resolvers is None else resolver_order(resolvers)
     with open_corpus_telling(corpus) as documents, progress_bar("titles") as progress:
+        if resolvers is None:
+            redirects = ["redirects"] if (documents.path / REDIRECTS_NAME).exists() else []
+            names = resolver_order(["exact", "folded", *redirects, "edit"])
         prepare_resolvers(documents, names, progress)
         found = [ResolverChain([documents.resolver(name)]).find(title) for name in names]
     first = next((match for match in found if match is not None), None)
