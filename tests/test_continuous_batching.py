@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -599,3 +599,33 @@ def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
     jobs[1].waiting = Compute(reader, Sampling(0.0, 0, 1.0, 0.0, 1.0, 0))
     planned = plan(store, jobs, 1).batch
     assert [(one.chunk.document, len(one.chunk)) for one in planned] == [(other, 1)]
+
+
+CALLS: dict[str, Callable[[Runtime, GenerationResult], Any]] = {
+    "generate": lambda runtime, result: runtime.generate("q", config=config()),
+    "stream": lambda runtime, result: [*runtime.stream("q", config=config())],
+    "generate_batch": lambda runtime, result: runtime.generate_batch(["q", "r", "s"], config=config()),
+    "score": lambda runtime, result: runtime.score(["q", "r", "s"], config=config()),
+    "warm": lambda runtime, result: runtime.warm(["A"], Texts({"A": "text"}), config(max_link_depth=1)),
+    "attention": lambda runtime, result: runtime.attention(result),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_place_that_another_thread_takes_is_waited_for_again(call: str, taken: int) -> None:
+    runtime = small_runtime(max_running=1, max_queue=1)
+    result = runtime.generate("p", config=config())
+    others = [start(runtime, "o"), start(runtime, "o")]  # one runs, one waits: the queue is full
+    make_way = runtime.engine.make_way
+
+    def raced() -> None:
+        make_way()
+        if len(others) < 2 + taken:
+            others.append(start(runtime, "o"))
+
+    runtime.engine.make_way = raced  # type: ignore[method-assign]
+    CALLS[call](runtime, result)
+    assert len(others) == 2 + taken
+    finish(runtime, *others)
+    assert is_clean(runtime)

@@ -26,6 +26,7 @@ from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import positive
 from ds2ds.engine.work import Prefill, Work
 from ds2ds.errors import ConfigError
+from ds2ds.generation.running import queued
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import TextStream, Tokenizer
 
@@ -76,8 +77,7 @@ def analyse_attention(
     need = max(
         sum(rounded(len(d.tokens)) for d in {subject, *(target for target, _ in batch.view)}) for batch in batches
     )
-    engine.make_way()
-    for _ in engine.run(engine.submit(record_all(), window, trace, need)):
+    for _ in engine.run(queued(engine, lambda: engine.submit(record_all(), window, trace, need))):
         pass
     texts = tuple(tuple(token_texts(tokenizer, one.tokens)) for one in documents)
     titles = [graphed.title for graphed in result.get_all_documents()]

@@ -13,7 +13,7 @@ from ds2ds.generation.corpus_source import open_corpus
 from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.request import Request
-from ds2ds.generation.running import Running
+from ds2ds.generation.running import Running, queued
 
 
 def new_requests(
@@ -58,8 +58,7 @@ def run_all(
     try:
         for request in requests:
             if isinstance(request, Request):
-                engine.make_way()
-                running.append(submit(request, priority))
+                running.append(queued(engine, partial(submit, request, priority)))
         while not all(one.job.done for one in running):
             engine.step()
             if on_link is not None:

@@ -26,7 +26,7 @@ from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
 from ds2ds.generation.pairing import check_corpus, check_encodes, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
-from ds2ds.generation.running import Running
+from ds2ds.generation.running import Running, queued
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
@@ -90,8 +90,7 @@ class LinkedDocumentGenerator:
         check_on_link(on_link)
         config = config or self.default_config()
         request = self.new_request(prompt, prompt_tokens, corpus, config, title, interactive=on_link is not None)
-        self.engine.make_way()
-        running = self.submit(request, priority)
+        running = queued(self.engine, lambda: self.submit(request, priority))
         for _ in self.engine.run(running.job, on_link):
             pass
         return running.result()
@@ -119,8 +118,7 @@ class LinkedDocumentGenerator:
         self, request: Request, events: list[Event], priority: int, on_link: OnLink | None
     ) -> Generator[Event, None, None]:
         # Queued by the first `next`, so that an iterator dropped before that leaves nothing behind.
-        self.engine.make_way()
-        running = self.submit(request, priority)
+        running = queued(self.engine, lambda: self.submit(request, priority))
         for _ in self.engine.run(running.job, on_link):
             while events:  # another thread's step may tell more meanwhile
                 yield events.pop(0)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ds2ds.documents.generation_result import GenerationResult
+from ds2ds.engine.engine import Engine
 from ds2ds.engine.job import Job
+from ds2ds.errors import QueueFullError
 from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.request import Request
+
+T = TypeVar("T")
+
+
+def queued(engine: Engine, submit: Callable[[], T]) -> T:
+    """What `submit` gives, which queues a request: once there is a place for it. Until then steps are taken."""
+    while True:
+        engine.make_way()
+        with suppress(QueueFullError):  # another thread took the place
+            return submit()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.request import Request
+from ds2ds.generation.running import queued
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _prefill(
             window.append((yield from LinkFollower(new_request()).prefill(title)))
             progress(len(window), len(titles))
 
-    job = engine.submit(prefill_all(), window, trace)
+    job = queued(engine, lambda: engine.submit(prefill_all(), window, trace))
     with contextlib.suppress(ArenaFullError):
         for _ in engine.run(job):
             pass
