@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,29 @@ def test_files_that_are_no_maps(made: AttentionMap, tmp_path: Path) -> None:
     for name in ("text.npz", "other.npz", "strange.npz", "array.npy", "cut.npz"):
         with pytest.raises(Ds2dsError, match="no attention map"):
             AttentionMap.from_npz(tmp_path / name)
+
+
+def test_a_map_that_is_damaged_anywhere(made: AttentionMap, tmp_path: Path) -> None:
+    made.to_npz(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    damaged = tmp_path / "damaged.npz"
+    generator = random.Random(1)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        damaged.write_bytes(data)
+        try:
+            AttentionMap.from_npz(damaged)  # some bytes, as those of a date, say nothing
+        except Ds2dsError:
+            refused += 1
+    assert refused > 200
+    with np.load(tmp_path / "whole.npz") as arrays:
+        kept = {name: array for name, array in arrays.items() if name != "weights_1"}
+    assert "weights_0" in kept
+    np.savez(damaged, **kept)
+    with pytest.raises(Ds2dsError, match="no attention map"):
+        AttentionMap.from_npz(damaged)
 
 
 def test_a_file_in_the_way(made: AttentionMap, tmp_path: Path) -> None:

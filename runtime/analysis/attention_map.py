@@ -9,7 +9,6 @@ from numbers import Integral
 from operator import index
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,8 +106,10 @@ class AttentionMap:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about = json.loads(arrays["about"].tobytes())
                 if about["format"] != FORMAT:
-                    raise wrong
-                weights = tuple(arrays[f"weights_{n}"] for n in range(len(about["titles"])) if f"weights_{n}" in arrays)
+                    raise ValueError(f"its format is {about['format']!r}")
+                # Of all documents or of none.
+                weighed = range(len(about["titles"]) if "weights_0" in arrays else 0)
+                weights = tuple(arrays[f"weights_{n}"] for n in weighed)
                 made = cls(
                     tuple(about["titles"]),
                     tuple(map(tuple, about["token_texts"])),
@@ -119,7 +120,7 @@ class AttentionMap:
                 )
         except OSError as error:
             raise Ds2dsError(f"cannot read {path}: {error}") from error
-        except (BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except Exception as error:  # a damaged file fails in NumPy and zipfile in a dozen ways, zlib.error among them
             raise wrong from error
         return made
 
