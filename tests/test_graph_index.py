@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2ds.corpus.graph_index import GraphIndex
+from ds2ds.corpus.index import INDEX_NAME
 from ds2ds.errors import CorpusError
 
 TOKENS = {"C": [1, 2], "C++": [3], "Linked list": [], "Tree": [4, 5, 6]}
@@ -58,6 +60,29 @@ def test_totals(graph: GraphIndex) -> None:
 def test_a_number_out_of_range_is_an_error(graph: GraphIndex) -> None:
     with pytest.raises(IndexError, match="node 4 of 4"):
         graph.node(4)
+
+
+def test_an_index_that_is_damaged_anywhere_is_named_or_built_anew(graph: GraphIndex) -> None:
+    graph.close()
+    index = graph.folder / INDEX_NAME
+    whole = index.read_bytes()
+    filled = [place for place, byte in enumerate(whole) if byte]
+    draw = random.Random(1)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for place in draw.sample(filled, draw.choice([1, 30])):
+            data[place] = draw.randrange(256)
+        index.write_bytes(data)
+        try:
+            damaged = GraphIndex(graph.folder)
+            for title in TOKENS:
+                damaged.find(title)
+                damaged.outgoing("Tree")
+            assert len(damaged) > 0
+        except CorpusError:
+            refused += 1
+    assert refused
 
 
 def test_a_graph_that_changes_under_an_open_index_is_noticed(graph: GraphIndex) -> None:

@@ -62,7 +62,7 @@ class GraphIndex:
         self._graph = self.folder / GRAPH_NAME
         self._database = open_index(self.folder, progress)
         self._found: dict[str, Node | None] = {}
-        self._count: int = self._database.query("SELECT max(id) + 1 FROM nodes")[0][0]
+        self._count = self._number(self._database.query("SELECT max(id) + 1 FROM nodes")[0][0])
 
     def __len__(self) -> int:
         return self._count
@@ -84,18 +84,26 @@ class GraphIndex:
 
     def by_key(self, key: str) -> int | None:
         rows = self._database.query("SELECT min(id) FROM nodes WHERE key = ? GROUP BY title LIMIT 2", (key,))
-        return int(rows[0][0]) if len(rows) == 1 else None
+        return self._number(rows[0][0]) if len(rows) == 1 else None
 
     def _first(self, sql: str, name: str) -> int | None:
         rows = self._database.query(sql, (name,))
-        return int(rows[0][0]) if rows else None
+        return self._number(rows[0][0]) if rows else None
+
+    def _number(self, found: object) -> int:
+        if not isinstance(found, int) or found < 0:
+            raise self._damaged(f"a number in it is {found!r}")
+        return found
+
+    def _damaged(self, what: str) -> CorpusError:
+        return CorpusError(f"{self._database.path}: damaged, {what}; delete it to have it rebuilt")
 
     def find(self, title: str) -> Node | None:
         """The document that `title` means, by the rule of ``names.title_variants``, or None."""
         with contextlib.suppress(KeyError):
             return self._found[title]
         number = find_node(self, title)
-        node = None if number is None else self.node(number)
+        node = None if number is None else self._known(number)
         if len(self._found) >= _REMEMBERED:
             self._found.clear()
         self._found[title] = node
@@ -107,9 +115,17 @@ class GraphIndex:
         Raises:
             IndexError: there is none.
         """
+        if not 0 <= number < len(self):
+            raise IndexError(f"node {number} of {len(self)}")
+        return self._known(number)
+
+    def _known(self, number: int) -> Node:
+        """The node with this number, which the index has named."""
         rows = self._database.query(f"SELECT {_COLUMNS} FROM nodes WHERE id = ?", (number,))
         if not rows:
-            raise IndexError(f"node {number} of {len(self)}")
+            raise self._damaged(f"node {number} is missing")
+        for value in rows[0][3:]:
+            self._number(value)
         return Node(*rows[0])
 
     def nodes(self) -> Iterator[Node]:
@@ -144,7 +160,7 @@ class GraphIndex:
         if fields["raw_identifier"] != node.title:
             raise CorpusError(f"{self._graph}, line {node.number + 1}: changed since the corpus was opened")
         numbers = ((name, self.by_identifier(name)) for name in fields[field])
-        return [name if number is None else self.node(number).title for name, number in numbers]
+        return [name if number is None else self._known(number).title for name, number in numbers]
 
     def outgoing(self, title: str) -> list[str]:
         """The titles that this document links to, in the order recorded (an unknown one by its identifier).

@@ -193,7 +193,7 @@ class Database:
         with lock:
             try:
                 return connection.execute(sql, parameters).fetchall()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite quotes what is damaged
                 raise CorpusError(
                     f"{self.path}: cannot read this index ({error}); delete it to have it rebuilt"
                 ) from error
