@@ -34,9 +34,9 @@ def test_it_writes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("kind", "name", "most"),
-    [("flat", "top-p", 27), ("peaked", "top-p", 15), ("flat", "both", 16), ("flat", "plain", 10)],
+    [("flat", "top-p", 27), ("peaked", "top-p", 12.7), ("flat", "both", 16), ("flat", "plain", 10)],
 )
 def test_no_row_takes_many_instructions(kind: str, name: str, most: float) -> None:
-    """Microseconds of 128 rows of 20,000 tokens: a fifth more than they take."""
+    """Microseconds of 128 rows of 20,000 tokens: no more than a fifth above what they take."""
     way = next(way for way in bench.WAYS if way.name == name)
     assert bench.measure(kind, way, 20_000, 128)["microseconds"] < most

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_sampling_kernel import INF, MIXED, NAN, batches, columns
 
 from ds2ds.kernels import SampleOutput, SampleStatus, sample_rows
+from ds2ds.kernels.sampling import choose as choose_module
 from ds2ds.kernels.sampling import elementary, host, launch, philox
 from ds2ds.kernels.sampling import finish as finish_module
 from ds2ds.kernels.sampling.arithmetic import (
@@ -118,6 +119,10 @@ ADVERSARIAL = {
     "runs of nothing": [-INF if (i // 16) % 2 else 0.01 * i for i in range(200)],
     "one far above": [50.0] + [0.0] * 199,
     "a step where levels end": [0.0] + [-12.0] * 100 + [-12.5] * 99,
+    "the heaviest side by side": [-9.0 - 0.01 * i for i in range(64)]
+    + [0.05 * (i % 7) for i in range(16)]
+    + [-9.0] * 120,
+    "sums at which top-p stops": [-30.0] * 95 + [0.0] * 10 + [-30.0] * 95,
 }
 HARD = [
     *MIXED,
@@ -223,19 +228,34 @@ def test_a_sample_that_misleads_costs_time_alone(lower: bool, monkeypatch: pytes
     monkeypatch.setattr(finish_module, "words_from", Counted(words_from, seen))
     vocab = 4096
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(8)) * 0.1
-    logits[0, unseen(vocab)] += 1.0 if lower else -1.0
+    logits[0, unseen(vocab)] += 2.0 if lower else -1.0
     assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
     assert len(seen) == vocab // NARROW.tile  # all tiles are scored
 
 
-def test_a_sample_that_sees_no_token_leaves_the_bounds_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_that_sees_none_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In more groups than are read. The bounds may be anywhere; the token is the right one."""
     finish = Spy(launch.finish)
     monkeypatch.setattr(launch, "finish", finish)
-    vocab, near = 4096, 600
+    vocab, near = 4096, 2500
     logits = torch.full((1, vocab), -40.0)
     logits[0, unseen(vocab)[:near]] = torch.linspace(-1.5, 0, near)
     assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
-    assert finish.seen[0]["count"] == near
+    assert finish.seen[0]["pending"] == choose_module.BY_TILE
+
+
+@pytest.mark.parametrize(("head", "doubt"), [(10, True), (9, False)])
+def test_few_tokens_are_found_without_the_mass_of_all(head: int, doubt: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes a second read. A rough one is enough, unless the sum at which top-p stops is close to a token's."""
+    finish, calls = Spy(launch.finish), list[object]()
+    monkeypatch.setattr(launch, "finish", finish)
+    monkeypatch.setattr(finish_module, "mass_of_row", Counted(finish_module.mass_of_row, calls))
+    logits = torch.randn(1, 4000, generator=torch.Generator().manual_seed(9)) - 31
+    logits[0, 1000 + 37 * torch.arange(head)] = 1.0
+    assert_same(logits, columns([{"top_p": 0.5, "seed": 3}]), NARROW)
+    assert finish.seen[0]["pending"] == choose_module.BY_TOKEN
+    assert finish.seen[0]["count"] == head
+    assert bool(calls) == doubt
 
 
 class Counted:

@@ -1,6 +1,8 @@
-"""Where top-p is going to cut: between which two logits, from rough sums, and nearer, from a sample.
+"""Where top-p is going to cut: below which logit not, from the weights of groups, and nearer, from a sample.
 
-Both only save time. `finish` adds up exact masses, and looks elsewhere if the cut is not there.
+Both only save time: whether the cut is there is seen by exact masses. Weights are rough, as those of `scan`; the
+largest logit of the row weighs 1. What top-p drops is easier to tell than what it keeps, as it is made of light tokens:
+"spare" is what it may drop, and the cut is above a logit where the tokens that do not exceed it weigh less.
 """
 
 from __future__ import annotations
@@ -9,89 +11,104 @@ import triton
 import triton.language as tl
 
 from .arithmetic import LOG2_E
-from .scan import LEVEL_WIDTH, LEVELS
 from .search import load_row
 
-# How far off a rough sum may be: float32 rounding of arguments up to 88, twice, the hardware's exp, and masses that
-# are cut off at 2**-44, come to less than half of this.
-ROUGH = tl.constexpr(1e-4)
+# How far off a rough sum may be, relative to it: rounding of arguments of exp up to 32 (3.7e-7 of them here, as the
+# hardware's division is off by two units, and 1.2e-7 in the exact masses), the hardware's exp, twice, and the sum
+# itself come to less than half of this. What weighs less than exp(-32) has no mass. That `finish` needs no exact mass
+# of a row of few tokens hangs on it; all else would only take longer.
+ROUGH = tl.constexpr(4e-5)
 
-# The cut is found to within so many standard errors of a sample, between two levels halved so many times.
+# Logits that are tried for a lower bound.
+LEVELS = tl.constexpr(8)
+
+# The cut is found to within so many standard errors of a sample, between two bounds halved so many times.
 SIGMAS = tl.constexpr(5.0)
 HALVINGS = tl.constexpr(8)
 
 
 @triton.jit
-def bracket(p, t, largest, peaks, anchors, here, levels, total):
-    """The levels between which top-p cuts: the lower one's tokens may be kept, the upper one's may not be.
-
-    From rough sums, so with a margin: all tokens above the upper level are short of the goal, and those above the lower
-    one are enough.
+def weights_of_groups(at, row, table, PER_TILE: tl.constexpr):
+    """The largest logits of the groups at ``at``, and their weights; -inf and 0 beyond the last.
 
     Args:
-        peaks, anchors, total: [TILES], the largest logit, the first level and the weight of every tile.
-        levels: [TILES], where the weights above the levels of each tile are.
-
-    Returns:
-        Both levels, infinite where there is none; the weight above the upper one, that between them, and the goal.
-        The largest logit weighs 1.
-    """
-    scale = tl.where(peaks > -float("inf"), tl.exp((peaks - largest) / t), 0.0)
-    goal = p * tl.sum(total * scale)
-    # The highest tile's first level, and those after it. A tile's own first is as high or lower: nothing of it is
-    # above the levels before that, and it has all those after it.
-    at_level = tl.max(anchors) - 1 - tl.arange(0, LEVELS)
-    steps = anchors[:, None] - at_level[None, :] - 1
-    known = here[:, None] & (steps >= 0)
-    sums = tl.load(levels[:, None] + tl.where(known, steps, 0.0).to(tl.int32), mask=known, other=0.0)
-    weight = tl.sum(sums * scale[:, None], axis=0)
-    bound = at_level * (t * LEVEL_WIDTH)
-    short = weight * (1 + ROUGH) < goal * (1 - ROUGH)
-    enough = weight * (1 - ROUGH) > goal * (1 + ROUGH)
-    high = tl.min(tl.where(short, bound, float("inf")))
-    low = tl.max(tl.where(enough, bound, -float("inf")))
-    above = tl.max(tl.where(short, weight, 0.0))
-    within = tl.maximum(tl.min(tl.where(enough, weight, float("inf"))) - above, goal * ROUGH)
-    return low, high, above, within, goal
-
-
-@triton.jit
-def narrow(low, high, above_high, within, goal, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
-    """Bounds closer to the cut, which SAMPLE tokens from all over the row suggest. `finish` sees whether they hold.
-
-    Args:
-        low, high, above_high, within, goal: what `bracket` returns.
         row: as in `search`.
+        table: (groups, group_peak, group_weight, peak), what `scan` has noted of the row.
+        PER_TILE: groups of a tile.
     """
-    high = tl.minimum(high, row[4])
-    x, w = sampled(low, high, row, SAMPLE, PENALISED)
-    total = tl.sum(w)
-    share = (goal - above_high) / within
-    error = SIGMAS * tl.sqrt(tl.sum(w * w) * share * (1 - share)) + 2 * ROUGH * goal / within * total
-    # Both bounds are looked for at once: the last above which there is more, and the first above which there is less.
-    side = tl.arange(0, 2)
-    wanted = share * total + tl.where(side == 0, error, -error)
-    lower = low + tl.zeros((2,), tl.float32)
-    upper = high + tl.zeros((2,), tl.float32)
-    x = x[:, None]
-    w = w[:, None]
-    for _ in range(HALVINGS):
-        middle = (lower + upper) * 0.5
-        above = tl.sum(tl.where(x > middle[None, :], w, 0.0), axis=0)
-        more = tl.where(side == 0, above > wanted, above >= wanted)  # of an empty sample neither bound moves
-        lower = tl.where(more, middle, lower)
-        upper = tl.where(more, upper, middle)
-    return tl.max(tl.where(side == 0, lower, low)), tl.min(tl.where(side == 1, upper, high))
+    groups, group_peak, group_weight, peak = table
+    here = at < groups
+    x = tl.load(group_peak + at, mask=here, other=-float("inf"))
+    weight = tl.load(group_weight + at, mask=here, other=0.0)
+    of_tile = tl.load(peak + at // PER_TILE, mask=here, other=-float("inf"))
+    return x, weight * tl.exp2((of_tile - row[4]) * (LOG2_E / row[5]))
 
 
 @triton.jit
-def sampled(low, high, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
-    """The logits of a sample, and the weights of those between ``low`` and ``high``, where the latter weighs 1."""
-    logits, listed, by, vocab, _top, t = row
+def lower_bound(spare, row, table, GROUP: tl.constexpr, PER_TILE: tl.constexpr, CHUNK: tl.constexpr):
+    """A logit that the cut is above, the largest of a few; -inf if none is.
+
+    Of a group whose largest logit exceeds a level, all others weigh no more than the group without it, nor than so many
+    at the level would, if they do not exceed it.
+    """
+    largest, vocab, t = row[4], row[3], row[5]
+    # At the last of the levels all tokens of the row together would weigh less than is to spare.
+    y = (tl.arange(0, LEVELS) + 1) * ((tl.log(spare / vocab) - 0.01) / LEVELS)
+    level = largest + y * t
+    others_at_most = tl.exp(y) * (GROUP - 1)
+    below = tl.zeros((LEVELS,), tl.float32)
+    for start in range(0, table[0], CHUNK):
+        x, weight = weights_of_groups(start + tl.arange(0, CHUNK), row, table, PER_TILE)
+        others = weight - tl.exp2((x - largest) * (LOG2_E / t))
+        some = tl.minimum(others[:, None], others_at_most[None, :])
+        below += tl.sum(tl.where(x[:, None] > level[None, :], some, weight[:, None]), axis=0)
+    return tl.max(tl.where(below * (1 + ROUGH) < spare * (1 - ROUGH), level, -float("inf")))
+
+
+@triton.jit
+def groups_above(low, row, table, PER_TILE: tl.constexpr, CHUNK: tl.constexpr):
+    """How many groups have a logit above ``low``, and the weight of all others."""
+    number = tl.full((), 0, tl.int32)
+    rest = tl.full((), 0.0, tl.float32)
+    for start in range(0, table[0], CHUNK):
+        x, weight = weights_of_groups(start + tl.arange(0, CHUNK), row, table, PER_TILE)
+        number += tl.sum((x > low).to(tl.int32))
+        rest += tl.sum(tl.where(x > low, 0.0, weight))
+    return number, rest
+
+
+@triton.jit
+def narrow(low, spare, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
+    """Bounds closer to the cut than ``low`` and the largest logit: what SAMPLE tokens from all over the row suggest."""
+    logits, listed, by, vocab, largest, t = row
     apart = tl.cdiv(vocab, SAMPLE)
     i = tl.arange(0, SAMPLE)
     # Four side by side of every so many, which are in one sector of memory; not always the same four.
     four = i // 4
     token = (four * apart + tl.minimum(four & 15, apart - 1)) * 4 + i % 4
     _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
-    return x, tl.where((x > low) & (x <= high), tl.exp2((x - high) * (LOG2_E / t)), 0.0)
+    w = tl.exp2((x - largest) * (LOG2_E / t))
+    # Both bounds are looked for at once: the last below which there surely is less, and the first where there is not.
+    side = tl.arange(0, 2)
+    lower, upper = low, largest
+    lower_2, upper_2 = low, largest
+    for _ in range(HALVINGS):
+        middle = (lower + upper) * 0.5
+        middle_2 = (lower_2 + upper_2) * 0.5
+        bound = tl.exp2((middle - largest) * (LOG2_E / t))
+        bound_2 = tl.exp2((middle_2 - largest) * (LOG2_E / t))
+        light = tl.where(w <= bound, w, 0.0)
+        light_2 = tl.where(w <= bound_2, w, 0.0)
+        # Side by side, so that one exchange between threads adds up all of them.
+        sums = tl.join(tl.join(light, light_2), tl.join(light * w, light_2 * w))
+        weight, squares = tl.split(tl.sum(sums, axis=0))
+        # One more token at the bound, as a sample that has none tells little.
+        one = tl.where(side == 0, bound, bound_2)
+        variance = (squares - weight * weight * (apart / vocab)) * (1 - 1 / apart) + one * one
+        error = tl.sqrt(variance) * SIGMAS + weight * ROUGH
+        less, less_2 = tl.split((weight + tl.where(side == 0, error, -error)) * apart < spare)
+        lower = tl.where(less, middle, lower)
+        upper = tl.where(less, upper, middle)
+        lower_2 = tl.where(less_2, middle_2, lower_2)
+        upper_2 = tl.where(less_2, upper_2, middle_2)
+    return lower, upper_2

@@ -7,9 +7,9 @@ import triton.language as tl
 
 from ..overlap import take_over
 from .arithmetic import LOG2_E, exact_exp, exact_log, from_key, ordered_key
-from .bracket import bracket, narrow
-from .scan import LEVELS, finite
-from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, load_row, search, weight_of_all
+from .bracket import ROUGH, groups_above, lower_bound, narrow
+from .scan import finite
+from .search import COUNT, INFINITE_KEY, LEAST_KEY, MANY, MASS_ONE, goal_of, load_row, mass, search, weight_of_all
 
 # SampleStatus, as kernels need it.
 OK = tl.constexpr(0)
@@ -29,14 +29,15 @@ LEAST_Y = tl.constexpr(-80.0)
 @triton.jit(do_not_specialize=["words", "tiles"])
 def choose(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, position, refused,
-    peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
-    top, raw_top, raw_total, pending, low_key, high_key, count, lowest, chosen, xs, ws, ids, capacity,
+    peak, first, raw_peak, raw_sum, weight, group_peak, group_weight, tiles,
+    top, raw_top, raw_total, pending, low_key, high_key, count, lowest, goals, chosen, xs, ws, ids, capacity,
     tokens, logprobs, status,
-    PENALISED: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, SAMPLE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PENALISED: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
+    SAMPLE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row: its status, its token if greedy; else the keys above which all tokens are likely to be kept and below
-    which none is, and for top-k the tokens between.
+    which none is, and for top-k, or if they are few, the tokens between; under top-p alone their mass with them, and
+    the least and the most that top-p may ask for.
     """
     if OVERLAP:
         take_over()
@@ -87,35 +88,56 @@ def choose(
         high = tl.full((), INFINITE_KEY, tl.uint32)
         found = tl.full((), 0, tl.int32)
         facts = (logits + row * stride, listed + row * words, by, vocab, largest, t)
-        if (k > 0) & (k < vocab):
+        groups = tl.cdiv(vocab, GROUP)
+        group_peak += row * groups
+        room = capacity // GROUP
+        by_rank = (k > 0) & (k < vocab)
+        # The tokens of these groups are read: with a maximum above `upper`, and some with one from `low` on.
+        gathers = by_rank & (k < groups) & (k <= room)
+        upper = low
+        some = found
+        low_x = tl.full((), -float("inf"), tl.float32)
+        spare = tl.full((), 0.0, tl.float32)
+        rest = spare
+        if by_rank:
             found += MANY
             tl.store(pending + row, BY_TOKEN)
-            groups = tl.cdiv(vocab, GROUP)
-            if (k < groups) & (k <= capacity // GROUP):
-                buffer = (xs + row * capacity, ws + row * capacity, ids + row * capacity)
-                group_list = chosen + row * (capacity // GROUP)
-                low, found = gather_groups(
-                    k, capacity // GROUP, groups, group_peak + row * groups, group_list, facts, buffer,
-                    GROUP, PENALISED, CHUNK,
-                )  # fmt: skip
+            if gathers:
+                low, upper, some = largest_groups(k, room, groups, group_peak, facts, PENALISED, CHUNK)
         elif p < 1:
-            anchors = tl.load(anchor + at, mask=here, other=-float("inf"))
-            if tl.max((anchors != anchors).to(tl.int32)) == 0:
-                whole = tl.load(level_all + at, mask=here, other=0.0)
-                low_x, high_x, above, within, goal = bracket(
-                    p, t, largest, peaks, anchors, here, level + at * LEVELS, whole
-                )
-                if low_x > -float("inf"):
-                    # No token above the lower level weighs less than this, which tells how many there are at most.
-                    least = tl.exp2((low_x - largest) * (LOG2_E / t))
-                    if above + within <= tl.minimum(4 * CHUNK, capacity) * least:
-                        high_x = tl.full((), float("inf"), tl.float32)
-                        tl.store(pending + row, BY_TOKEN)
-                    elif within > CHUNK * least:
-                        low_x, high_x = narrow(low_x, high_x, above, within, goal, facts, SAMPLE, PENALISED)
-                low, high = ordered_key(low_x) + 1, ordered_key(high_x)
+            scale = tl.exp2((peaks - largest) * (LOG2_E / t))
+            spare = (1 - p) * tl.sum(tl.load(weight + at, mask=here, other=0.0) * scale)
+            table = (groups, group_peak, group_weight + row * groups, peak + row * tiles)
+            low_x = lower_bound(spare, facts, table, GROUP, TILE // GROUP, CHUNK // 2)
+            if low_x > -float("inf"):
+                number, rest = groups_above(low_x, facts, table, TILE // GROUP, CHUNK)
+                # One program reads them: of more than a quarter of the row it would be the longest way.
+                gathers = number <= tl.minimum(room, groups // 4)
+                upper = ordered_key(low_x)
+                low = upper + 1
         else:
             high = low - 1
+        if gathers:
+            group_list = chosen + row * room
+            buffer = (xs + row * capacity, ws + row * capacity, ids + row * capacity)
+            taken = list_groups(low, upper, some, groups, group_peak, group_list, CHUNK)
+            gathered, reached, near = read_groups(taken, low, group_list, facts, buffer, GROUP, PENALISED, CHUNK)
+            if by_rank:
+                found = gathered
+            else:
+                # The mass of the row is between these two. Of each token less than one is cut off.
+                away = rest.to(tl.float64) * MASS_ONE
+                goal = goal_of(near + (away * (1 - ROUGH)).to(tl.int64) - vocab, p)
+                most = goal_of(near + (away * (1 + ROUGH)).to(tl.int64) + 1, p)
+                if most <= reached:
+                    found = gathered
+                    tl.store(pending + row, BY_TOKEN)
+                    tl.store(goals + row * 3, tl.maximum(goal, 1))
+                    tl.store(goals + row * 3 + 1, most)
+                    tl.store(goals + row * 3 + 2, reached)
+        elif low_x > -float("inf"):
+            low_x, high_x = narrow(low_x, spare, facts, SAMPLE, PENALISED)
+            low, high = ordered_key(low_x) + 1, ordered_key(high_x)
         tl.store(low_key + row, low.to(tl.int32, bitcast=True))
         tl.store(high_key + row, high.to(tl.int32, bitcast=True))
         tl.store(count + row, found)
@@ -126,22 +148,14 @@ def choose(
 
 
 @triton.jit
-def gather_groups(
-    k, room, groups, group_peak, group_list, row, buffer,
-    GROUP: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Put the k largest tokens into the buffer, and others that are as large as the smallest of some k groups' maxima.
+def largest_groups(k, room, groups, group_peak, row, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
+    """Groups that hold the k largest tokens: those with a maximum above ``upper``, and the first ``some`` of those with
+    one from ``key`` on. Returns key, upper and some.
 
     All of the k largest are in the k groups with the largest maxima, ties to the lower ones: each of these groups has
     a token, its maximum, that ranks above every token of every other group. Up to twice as many groups will do as well,
-    where they are found sooner.
-
-    Args:
-        room: groups that there is room for in the list, and whose tokens the buffer has room for.
-
-    Returns the smallest of the maxima, or less, as a key, and how many places of the buffer are taken.
+    where they are found sooner, but no more than there is room for.
     """
-    lane = tl.arange(0, CHUNK)
     # Weights and ids play no part where candidates are counted.
     pool = (groups, group_peak, group_peak, group_peak.to(tl.pointer_type(tl.int32), bitcast=True), False, 0, 0)
     no_cut = (0, 0)
@@ -155,7 +169,15 @@ def gather_groups(
         goal, none, present, few, least, last, row, pool, no_cut, COUNT, PENALISED, CHUNK
     )
     between = reached - above
-    some = tl.where(between <= few, between, goal - above).to(tl.int32)
+    return key, upper, tl.where(between <= few, between, goal - above).to(tl.int32)
+
+
+@triton.jit
+def list_groups(key, upper, some, groups, group_peak, group_list, CHUNK: tl.constexpr):
+    """List the groups with a maximum above ``upper``, and the first ``some`` of those with one from ``key`` on, in
+    order. Returns how many they are.
+    """
+    lane = tl.arange(0, CHUNK)
     passed = some * 0
     taken = some * 0
     for start in range(0, groups, CHUNK):
@@ -167,19 +189,33 @@ def gather_groups(
         passed += tl.sum(one)
         taken += tl.sum(take)
     tl.debug_barrier()  # the list is read by other threads than those that wrote it
+    return taken
 
+
+@triton.jit
+def read_groups(taken, key, group_list, row, buffer, GROUP: tl.constexpr, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
+    """Put the tokens of listed groups that have at least this key into the buffer. Returns how many they are, their
+    mass, and that of all tokens of these groups.
+    """
+    lane = tl.arange(0, CHUNK)
     logits, listed, by, vocab, top, t = row
     xs, ws, ids = buffer
-    found = some * 0
+    found = taken * 0
+    reached = tl.zeros((CHUNK,), tl.int64)
+    near = tl.zeros((CHUNK,), tl.int64)
     for start in range(0, taken * GROUP, CHUNK):
         place = start + lane
         here = place < taken * GROUP
         token = tl.load(group_list + place // GROUP, mask=here, other=0) * GROUP + place % GROUP
         _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
+        w = exact_exp(tl.div_rn(x - top, t))
         asked = here & (ordered_key(x) >= key)
         to = found + tl.cumsum(asked.to(tl.int32)) - 1
         tl.store(xs + to, x, mask=asked)
-        tl.store(ws + to, exact_exp(tl.div_rn(x - top, t)), mask=asked)
+        tl.store(ws + to, w, mask=asked)
         tl.store(ids + to, token, mask=asked)
         found += tl.sum(asked.to(tl.int32))
-    return key, found
+        near += tl.where(here, mass(w), 0)
+        reached += tl.where(asked, mass(w), 0)
+    reached_in_all, near_in_all = tl.split(tl.sum(tl.join(reached, near), axis=0))
+    return found, reached_in_all, near_in_all

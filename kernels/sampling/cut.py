@@ -24,7 +24,7 @@ def cut_at(
         base, reached: int64, the weight of what lies above all candidates, and with all of them.
         last: uint32, no candidate has a key above it.
         cut: what is kept so far; no candidate has a key below its.
-        spare: int32 [3 * PAIRS], memory to work in.
+        spare: int32 [4 * PAIRS], memory to work in.
     """
     top, t = row[4], row[5]
     count, xs, ws, ids, whole, _low_key, _high_key = pool
@@ -42,19 +42,21 @@ def cut_at(
         spare_xs = spare.to(tl.pointer_type(tl.float32), bitcast=True)
         spare_ws = spare_xs + PAIRS
         spare_ids = spare + 2 * PAIRS
-        left = tl.full((), 0, tl.int32)
+        number = spare + 3 * PAIRS
+        tl.store(number, 0)
+        tl.debug_barrier()
         for start in range(0, count, CHUNK):
             x, w, token = candidates(start + tl.arange(0, CHUNK), row, pool, PENALISED)
             key = ordered_key(x)
             asked = kept(x, key, token, cut) & (key >= lower) & (key <= upper)
-            to = left + tl.cumsum(asked.to(tl.int32)) - 1
+            # In any order: each is compared with each.
+            to = tl.atomic_add(number + tl.zeros_like(token), 1, mask=asked, sem="relaxed")
             here = asked & (to < PAIRS)
             tl.store(spare_xs + to, x, mask=here)
             tl.store(spare_ws + to, w, mask=here)
             tl.store(spare_ids + to, token, mask=here)
-            left += tl.sum(asked.to(tl.int32))
         tl.debug_barrier()  # what is in the spare memory is read by other threads than those that wrote it
-        xs, ws, ids, count = spare_xs, spare_ws, spare_ids, left
+        xs, ws, ids, count = spare_xs, spare_ws, spare_ids, tl.load(number)
     if count <= PAIRS:
         key, last_id = cut_by_pairs(goal, above, lower, upper, count, xs, ws, ids, cut, MODE, PAIRS)
     else:

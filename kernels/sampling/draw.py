@@ -1,4 +1,4 @@
-"""The kernel `draw`: reads the rows without top-k once more, for exact masses and for the noise of what is kept."""
+"""The kernel `draw`: reads the rows of many tokens once more, for exact masses and for the noise of what is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..overlap import take_over
 from .arithmetic import arrival, exact_mass, from_key, words_from
-from .choose import BY_TILE, SETTLED
+from .choose import BY_TILE
 from .search import load_row
 
 
@@ -18,16 +18,16 @@ def draw(
     mass_both, earliest,
     PENALISED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one row without top-k: the mass of all its tokens and of those that are to be kept, and a bound of
-    the scores of those that may be; the tokens in question go to the row's buffer, as far as they fit in.
+    """One tile of one row whose tokens in question are not all known: the mass of all its tokens and of those that are
+    to be kept, and a bound of the scores of those that may be; those in question go to the row's buffer, as far as they
+    fit in.
     """
     if OVERLAP:
         take_over()
     # From the end: what the last tiles of `scan` have read may still be in the L2 cache.
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    k = tl.load(top_k + row)
-    if (tl.load(pending + row) != SETTLED) & ((k == 0) | (k >= vocab)):
+    if tl.load(pending + row) == BY_TILE:
         at = row * tl.num_programs(1) + tile
         start = tile * TILE
         token = start + tl.arange(0, TILE)
@@ -50,10 +50,10 @@ def draw(
             # Side by side, so that one exchange between threads adds up both.
             both = tl.sum(tl.join(masses, tl.where(x > high, masses, 0)), axis=0)
             tl.store(mass_both + at * 2 + tl.arange(0, 2), both)
-            append((x >= low) & (x <= high), start, ids + row * capacity, count + row, capacity, TILE)
+            append((x >= low) & ~(x > high), start, ids + row * capacity, count + row, capacity, TILE)
         first = tl.full((), float("inf"), tl.float32)
         least = tl.load(lowest + row)
-        if (tl.load(pending + row) == BY_TILE) & (tl.div_rn(tl.load(peak + at) - largest, t) >= least):
+        if tl.div_rn(tl.load(peak + at) - largest, t) >= least:
             random = words_from(tl.load(seed + row), tl.load(position + row), start, TILE)
             first = tl.min(tl.where(y >= least, arrival(random, y), float("inf")))
         tl.store(earliest + at, first)
@@ -63,8 +63,8 @@ def draw(
 def append(asked, start, ids, count, capacity, TILE: tl.constexpr):
     """Put tokens into the buffer, as far as they fit in: ``asked`` [TILE] are those from ``start`` on.
 
-    They take places by fours, in any order. It is a set: nothing that follows depends on the order. Four do not fit in
-    where less than four places are left: the buffer is full with three places to spare.
+    They take places by 32, those of a thread, in any order: nothing that follows depends on it. Four side by side do
+    not fit in where less than four places are left: the buffer is full with three places to spare.
     """
     even, odd = tl.split(tl.reshape(asked, (TILE // 4, 2, 2)))
     first, third = tl.split(even)
@@ -72,7 +72,11 @@ def append(asked, start, ids, count, capacity, TILE: tl.constexpr):
     # Numbers rather than bits, which LLVM would pack together to count them, by way of memory.
     number = tl.where(first, 1.0, 0.0) + tl.where(second, 1.0, 0.0)
     number = (number + tl.where(third, 1.0, 0.0) + tl.where(fourth, 1.0, 0.0)).to(tl.int32)
-    place = tl.atomic_add(count + tl.zeros_like(number), number, mask=number > 0, sem="relaxed")
+    SHARE: tl.constexpr = 8 if TILE >= 32 else 1
+    by_thread = tl.reshape(number, (SHARE, TILE // 4 // SHARE))
+    together = tl.sum(by_thread, axis=0)
+    place = tl.atomic_add(count + tl.zeros_like(together), together, mask=together > 0, sem="relaxed")
+    place = tl.reshape(place[None, :] + tl.cumsum(by_thread, axis=0) - by_thread, (TILE // 4,))
     fits = place <= capacity - 4
     token = start + 4 * tl.arange(0, TILE // 4)
     tl.store(ids + place, token, mask=first & fits)

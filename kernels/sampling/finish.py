@@ -6,10 +6,23 @@ import triton
 import triton.language as tl
 
 from ..overlap import take_over
-from .arithmetic import exact_exp, gumbel, gumbel_at, ordered_key, score_bound, words_from
+from .arithmetic import exact_exp, exact_mass, gumbel, gumbel_at, ordered_key, score_bound, words_from
 from .choose import BY_TILE, BY_TOKEN, SETTLED
 from .cut import cut_at
-from .search import COUNT, INFINITE_KEY, LAST_ID, LEAST_KEY, MANY, MASS, candidates, kept, load_row, mass, weight_of_all
+from .search import (
+    COUNT,
+    INFINITE_KEY,
+    LAST_ID,
+    LEAST_KEY,
+    MANY,
+    MASS,
+    candidates,
+    goal_of,
+    kept,
+    load_row,
+    mass,
+    weight_of_all,
+)
 
 # Bounds of scores may be this much too low, for rounding.
 SLACK = tl.constexpr(1e-4)
@@ -18,7 +31,7 @@ SLACK = tl.constexpr(1e-4)
 @triton.jit(do_not_specialize=["words", "tiles"])
 def finish(
     logits, stride, vocab, listed, words, penalty, temperature, top_k, top_p, min_p, seed, position,
-    top, raw_top, raw_total, pending, low_key, high_key, count, xs, ws, ids, capacity,
+    top, raw_top, raw_total, pending, low_key, high_key, count, goals, xs, ws, ids, capacity,
     mass_both, earliest, tiles, spare,
     tokens, logprobs,
     PENALISED: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
@@ -52,7 +65,12 @@ def finish(
         goal = tl.full((), 0, tl.int64)
         base = tl.full((), 0, tl.int64)
         reached = tl.full((), 0, tl.int64)
-        if (p < 1) & ((k == 0) | (k >= vocab)):
+        most = tl.full((), 0, tl.int64)
+        if (p < 1) & ((k == 0) | (k >= vocab)) & (way == BY_TOKEN):
+            goal = tl.load(goals + row * 3)
+            most = tl.load(goals + row * 3 + 1)
+            reached = tl.load(goals + row * 3 + 2)
+        elif (p < 1) & ((k == 0) | (k >= vocab)):
             total = tl.sum(tl.load(mass_both + at * 2, mask=here, other=0))
             base = tl.sum(tl.load(mass_both + at * 2 + 1, mask=here, other=0))
             goal = goal_of(total, p)
@@ -69,9 +87,9 @@ def finish(
                 high = tl.full((), INFINITE_KEY, tl.uint32)
                 base = base * 0
                 reached = total
-                bounds = tl.where(here & (way == BY_TILE), float("inf"), bounds)
+                bounds = tl.where(here, float("inf"), bounds)
         pool = (tl.where(whole, vocab, found), at_xs, at_ws, at_ids, whole, low, high)
-        at_spare = spare + row * 3 * PAIRS
+        at_spare = spare + row * 4 * PAIRS
         last = tl.minimum(high, ordered_key(largest))
         cut_key = low
         cut_id = tl.full((), LAST_ID, tl.int32)
@@ -85,10 +103,19 @@ def finish(
             if p < 1:
                 reached = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK)
                 goal = goal_of(reached, p)
-        if p < 1:
+        before = (cut_key, cut_id)
+        sure = p == 1
+        while not sure:
             cut_key, cut_id = cut_at(
-                goal, base, reached, last, facts, pool, (cut_key, cut_id), at_spare, MASS, PENALISED, CHUNK, PAIRS
+                goal, base, reached, last, facts, pool, before, at_spare, MASS, PENALISED, CHUNK, PAIRS
             )
+            # Where the mass of the row is known roughly, the goal is at most this. Mostly the cut is the same.
+            sure = most <= goal
+            if not sure:
+                sure = weight_of_all(facts, pool, (cut_key, cut_id), MASS, PENALISED, CHUNK) >= most
+            if not sure:
+                goal = goal_of(mass_of_row(facts, PENALISED, 4 * CHUNK), p)
+                most = goal
 
         best = tl.full((), -float("inf"), tl.float32)
         winner = tl.full((), MANY, tl.int32)
@@ -137,15 +164,20 @@ def fetch(found, xs, ws, ids, row, PENALISED: tl.constexpr, CHUNK: tl.constexpr)
 
 
 @triton.jit
+def mass_of_row(row, PENALISED: tl.constexpr, CHUNK: tl.constexpr):
+    """The mass of all tokens."""
+    logits, listed, by, vocab, top, t = row
+    total = tl.zeros((CHUNK,), tl.int64)
+    for start in range(0, vocab, CHUNK):
+        _raw, x = load_row(logits, listed, by, start + tl.arange(0, CHUNK), vocab, PENALISED)
+        total += exact_mass(tl.div_rn(x - top, t))
+    return tl.sum(total)
+
+
+@triton.jit
 def best_of(best, winner, scores, tokens):
     """The best score of all and its token, of equal ones the lower."""
     score = tl.max(scores)
     token = tl.min(tl.where(scores == score, tokens, MANY))
     ahead = (score > best) | ((score == best) & (token < winner))
     return tl.where(ahead, score, best), tl.where(ahead, token, winner)
-
-
-@triton.jit
-def goal_of(total, p):
-    """The mass that top-p asks for."""
-    return tl.ceil(total.to(tl.float64) * p.to(tl.float64)).to(tl.int64)

@@ -2,8 +2,8 @@
 
 mark    [rows]         only with a repetition penalty: a bitmap of the listed tokens
 scan    [rows, tiles]  reads the logits once: the largest of a tile and of every group of tokens, and rough sums
-choose  [rows]         settles greedy rows; for the others, which tokens are certain to be kept, and which may be
-draw    [rows, tiles]  reads the rows that need it once more: exact masses, noise for what is certain to be kept
+choose  [rows]         settles greedy rows; for the others, which tokens may be kept, if these are few, or bounds
+draw    [rows, tiles]  reads the rows that need it once more: exact masses, bounds of scores, tokens between the bounds
 finish  [rows]         finds the cuts among the tokens in question, draws from those kept, and picks the token
 
 No kernel waits for the host or for another program. A row's result is the same in any batch: tiles do not depend on
@@ -25,7 +25,7 @@ from .choose import choose
 from .draw import draw
 from .finish import finish
 from .rows import SampleOutput
-from .scan import LEVELS, mark, scan
+from .scan import mark, scan
 
 if TYPE_CHECKING:
     from ..build import Build
@@ -35,7 +35,7 @@ TYPES = {
     **dict.fromkeys(("stride", "vocab", "words", "tiles", "width", "capacity"), "i32"),
     **dict.fromkeys(("listed", "refused", "top_k", "first", "pending", "low_key", "high_key", "count"), "*i32"),
     **dict.fromkeys(("chosen", "ids", "status", "spare"), "*i32"),
-    **dict.fromkeys(("seed", "position", "tokens", "mass_both"), "*i64"),
+    **dict.fromkeys(("seed", "position", "tokens", "mass_both", "goals"), "*i64"),
     "raw_total": "*fp64",
 }
 
@@ -107,14 +107,14 @@ def sample_on_device(
         listed, refused = integers(words), integers()
         mark[(batch,)](tokens, tokens.shape[1], vocab, words, listed, refused, CHUNK=sizes.chunk, num_warps=MARK_WARPS)
 
-    peak, first, raw_peak, raw_sum, anchor = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
-    level, level_all, group_peak = floats(tiles, LEVELS.value), floats(tiles), floats(groups)
+    peak, first, raw_peak, raw_sum, weight = floats(tiles), integers(tiles), floats(tiles), floats(tiles), floats(tiles)
+    group_peak, group_weight, goals = floats(groups), floats(groups), integers(3, dtype=torch.int64)
     top, raw_top, raw_total = floats(), floats(), floats(dtype=torch.float64)
     pending, low_key, high_key, count = integers(), integers(), integers(), integers()
     chosen = integers(max(1, capacity // sizes.group))
     pool = floats(capacity), floats(capacity), integers(capacity), capacity
     mass_both, earliest, lowest = integers(tiles, 2, dtype=torch.int64), floats(tiles), floats()
-    spare = integers(3 * sizes.pairs)
+    spare = integers(4 * sizes.pairs)
 
     row = (logits, logits.stride(0), vocab, listed, words, by, temperature, top_k, top_p)
     found = (pending, low_key, high_key, count)
@@ -124,21 +124,21 @@ def sample_on_device(
     tiles_at_most = max(LEAST_TILES, triton.next_power_of_2(tiles))
     per_row = {"TILES": tiles_at_most, "num_warps": sizes.row_warps, **shared}
     scan[(batch, tiles)](
-        *row, peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak,
+        *row, peak, first, raw_peak, raw_sum, weight, group_peak, group_weight,
         GROUP=sizes.group, num_warps=sizes.scan_warps, **per_tile,
     )  # fmt: skip
     choose[(batch,)](
         *row, min_p, position, refused,
-        peak, first, raw_peak, raw_sum, anchor, level, level_all, group_peak, tiles,
-        top, raw_top, raw_total, *found, lowest, chosen, *pool, *out,
-        GROUP=sizes.group, SAMPLE=sizes.sample, CHUNK=sizes.chunk, **per_row,
+        peak, first, raw_peak, raw_sum, weight, group_peak, group_weight, tiles,
+        top, raw_top, raw_total, *found, lowest, goals, chosen, *pool, *out,
+        TILE=sizes.tile, GROUP=sizes.group, SAMPLE=sizes.sample, CHUNK=sizes.chunk, **per_row,
     )  # fmt: skip
     draw[(batch, tiles)](
         *row, seed, position, peak, top, *found, lowest, *pool[2:], mass_both, earliest,
         num_warps=sizes.draw_warps, **per_tile,
     )  # fmt: skip
     finish[(batch,)](
-        *row, min_p, seed, position, top, raw_top, raw_total, *found, *pool,
+        *row, min_p, seed, position, top, raw_top, raw_total, *found, goals, *pool,
         mass_both, earliest, tiles, spare, *out[:2],
         TILE=sizes.tile, PAIRS=sizes.pairs, CHUNK=sizes.pool, **per_row,
     )  # fmt: skip
@@ -153,7 +153,11 @@ def builds() -> Iterator[Build]:
     per_row = {"TILES": LEAST_TILES}
     constants: list[tuple[Any, dict[str, int], int]] = [
         (scan, {"TILE": SIZES.tile, "GROUP": SIZES.group}, SIZES.scan_warps),
-        (choose, {"GROUP": SIZES.group, "SAMPLE": SIZES.sample, "CHUNK": SIZES.chunk, **per_row}, SIZES.row_warps),
+        (
+            choose,
+            {"TILE": SIZES.tile, "GROUP": SIZES.group, "SAMPLE": SIZES.sample, "CHUNK": SIZES.chunk, **per_row},
+            SIZES.row_warps,
+        ),
         (draw, {"TILE": SIZES.tile}, SIZES.draw_warps),
         (finish, {"TILE": SIZES.tile, "PAIRS": SIZES.pairs, "CHUNK": SIZES.pool, **per_row}, SIZES.row_warps),
     ]

@@ -53,6 +53,12 @@ def mass(w):
 
 
 @triton.jit
+def goal_of(total, p):
+    """The mass that top-p asks for."""
+    return tl.ceil(total.to(tl.float64) * p.to(tl.float64)).to(tl.int64)
+
+
+@triton.jit
 def kept(x, key, ids, cut):
     """Which tokens the cut keeps."""
     return (x > -float("inf")) & ((key > cut[0]) | ((key == cut[0]) & (ids <= cut[1])))
