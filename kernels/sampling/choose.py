@@ -201,8 +201,7 @@ def read_groups(taken, key, group_list, row, buffer, GROUP: tl.constexpr, PENALI
     logits, listed, by, vocab, top, t = row
     xs, ws, ids = buffer
     found = taken * 0
-    reached = tl.zeros((CHUNK,), tl.int64)
-    near = tl.zeros((CHUNK,), tl.int64)
+    masses = tl.zeros((2,), tl.int64)
     for start in range(0, taken * GROUP, CHUNK):
         place = start + lane
         here = place < taken * GROUP
@@ -215,7 +214,6 @@ def read_groups(taken, key, group_list, row, buffer, GROUP: tl.constexpr, PENALI
         tl.store(ws + to, w, mask=asked)
         tl.store(ids + to, token, mask=asked)
         found += tl.sum(asked.to(tl.int32))
-        near += tl.where(here, mass(w), 0)
-        reached += tl.where(asked, mass(w), 0)
-    reached_in_all, near_in_all = tl.split(tl.sum(tl.join(reached, near), axis=0))
-    return found, reached_in_all, near_in_all
+        masses += tl.sum(tl.join(tl.where(asked, mass(w), 0), tl.where(here, mass(w), 0)), axis=0)
+    reached, near = tl.split(masses)
+    return found, reached, near
