@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import LOG2_E
+from .arithmetic import LOG2_E, exact_log
 from .search import load_row
 
 # How far off a rough sum may be, relative to it: rounding of arguments of exp up to 32 (3.7e-7 of them here, as the
@@ -53,7 +53,7 @@ def lower_bound(spare, row, table, GROUP: tl.constexpr, PER_TILE: tl.constexpr, 
     """
     largest, vocab, t = row[4], row[3], row[5]
     # At the last of the levels all tokens of the row together would weigh less than is to spare.
-    y = (tl.arange(0, LEVELS) + 1) * ((tl.log(spare / vocab) - 0.01) / LEVELS)
+    y = (tl.arange(0, LEVELS) + 1) * ((exact_log(spare / vocab) - 0.01) / LEVELS)
     level = largest + y * t
     others_at_most = tl.exp(y) * (GROUP - 1)
     below = tl.zeros((LEVELS,), tl.float32)
