@@ -1,7 +1,7 @@
 """Where top-p is going to cut: below which logit not, from the weights of groups, and nearer, from a sample.
 
-Both only save time: whether the cut is there is seen by exact masses. Weights are rough, as those of `scan`; the
-largest logit of the row weighs 1. What top-p drops is easier to tell than what it keeps, as it is made of light tokens:
+Bounds only save time: whether the cut is between them is seen by exact masses, or by what rough ones may be off at most
+(ROUGH). Weights are rough, as those of `scan`; the largest logit of the row weighs 1. What top-p drops is easier to tell than what it keeps, as it is made of light tokens:
 "spare" is what it may drop, and the cut is above a logit where the tokens that do not exceed it weigh less.
 """
 
@@ -89,26 +89,20 @@ def narrow(low, spare, row, SAMPLE: tl.constexpr, PENALISED: tl.constexpr):
     _raw, x = load_row(logits, listed, by, token, vocab, PENALISED)
     w = tl.exp2((x - largest) * (LOG2_E / t))
     # Both bounds are looked for at once: the last below which there surely is less, and the first where there is not.
-    side = tl.arange(0, 2)
-    lower, upper = low, largest
-    lower_2, upper_2 = low, largest
+    sign = 1 - 2 * tl.arange(0, 2)
+    lower = low + tl.zeros((2,), tl.float32)
+    upper = largest + tl.zeros((2,), tl.float32)
+    w = w[:, None]
     for _ in range(HALVINGS):
         middle = (lower + upper) * 0.5
-        middle_2 = (lower_2 + upper_2) * 0.5
         bound = tl.exp2((middle - largest) * (LOG2_E / t))
-        bound_2 = tl.exp2((middle_2 - largest) * (LOG2_E / t))
-        light = tl.where(w <= bound, w, 0.0)
-        light_2 = tl.where(w <= bound_2, w, 0.0)
-        # Side by side, so that one exchange between threads adds up all of them.
-        sums = tl.join(tl.join(light, light_2), tl.join(light * w, light_2 * w))
-        weight, squares = tl.split(tl.sum(sums, axis=0))
+        light = tl.where(w <= bound[None, :], w, 0.0)
+        # Side by side, so that one exchange between threads adds up both.
+        weight, squares = tl.split(tl.sum(tl.join(light, light * w), axis=0))
         # One more token at the bound, as a sample that has none tells little.
-        one = tl.where(side == 0, bound, bound_2)
-        variance = (squares - weight * weight * (apart / vocab)) * (1 - 1 / apart) + one * one
+        variance = (squares - weight * weight * (apart / vocab)) * (1 - 1 / apart) + bound * bound
         error = tl.sqrt(variance) * SIGMAS + weight * ROUGH
-        less, less_2 = tl.split((weight + tl.where(side == 0, error, -error)) * apart < spare)
+        less = (weight + sign * error) * apart < spare
         lower = tl.where(less, middle, lower)
         upper = tl.where(less, upper, middle)
-        lower_2 = tl.where(less_2, middle_2, lower_2)
-        upper_2 = tl.where(less_2, upper_2, middle_2)
-    return lower, upper_2
+    return tl.sum(tl.where(sign == 1, lower, 0.0)), tl.sum(tl.where(sign == -1, upper, 0.0))

@@ -66,11 +66,12 @@ def finish(
         base = tl.full((), 0, tl.int64)
         reached = tl.full((), 0, tl.int64)
         most = tl.full((), 0, tl.int64)
-        if (p < 1) & ((k == 0) | (k >= vocab)) & (way == BY_TOKEN):
+        by_rank = (k > 0) & (k < vocab)
+        if (p < 1) & (way == BY_TOKEN) & ~by_rank:
             goal = tl.load(goals + row * 3)
             most = tl.load(goals + row * 3 + 1)
             reached = tl.load(goals + row * 3 + 2)
-        elif (p < 1) & ((k == 0) | (k >= vocab)):
+        elif (p < 1) & ~by_rank:
             total = tl.sum(tl.load(mass_both + at * 2, mask=here, other=0))
             base = tl.sum(tl.load(mass_both + at * 2 + 1, mask=here, other=0))
             goal = goal_of(total, p)
@@ -94,7 +95,7 @@ def finish(
         cut_key = low
         cut_id = tl.full((), LAST_ID, tl.int32)
 
-        if (k > 0) & (k < vocab):
+        if by_rank:
             present = weight_of_all(facts, pool, (cut_key, cut_id), COUNT, PENALISED, CHUNK)
             wanted = tl.minimum(k.to(tl.int64), present)
             cut_key, cut_id = cut_at(
