@@ -1,8 +1,9 @@
 """Where top-p is going to cut: below which logit not, from the weights of groups, and nearer, from a sample.
 
 Bounds only save time: whether the cut is between them is seen by exact masses, or by what rough ones may be off at most
-(ROUGH). Weights are rough, as those of `scan`; the largest logit of the row weighs 1. What top-p drops is easier to tell than what it keeps, as it is made of light tokens:
-"spare" is what it may drop, and the cut is above a logit where the tokens that do not exceed it weigh less.
+(ROUGH). Weights are rough, as those of `scan`; the largest logit of the row weighs 1. What top-p drops is easier to
+tell than what it keeps, as it is made of light tokens: "spare" is what it may drop, and the cut is above a logit where
+the tokens that do not exceed it weigh less.
 """
 
 from __future__ import annotations
