@@ -94,6 +94,14 @@ def test_an_untitled_root_and_a_document_called_root_are_two(tmp_path: Path) -> 
     save_result(result, tmp_path / "out")  # it is known as a result again
 
 
+def test_what_reads_a_document_that_is_not_there_is_not_saved(tmp_path: Path) -> None:
+    result = make_result("A")
+    result.root_document.grants.append(Grant(3, "B"))
+    with pytest.raises(ConfigError, match="'root' reads 'B', but the result has none"):
+        save_result(result, tmp_path / "out")
+    assert names(tmp_path) == set()
+
+
 def test_titles_longer_than_a_file_name(tmp_path: Path) -> None:
     save_result(make_result("x" * 400, "x" * 401, "日" * 400), tmp_path / "out")
     assert len(names(tmp_path / "out")) == 4 + len(REST)

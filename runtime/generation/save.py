@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ds2ds.documents.generation_result import GeneratedDocument, GenerationResult
+from ds2ds.documents.link_graph import link_graph
 from ds2ds.documents.title_utils import create_filename, generate_title_hash
 from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.files import user_home
@@ -90,40 +91,40 @@ def graph(result: GenerationResult) -> dict[str, Any]:
         "edges": [{source, target, position, end, link, resolved_by, score}]}: from token `position` on, up to `end`
         (None: to its last), the document `source` reads all of `target`; the other three as in `Grant`. Nodes are
         called by their id; `parent` is the one whose link brought the node in.
+
+    Raises:
+        ConfigError: see `link_graph`.
     """
     documents = result.get_all_documents()
-    ids = _names(documents)
-    # Grants and parents are by title. An untitled root may share its name with a document, but is never granted.
-    by_title = {document.title: name for document, name in zip(documents[1:], ids[1:], strict=True)}
-    nodes, edges = [], []
-    for document, name in zip(documents, ids, strict=True):
-        parent = ids[0] if document.depth == 1 else by_title.get(document.parent_title or "")
-        nodes.append(
-            {
-                "id": name,
-                "title": document.title,
-                "file": f"{name}.md",
-                "source": str(document.source),
-                "is_root": document.is_root,
-                "depth": document.depth,
-                "parent": parent,
-                "tokens": None if document.tokens is None else len(document.tokens),
-                "finish_reason": document.finish_reason,
-                "truncated": document.truncated,
-            }
-        )
-        edges += [
-            {
-                "source": name,
-                "target": by_title[grant.title],
-                "position": grant.position,
-                "end": grant.end,
-                "link": grant.link,
-                "resolved_by": grant.resolved_by,
-                "score": grant.score,
-            }
-            for grant in document.grants
-        ]
+    ids, found = _names(documents), link_graph(result)
+    nodes = [
+        {
+            "id": name,
+            "title": document.title,
+            "file": f"{name}.md",
+            "source": str(document.source),
+            "is_root": document.is_root,
+            "depth": document.depth,
+            "parent": None if parent is None else ids[parent],
+            "tokens": None if document.tokens is None else len(document.tokens),
+            "finish_reason": document.finish_reason,
+            "truncated": document.truncated,
+        }
+        for document, name, parent in zip(documents, ids, found.parents, strict=True)
+    ]
+    grants = [grant for document in documents for grant in document.grants]
+    edges = [
+        {
+            "source": ids[edge.source],
+            "target": ids[edge.target],
+            "position": edge.position,
+            "end": edge.end,
+            "link": grant.link,
+            "resolved_by": grant.resolved_by,
+            "score": grant.score,
+        }
+        for edge, grant in zip(found.edges, grants, strict=True)
+    ]
     return {"nodes": nodes, "edges": edges}
 
 
