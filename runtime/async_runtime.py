@@ -20,7 +20,7 @@ from ds2ds.engine.desk import Ticket
 from ds2ds.engine.limits import check_priority
 from ds2ds.errors import ConfigError, Ds2dsError
 from ds2ds.event_stream import EventStream
-from ds2ds.generation.batch import in_place
+from ds2ds.generation.batch import in_place, new_requests
 from ds2ds.generation.choices import AsyncOnLink, check_on_link
 from ds2ds.generation.generation_config import GenerationConfig, scoring
 from ds2ds.generation.request import Request
@@ -143,8 +143,9 @@ class AsyncRuntime:
         self._engine.require_open()
         check_on_link(on_link, may_be_async=True)
         settings = self.runtime._config(config, overrides)
-        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors, on_link is not None)
-        return await self._run(requests, self.runtime._generator.submit, priority, return_errors, on_link)
+        generator = self.runtime._generator
+        requests = new_requests(generator, prompts, corpus, settings, return_errors, on_link is not None)
+        return await self._run(requests, generator.submit, priority, return_errors, on_link)
 
     async def score(
         self,
@@ -159,8 +160,9 @@ class AsyncRuntime:
         """How likely each token of each prompt is; see `Runtime.score`."""
         self._engine.require_open()
         settings = scoring(self.runtime._config(config, overrides))
-        requests = self.runtime.new_requests(prompts, corpus, settings, return_errors)
-        return await self._run(requests, self.runtime._generator.submit_score, priority, return_errors)
+        generator = self.runtime._generator
+        requests = new_requests(generator, prompts, corpus, settings, return_errors)
+        return await self._run(requests, generator.submit_score, priority, return_errors)
 
     @property
     def limits(self) -> BackendLimits:

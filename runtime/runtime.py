@@ -15,7 +15,7 @@ from ds2ds.documents.link_formats import LinkFormat
 from ds2ds.engine.cache_file import load_cache, save_cache
 from ds2ds.engine.engine import Engine
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING
-from ds2ds.errors import ConfigError, Ds2dsError
+from ds2ds.errors import ConfigError
 from ds2ds.files import checked_path
 from ds2ds.generation.batch import new_requests, run_all
 from ds2ds.generation.choices import OnLink, check_on_link
@@ -23,7 +23,6 @@ from ds2ds.generation.events import Event
 from ds2ds.generation.generation_config import GenerationConfig, parse_device, resolve_config, scoring
 from ds2ds.generation.linked_doc_generator import LinkedDocumentGenerator
 from ds2ds.generation.pairing import check_layout
-from ds2ds.generation.request import Request
 from ds2ds.generation.warming import Warmed, warm
 from ds2ds.model.checkpoint import load_checkpoint, parse_dtype
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -226,7 +225,7 @@ class Runtime(RuntimeTexts):
         """
         check_on_link(on_link)
         settings = self._config(config, overrides)
-        requests = self.new_requests(prompts, corpus, settings, return_errors, on_link is not None)
+        requests = new_requests(self._generator, prompts, corpus, settings, return_errors, on_link is not None)
         return run_all(self.engine, requests, self._generator.submit, priority, return_errors, on_link)
 
     def score(
@@ -245,23 +244,9 @@ class Runtime(RuntimeTexts):
         read. Each result's root holds the prompt's tokens and `token_logprobs`, of which the first is NaN, and with
         `top_logprobs` the likeliest tokens. For the rest see `generate_batch`.
         """
-        requests = self.new_requests(prompts, corpus, scoring(self._config(config, overrides)), return_errors)
+        settings = scoring(self._config(config, overrides))
+        requests = new_requests(self._generator, prompts, corpus, settings, return_errors)
         return run_all(self.engine, requests, self._generator.submit_score, priority, return_errors, None)
-
-    def new_requests(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        corpus: Any,
-        config: GenerationConfig,
-        return_errors: bool,
-        interactive: bool = False,
-    ) -> list[Request | Ds2dsError]:
-        """A request for each prompt, not queued yet; with return_errors, an error in the place of one that is wrong.
-
-        Raises:
-            ConfigError, CorpusError: an argument does not fit; without return_errors, also what is wrong with a prompt.
-        """
-        return new_requests(self._generator, prompts, corpus, config, return_errors, interactive)
 
     def warm(
         self,

@@ -22,9 +22,13 @@ def new_requests(
     corpus: Any,
     config: GenerationConfig,
     return_errors: bool,
-    interactive: bool,
+    interactive: bool = False,
 ) -> list[Request | Ds2dsError]:
-    """See `Runtime.new_requests`."""
+    """A request for each prompt, not queued yet; with return_errors, an error in the place of one that is wrong.
+
+    Raises:
+        ConfigError, CorpusError: an argument does not fit; without return_errors, also what is wrong with a prompt.
+    """
     opened = open_corpus(corpus)
     if isinstance(prompts, str):
         raise ConfigError("prompts must be a sequence of prompts, got one string: use generate for one")
