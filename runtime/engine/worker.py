@@ -6,23 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
 
+from ds2ds.engine.desk import Desk
 from ds2ds.engine.engine import Engine
-
-
-class Owner(Protocol):
-    """Whom a worker works for. All of it is called in the worker's thread."""
-
-    def after(self) -> None:
-        """Something was posted and has run, or a step is done."""
-
-    def end(self, failure: BaseException | None) -> None:
-        """The last step is done. What still runs or waits in the engine is to be cancelled.
-
-        Args:
-            failure: what ended the worker against its will.
-        """
 
 
 class Worker:
@@ -32,14 +18,17 @@ class Worker:
     What others want of the engine they post; it runs between two steps, in the order in which it was posted. Nobody
     else may touch the engine until the worker has stopped.
 
+    Args:
+        desk: told, in the worker's thread, of each step and of each time that something posted has run, and of the end.
+
     Attributes:
         stopped: done once nothing more will run.
     """
 
-    def __init__(self, engine: Engine, owner: Owner) -> None:
+    def __init__(self, engine: Engine, desk: Desk) -> None:
         self.stopped: Future[None] = Future()
         self.stopped.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
-        self._engine, self._owner = engine, owner
+        self._engine, self._desk = engine, desk
         # Reentrant, as Condition makes it: a garbage collection may post or stop from anywhere, in here too.
         self._wake = threading.Condition()
         self._posted: deque[Callable[[], None]] = deque()
@@ -85,11 +74,11 @@ class Worker:
             # Whatever it is, all who wait are told: nobody else would ever notice.
             failure = error
         try:
-            self._owner.end(failure)
+            self._desk.end(failure)
             with self._wake:
                 self._stopping = self._ended = True
             self._run_posted()
-            self._owner.after()
+            self._desk.after()
         finally:
             self._stopping = self._ended = True
             self.stopped.set_result(None)
@@ -102,10 +91,10 @@ class Worker:
             if self._at_once or not (self._posted or self._engine.busy):
                 return False
         if self._run_posted():
-            self._owner.after()
+            self._desk.after()
         if self._engine.busy:
             self._engine.step()
-            self._owner.after()
+            self._desk.after()
         return True
 
     @property
