@@ -60,7 +60,7 @@ def a_row(kind: str, vocab: int, generator: np.random.Generator) -> np.ndarray:
     return x
 
 
-def assert_same(ours: compiled.Drawn, plain: SampleOutput) -> None:
+def assert_same(ours: SampleOutput, plain: SampleOutput) -> None:
     assert ours.tokens.tolist() == plain.tokens.tolist() and ours.status.tolist() == plain.status.tolist()
     assert [column.dtype for column in ours] == [column.dtype for column in plain]
     torch.testing.assert_close(ours.logprobs, plain.logprobs, atol=2e-6, rtol=1e-6, equal_nan=True)

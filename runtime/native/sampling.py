@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ds2ds.kernels import SampleOutput
 from ds2ds.native.operations import compiled
-
-
-class Drawn(NamedTuple):
-    """As ``ds2ds.kernels.SampleOutput``: tokens int64 [B], logprobs float32 [B], status int32 [B]."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    status: Tensor
 
 
 def sample_rows(
@@ -30,7 +22,7 @@ def sample_rows(
     position: Tensor,
     repetition_penalty: Tensor | None = None,
     penalty_tokens: Tensor | None = None,
-) -> Drawn:
+) -> SampleOutput:
     """As ``ds2ds.kernels.sample_rows`` for logits on the CPU, and settings of the dtypes that it states, in range.
 
     Raises:
@@ -44,7 +36,7 @@ def sample_rows(
     penalty = None if repetition_penalty is None else repetition_penalty.cpu().contiguous()
     listed = None if penalty_tokens is None else penalty_tokens.cpu().contiguous()
     dtypes = (torch.int64, torch.float32, torch.int32)
-    drawn = Drawn(*(torch.empty(rows, dtype=dtype, device="cpu") for dtype in dtypes))
+    drawn = SampleOutput(*(torch.empty(rows, dtype=dtype, device="cpu") for dtype in dtypes))
     failed = compiled().sample_rows(
         rows,
         vocab,
