@@ -78,12 +78,12 @@ class FlexPath:
         return self.latest
 
     @torch.inference_mode()
-    def warm_up(self, decode_rows: int = DECODE.most, prefill_rows: int = PREFILL.most, fan: int = FAN) -> None:
-        """Compile every bucket of up to so many rows (0: none), and so many for one tile. Ends the step before."""
+    def warm_up(self, decode_rows: int = DECODE.most, prefill_rows: int = PREFILL.most) -> None:
+        """Compile every bucket of up to so many rows (0: none), FAN for one tile. Ends the step before."""
         self.latest = None
         for kind, most in zip(self.kinds, (decode_rows, prefill_rows), strict=True):
             sizes = powers(most) if most else []
-            for bucket in {kind.bucket(rows, width) for rows in sizes for width in powers(min(fan, rows))}:
+            for bucket in {kind.bucket(rows, FAN) for rows in sizes}:
                 kernel = self._kernel(kind, bucket)
                 table = kernel.table(0)
                 table.load([])
