@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from ds2ds.attention.compiled import cpu_attention
 from ds2ds.attention.flex import FlexPath
+from ds2ds.attention.full_pass import takes_blocks
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
@@ -45,7 +45,7 @@ def attention_path(store: DocumentStore, rotary: Rotary, name: str = "auto") -> 
         raise ConfigError(f"attention must be one of {PATHS}, got {name!r}")
     data = store.arena.data
     if name == "auto":
-        name = "flex" if data.is_cuda and data.dtype != torch.float64 and data.shape[-1] >= 16 else "plain"
+        name = "flex" if takes_blocks(data.device, data.dtype, data.shape[-1]) else "plain"
     if name == "plain":
         return partial(cpu_attention, store, rotary)
     try:
