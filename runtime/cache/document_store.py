@@ -219,11 +219,11 @@ class DocumentStore:
         self.weights = identity
         for entry in self._entries.values():
             entry.stale = True
-        for entry in self.shared():
-            del self._by_key[entry.key or b""]
+        for entry in self._by_key.values():
             entry.key = None
             if not entry.documents:
                 self._drop(entry)
+        self._by_key.clear()
 
     def clear(self) -> None:
         """Drop every entry that no document uses."""

@@ -253,13 +253,11 @@ class DocumentContext:
         Where none is left to evict, the window may still be too full: compare `total_tokens`.
         """
         evicted: list[Document] = []
-        if self.total_tokens + num_tokens <= self.max_context_length:
-            return evicted
         for document in self._evictable():
-            self.evict(document)
-            evicted.append(document)
             if self.total_tokens + num_tokens <= self.max_context_length:
                 break
+            self.evict(document)
+            evicted.append(document)
         return evicted
 
     def evict(self, document: Document) -> None:
