@@ -6,12 +6,16 @@ import cmath
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_flex_attention import Pick, Tensors, World, assert_equal, one_token_each, whole
+from test_flex_attention import compute as compute_batches
+from test_flex_attention import run as run_batch
+from test_flex_attention import world as small_world
 from torch import Tensor
 
 from ds2ds.attention import plain
@@ -30,32 +34,8 @@ FREQUENCIES = [1.0, 1 / 1024, 0.0, 0.0]  # radians per position of the pairs (x[
 SOME = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@dataclass(frozen=True)
-class World:
-    """Documents, each granted only earlier ones, and for each the unrotated q, k and v [layers, n, heads, head_dim].
-
-    As in the model, queries and keys have unit mean square.
-    """
-
-    documents: list[Document]
-    q: dict[Document, Tensor]
-    k: dict[Document, Tensor]
-    v: dict[Document, Tensor]
-
-
 def world(documents: list[Document], seed: int) -> World:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw() -> dict[Document, Tensor]:
-        return {
-            d: torch.randn(LAYERS, len(d.tokens), HEADS, HEAD_DIM, dtype=torch.float64, generator=generator)
-            for d in documents
-        }
-
-    def normed(rows: dict[Document, Tensor]) -> dict[Document, Tensor]:
-        return {d: x / x.square().mean(-1, keepdim=True).sqrt() for d, x in rows.items()}
-
-    return World(documents, normed(draw()), normed(draw()), draw())
+    return small_world(documents, seed, LAYERS, HEADS, HEAD_DIM)
 
 
 @st.composite
@@ -92,7 +72,7 @@ def naive(made: World, document: Document, layer: int, token: int, head: int) ->
     return [sum(w * v[i] for w, v in zip(weights, values, strict=True)) / sum(weights) for i in range(HEAD_DIM)]
 
 
-def expected(made: World) -> dict[Document, Tensor]:
+def expected(made: World) -> Tensors:
     return {
         d: torch.tensor(
             [
@@ -117,22 +97,9 @@ def store_for(made: World, dtype: torch.dtype = torch.float64) -> DocumentStore:
     return store
 
 
-def run(store: DocumentStore, made: World, chunks: Sequence[Chunk], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def run(store: DocumentStore, made: World, chunks: Sequence[Chunk]) -> list[Tensor]:
     """One flat batch: for each chunk what its rows read, [layers, rows, heads, head_dim]."""
-    attend = cpu_attention(store, Rotary(HEAD_DIM, 256), chunks)
-    layers = []
-    for layer in range(LAYERS):
-
-        def rows(of: dict[Document, Tensor], layer: int = layer) -> Tensor:
-            return torch.cat([of[c.document][layer, c.start : c.stop] for c in chunks]).to(dtype)
-
-        v = rows(made.v)
-        read = attend(layer, torch.stack([rows(made.q), rows(made.k)], dim=1), v)
-        assert (read.shape, read.dtype) == (v.shape, v.dtype)
-        layers.append(read)
-    for chunk in chunks:
-        store.advance(chunk.document, chunk.stop)
-    return list(torch.stack(layers).split([len(chunk) for chunk in chunks], dim=1))
+    return run_batch(store, made, cpu_attention(store, Rotary(HEAD_DIM, 256), chunks), chunks)
 
 
 @contextmanager
@@ -143,39 +110,16 @@ def limits(key_block: int, slab_rows: int) -> Iterator[None]:
         yield
 
 
-Pick = Callable[[list[Chunk]], list[Chunk]]
-
-
 def compute(
     made: World,
     pick: Pick,
     between: Callable[[DocumentStore], object] = lambda store: None,
     dtype: torch.dtype = torch.float64,
-) -> dict:
+) -> Tensors:
     """Compute all documents in batches: `pick` chooses from the chunks that could be computed next, one a document."""
     store = store_for(made, dtype)
-    done: dict[Document, list[Tensor]] = {d: [] for d in made.documents}
-    while unfinished := [d for d in made.documents if store.computed(d) < len(d.tokens)]:
-        ready = [
-            Chunk(d, store.computed(d), len(d.tokens))
-            for d in unfinished
-            if all(store.computed(grant.target) == len(grant.target.tokens) for grant in d.grants)
-        ]
-        batch = pick(ready)
-        for chunk, read in zip(batch, run(store, made, batch, dtype), strict=True):
-            done[chunk.document].append(read)
-        between(store)
-    return {d: torch.cat(parts, dim=1) for d, parts in done.items()}
-
-
-def whole(ready: list[Chunk]) -> list[Chunk]:
-    """One document at a time, all of it."""
-    return ready[:1]
-
-
-def one_token_each(ready: list[Chunk]) -> list[Chunk]:
-    """Decoding: a row of every document that can go on."""
-    return [Chunk(chunk.document, chunk.start, chunk.start + 1) for chunk in ready]
+    prepare = partial(cpu_attention, store, Rotary(HEAD_DIM, 256))
+    return compute_batches(store, made, prepare, pick, lambda: between(store))
 
 
 def drawn(data: st.DataObject) -> Pick:
@@ -189,11 +133,6 @@ def drawn(data: st.DataObject) -> Pick:
         ]
 
     return pick
-
-
-def assert_equal(ours: dict[Document, Tensor], theirs: dict[Document, Tensor], atol: float) -> None:
-    for document, values in ours.items():
-        torch.testing.assert_close(values, theirs[document], atol=atol, rtol=0)
 
 
 TABLES = 1e-5  # what the rotary tables' float32 can make of positions up to 60
@@ -388,7 +327,7 @@ def test_only_the_chunks_own_slots_are_written() -> None:
 @pytest.mark.parametrize("made", [chain(), fan()], ids=["chain", "fan"])
 def test_lower_precisions_stay_close(dtype: torch.dtype, atol: float, made: World) -> None:
     store = store_for(made, dtype)
-    reads = [run(store, made, [Chunk(d, 0, len(d.tokens))], dtype)[0].double() for d in made.documents]
+    reads = [run(store, made, [Chunk(d, 0, len(d.tokens))])[0] for d in made.documents]
     assert_equal(dict(zip(made.documents, reads, strict=True)), expected(made), atol)
 
 
@@ -471,8 +410,8 @@ def test_compiled_rows_among_any_chunks_equal_the_naive_softmax(made: World, dat
         ours = compute(made, drawn(data), dtype=torch.float32)
         decoded = compute(made, one_token_each, dtype=torch.float32)
     reference = expected(made)
-    assert_equal({d: x.double() for d, x in ours.items()}, reference, 2e-5)
-    assert_equal({d: x.double() for d, x in decoded.items()}, reference, 2e-5)
+    assert_equal(ours, reference, 2e-5)
+    assert_equal(decoded, reference, 2e-5)
 
 
 @pytest.mark.parametrize("head_dim", [4, 12, 16, 20, 64, 96, 128, 512])
@@ -495,7 +434,7 @@ def test_rows_apart_are_the_same_bits_in_any_chunks(made: World, data: st.DataOb
         reference = compute(made, whole, dtype=torch.float32)
         ours = compute(made, drawn(data), dtype=torch.float32)
     assert all(torch.equal(ours[d], reference[d]) for d in made.documents)
-    assert_equal({d: x.double() for d, x in ours.items()}, expected(made), 2e-5)
+    assert_equal(ours, expected(made), 2e-5)
 
 
 def test_compiled_rows_do_not_depend_on_their_neighbours_or_the_threads() -> None:
@@ -509,9 +448,9 @@ def test_compiled_rows_do_not_depend_on_their_neighbours_or_the_threads() -> Non
             with compiled():
                 store = store_for(made, torch.float32)
                 for document in made.documents[:-1]:
-                    run(store, made, [Chunk(document, 0, len(document.tokens))], torch.float32)
-                run(store, made, [Chunk(reader, 0, 5)], torch.float32)
-                results.append(run(store, made, chunks, torch.float32)[-1])
+                    run(store, made, [Chunk(document, 0, len(document.tokens))])
+                run(store, made, [Chunk(reader, 0, 5)])
+                results.append(run(store, made, chunks)[-1])
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*results)
