@@ -135,7 +135,7 @@ def compile_build(build: Build, capability: int) -> Report:
             "before Python starts"
         )
     names = build.kernel.arg_names
-    types = {name: kind for name, kind in build.signature.items() if kind != "constexpr"}
+    types = dict(build.signature)
     if sorted([*types, *build.constexprs]) != sorted(names) or not build.attrs.keys() <= types.keys():
         raise ValueError(
             f"{build.name}: each of {', '.join(names)} must have a type or a value, and attrs be of those with a type; "

@@ -46,7 +46,7 @@ def rms_norm(x: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     vectors = x.view(rows, -1, width).shape[1]
     options = _OF_A_HEAD if width <= 256 else _OPTIONS
-    _rms_norm[(rows, vectors)](x, out, x.stride(0), width, EPSILON, BLOCK=_power(width), **options)
+    _rms_norm[(rows, vectors)](x, out, x.stride(0), width, EPSILON, BLOCK=triton.next_power_of_2(width), **options)
     return out
 
 
@@ -56,14 +56,13 @@ def add_norm(x: Tensor, y: Tensor, skip: Skip | None = None) -> tuple[Tensor, Te
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows, width = x.shape
     weights, other, index, mode = skip_arguments(skip, x)
-    _add_norm[(rows,)](
-        x, y, weights, other, total, normed, index, width, EPSILON, SKIP=mode, BLOCK=_power(width), **_OPTIONS
-    )
+    block = triton.next_power_of_2(width)
+    _add_norm[(rows,)](x, y, weights, other, total, normed, index, width, EPSILON, SKIP=mode, BLOCK=block, **_OPTIONS)
     return total, normed
 
 
 def gated_unit(x: Tensor) -> Tensor:
-    """x [rows, 2 width], contiguous, which holds (up, gate), to up * silu(gate) [rows, width]."""
+    """x [rows, 2 width], which holds (up, gate), to up * silu(gate) [rows, width]."""
     x = x.contiguous()
     rows, width = x.shape[0], x.shape[1] // 2
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
@@ -167,10 +166,6 @@ def _round(x, out, row_stride, inputs, tiny, BLOCK: tl.constexpr):
         steps = tl.div_rn(values, tl.zeros_like(values) + tl.maximum(scale, tiny)).to(out.dtype.element_ty)
         whole = (steps.to(tl.float32) + _ROUNDER) - _ROUNDER
         tl.store(out + row * inputs + start + lane, (whole * scale).to(out.dtype.element_ty), mask=here)
-
-
-def _power(number: int) -> int:
-    return triton.next_power_of_2(number)
 
 
 def builds() -> Iterator[Build]:

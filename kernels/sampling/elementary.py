@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 LOG2_E = 1.4426950408889634
-LN2 = 0.6931471805599453
 # log(2) in two parts: the product of the first with an exponent is exact.
 LN2_HIGH = 0.693359375
 LN2_LOW = -2.12194440e-4

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from ds2ds.documents.link_formats import DEFAULT_FORMAT, LINK_FORMATS, LinkFormat
 from ds2ds.documents.title_utils import normalize_title
 
-FINISH_REASONS = ("eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop", "quit")
-
 
 @dataclass(frozen=True)
 class Grant:
@@ -47,7 +45,8 @@ class GeneratedDocument:
         grants: what it read, and from which token on (S1).
         depth: links between the root and this document.
         truncated: it was cut at max_tokens_per_document.
-        finish_reason: one of FINISH_REASONS; None for a document that was not written in this run.
+        finish_reason: "eos", "max_new_tokens", "max_tokens_per_document", "context_full", "stop" or "quit"; None for a
+            document that was not written in this run.
         given: how many of the tokens it was started with; the others were written. None if that is not known.
         token_logprobs: float32 [len(tokens)], natural log under the model's raw distribution, NaN where a token was
             not predicted; None unless asked for.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from ds2ds.corpus.names import is_unicode
 from ds2ds.errors import ConfigError
 
 
@@ -83,10 +84,8 @@ class Supply:
                 continue
             if not isinstance(value, str) or not value.strip():
                 raise ConfigError(f"a supplied {name} must be a string that is not blank, got {value!r}")
-            try:
-                value.encode()
-            except UnicodeError as error:
-                raise ConfigError(f"a supplied {name} must be UTF-8 text, got {value[:80]!r}") from error
+            if not is_unicode(value):
+                raise ConfigError(f"a supplied {name} must be UTF-8 text, got {value[:80]!r}")
         if self.title is not None and len(self.title.splitlines()) > 1:
             raise ConfigError(f"a supplied title must be one line, got {self.title!r}")
 

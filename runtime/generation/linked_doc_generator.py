@@ -166,7 +166,7 @@ class LinkedDocumentGenerator:
         job = self.engine.submit(search.run(), search.window, request.trace, need, priority, beams)
         return Running(request, job, time.perf_counter(), search)
 
-    def submit_score(self, request: Request, priority: int = 0) -> Running:
+    def submit_score(self, request: Request, priority: int) -> Running:
         """Queue a request that says how likely its prompt is, and writes nothing; its settings are those of `scoring`.
 
         Raises: as for `submit`.

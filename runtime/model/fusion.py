@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -33,6 +34,4 @@ def few_rows() -> ModuleType:
 
 @functools.cache
 def triton_is_there() -> bool:
-    from importlib.util import find_spec
-
     return find_spec("triton") is not None

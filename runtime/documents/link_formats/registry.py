@@ -38,10 +38,6 @@ def same_family(one: str, other: str) -> bool:
     return families[0] == families[1] or Null().name in families
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
-
-
 def _load(plugin: EntryPoint) -> LinkFormat:
     where = f"the link format {plugin.name!r} ({plugin.value})"
     try:
@@ -73,7 +69,7 @@ def link_format(name_or_format: str | LinkFormat) -> LinkFormat:
         )
     if name_or_format in LINK_FORMATS:
         return LINK_FORMATS[name_or_format]
-    plugins = _plugins()
+    plugins = {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
     if name_or_format in plugins:
         return _load(plugins[name_or_format])
     there = ", ".join([*LINK_FORMATS, *sorted(set(plugins) - set(LINK_FORMATS))])
