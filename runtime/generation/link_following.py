@@ -17,7 +17,7 @@ from typing import Any
 
 from ds2ds.attention.masks import READS_LINKS
 from ds2ds.documents.document import Document
-from ds2ds.documents.link_detector import LinkDetector, LinkStream
+from ds2ds.documents.link_detector import LinkStream
 from ds2ds.documents.link_scanner import ScannedLink
 from ds2ds.documents.title_match import found_by
 from ds2ds.engine.work import Ask, Item, Prefill, Score, Work
@@ -42,7 +42,6 @@ class LinkFollower:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.context = request.context
-        self.detector = LinkDetector(request.tokenizer, request.link_format)
         self.locator = LinkLocator(request)
         self._asked = 0
 
@@ -90,7 +89,7 @@ class LinkFollower:
 
     def _read(self, document: Document) -> tuple[LinkStream, list[KnownLink]]:
         """A stream that has read what the document has, and the links in it."""
-        stream = self.detector.stream(document.title)
+        stream = LinkStream(self.request.tokenizer, self.request.link_format.scanner(document.title))
         return stream, find_links(stream, document.tokens)
 
     def _write(self, document: Document, stream: LinkStream) -> Work:
