@@ -27,14 +27,10 @@ from read_results import markdown_table  # noqa: E402
 Baseline = Callable[[DS2DSModel, list[int]], Iterator[int]]
 COUNT = 12
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.usefixtures("threads_as_before"),
+]
 
 
 def tiny(device: str = "cpu") -> DS2DSModel:

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,7 @@ CPU = torch.device("cpu")
 MODEL = "1x64"
 COST = retention.Cost(2e-3, 1e-4)
 
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 def run(script: Callable[..., None], arguments: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ INPUTS = st.one_of(st.integers(1, 700), st.sampled_from([256, 512, 768, 1024, 10
 
 @pytest.fixture(autouse=True)
 def few_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that weights of few outputs get the programs of many: 8, from 16 on 16, from 64 on 32."""
+    """So that weights of few outputs get the programs of many, as in test_few_rows_kernel."""
     monkeypatch.setattr(kernels, "_MULTIPROCESSORS", 1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +12,7 @@ from ds2ds.model.linear import FEW_ROWS, gated_unit, linear
 from ds2ds.native import operations as native
 from ds2ds.native.invariance import batch_invariant
 
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)

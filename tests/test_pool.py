@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,14 +11,10 @@ import torch
 
 from ds2ds.native import operations as native
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="there is no C compiler"),
+    pytest.mark.usefixtures("threads_as_before"),
+]
 
 
 def products(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
