@@ -251,31 +251,26 @@ def builds() -> Iterator[Build]:
     """Every dtype, for heads of 64 and 128, of queries and keys that are normed and that are to be; and overlapping."""
     from .build import ARCHITECTURES, Build
 
+    types = {
+        **dict.fromkeys(("cos", "sin", "total", "summed"), "*fp32"),
+        **dict.fromkeys(("position", "slot", "parts", "first", "count"), "*i32"),
+        **dict.fromkeys(("plane", "kind", "qk_row", "v_row"), "i32"),
+        **dict.fromkeys(("scale", "epsilon"), "fp32"),
+    }
     for dtype, kind_of in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         largest = {"LARGEST": torch.finfo(kind_of).max}
         for width in (64, 128):
-            arena = {"data": f"*{dtype}", "qk": f"*{dtype}", "cos": "*fp32", "sin": "*fp32"}
-            strides = {"plane": "i32", "kind": "i32", "qk_row": "i32"}
-            rows = {"position": "*i32", "slot": "*i32"}
-            sums = {"total": "*fp32", "summed": "*fp32"}
-            store = {**arena, "v": f"*{dtype}", **rows, **strides, "v_row": "i32", "epsilon": "fp32"}
-            read = {**store, "parts": "*i32", **sums, "scale": "fp32"}
-            read.pop("position")
-            kernels: list[tuple[triton.JITFunction, dict[str, str], dict[str, Any], dict[str, Any]]] = [
-                (
-                    _merge,
-                    {**sums, "first": "*i32", "count": "*i32", "out": f"*{dtype}"},
-                    {"PARTS": _MERGED, "OVERLAP": overlap},
-                    _ONE_WARP,
-                )
-                for overlap in (False, True)
+            kernels: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+                (_merge, {"PARTS": _MERGED, "OVERLAP": overlap}, _ONE_WARP) for overlap in (False, True)
             ]
             for norm in (False, True):
-                kernels.append((_store, store, {"NORM": norm, **largest}, _ONE_WARP))
+                kernels.append((_store, {"NORM": norm, **largest}, _ONE_WARP))
                 for new, overlap in ((False, False), (True, False), (True, True)):
                     constants = {"NORM": norm, "NEW": new, "PART": PART, "OVERLAP": overlap, **largest}
-                    kernels.append((_read, read, constants, _reading(PART, width, kind_of)))
-            for kernel, signature, constants, options in kernels:
+                    kernels.append((_read, constants, _reading(PART, width, kind_of)))
+            for kernel, constants, options in kernels:
+                constants = {"WIDTH": width, **constants}
+                signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}
                 normed = ", norm" if constants.get("NORM") else ""
                 newest = ", new" if constants.get("NEW") else ""
                 overlaps = ", overlapping" if constants.get("OVERLAP") else ""
@@ -283,7 +278,7 @@ def builds() -> Iterator[Build]:
                     kernel=kernel,
                     name=f"attention{kernel.__name__}[{dtype} heads of {width}{normed}{newest}{overlaps}]",
                     signature=signature,
-                    constexprs={"WIDTH": width, **constants},
+                    constexprs=constants,
                     attrs={name: 16 for name, kind in signature.items() if kind != "fp32"},
                     options=options,
                     since=CAPABILITY if overlaps else ARCHITECTURES[0],
