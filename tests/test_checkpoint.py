@@ -11,24 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_model import model
 from torch import Tensor
 
 import ds2ds
 from ds2ds.errors import CheckpointError
 from ds2ds.model import checkpoint
 from ds2ds.model.checkpoint import demo_path, load_checkpoint, save_checkpoint
-from ds2ds.model.ds2ds_model import DS2DSModel
 
-SMALL: dict[str, Any] = {"vocab_size": 11, "num_layers": 2, "model_dim": 16, "num_heads": 2, "max_seq_len": 32}
 FILES = ["config.json", "model.safetensors"]
-
-
-def model(seed: int = 0, **settings: Any) -> DS2DSModel:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        made = DS2DSModel.from_config(**{**SMALL, **settings})
-        made.backbone.skip_weights.uniform_(0.5, 1.5)
-    return made
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,19 +7,21 @@ import json
 import os
 import random
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_model import model as small_model
 from torch import Tensor
 
 from ds2ds.errors import CheckpointError
 from ds2ds.model.checkpoint import load_checkpoint
-from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.import_run import import_run, load_run
 
-SMALL: dict[str, Any] = {"vocab_size": 11, "num_layers": 3, "model_dim": 16, "num_heads": 2, "max_seq_len": 32}
+model = partial(small_model, num_layers=3)
+
 HYPERPARAMETERS: dict[str, Any] = {
     "model": {
         "num_layers": 3,
@@ -35,14 +37,6 @@ HYPERPARAMETERS: dict[str, Any] = {
     "data": {"layout_policy": None, "batch_size": 8},
     "optimizer": {"lr": 0.01},
 }
-
-
-def model(seed: int = 0, **settings: Any) -> DS2DSModel:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        made = DS2DSModel.from_config(**{**SMALL, **settings})
-        made.backbone.skip_weights.uniform_(0.5, 1.5)
-    return made
 
 
 def tied_state() -> dict[str, Tensor]:
