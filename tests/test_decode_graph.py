@@ -566,7 +566,7 @@ def test_what_the_next_token_reads_is_attached_and_what_is_not_decoded_is_left_t
         )
         for document, sampling, decodes in asked.values()
     ]
-    decoding, rest = decodable(bench.decoder, bench.store, batch)
+    decoding, rest = decodable(bench.decoder, batch)
     assert {document: one for document, (one, _) in decoding.items()} == {a: batch[0]}
     assert rest == batch[1:]
     # It is there for the step that is launched next: the document need not be left out of that.

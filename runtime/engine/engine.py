@@ -249,7 +249,7 @@ class Engine:
 
     def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
         """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
-        decoding, rest = decodable(decoder, self.store, batch)
+        decoding, rest = decodable(decoder, batch)
         if decoding:
             with Stopwatch() as watch:
                 drawn = decoder.decode({document: row for document, (_, row) in decoding.items()})

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ds2ds.attention.view import targets
-from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document
 from ds2ds.engine.planning import Planned, attach
 from ds2ds.engine.work import Compute
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from ds2ds.engine.decode_graph.row import Row
 
 
-def decodable(
-    decoder: Decoder, store: DocumentStore, batch: Sequence[Planned]
-) -> tuple[dict[Document, tuple[Planned, Row]], list[Planned]]:
+def decodable(decoder: Decoder, batch: Sequence[Planned]) -> tuple[dict[Document, tuple[Planned, Row]], list[Planned]]:
     """The tokens that the decoder can draw, with what it takes for each, and the rest of the batch."""
     decoding: dict[Document, tuple[Planned, Row]] = {}
     rest: list[Planned] = []
@@ -34,5 +31,5 @@ def decodable(
         if not row.others.last(document, one.chunk.stop):
             # What the token after it reads besides: it is about to be launched.
             for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
-                attach(store, one.job, target)
+                attach(decoder.store, one.job, target)
     return decoding, rest
