@@ -14,29 +14,29 @@ LEFT_PAREN, RIGHT_PAREN, LESS_THAN, GREATER_THAN, NEWLINE = b"()<>\n"
 _QUOTES: Final = b"\"'"
 _WHITESPACE: Final = b" \t\r\n"
 
-_ESCAPE_OR_ENTITY = re.compile(
-    r"\\([!-/:-@\[-`{-~])|&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);", re.ASCII
-)
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);")
+_ESCAPE_OR_ENTITY = re.compile(r"\\[!-/:-@\[-`{-~]|" + _ENTITY.pattern)
 _LINE_BREAK = re.compile(rb"[ \t]*\r?\n[ \t]*")
 _WRITTEN_BREAK = re.compile(r"\s*[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")  # by an entity
 
 
-def resolve_entity(written: str) -> str:
-    """What an HTML entity, `&...;`, stands for; itself where HTML has none of that name.
-
-    `html.unescape` also takes the start of a name for one: `&lt` in `&ltx;`.
-    """
-    return html.unescape(written) if written[1] == "#" or written[1:] in html5 else written
+def resolve_entities(text: str) -> str:
+    """`text` with HTML entities, `&...;`, resolved; a name that HTML does not have stays as it is."""
+    return _ENTITY.sub(_resolve, text)
 
 
 def unescape(source: bytes) -> str:
     """`source` as text: UTF-8 (what is invalid becomes U+FFFD), backslash escapes of ASCII punctuation
     and HTML entities resolved."""
+    return _ESCAPE_OR_ENTITY.sub(_resolve, source.decode("utf-8", errors="replace"))
 
-    def resolve(match: re.Match[str]) -> str:
-        return str(match[1]) if match[1] else resolve_entity(match[0])
 
-    return _ESCAPE_OR_ENTITY.sub(resolve, source.decode("utf-8", errors="replace"))
+def _resolve(match: re.Match[str]) -> str:
+    written: str = match[0]
+    if written[0] == "\\":
+        return written[1]
+    # html.unescape also takes the start of a name for one: `&lt` in `&ltx;`.
+    return html.unescape(written) if written[1] == "#" or written[1:] in html5 else written
 
 
 class Destination:

@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from ds2ds.documents.link_destination import resolve_entity
+from ds2ds.documents.link_destination import resolve_entities
 from ds2ds.documents.link_formats.state_scanner import StateScanner
 from ds2ds.documents.link_scanner import ScannedLink, is_external
 
@@ -38,15 +38,10 @@ _OPENINGS = tuple(b"<" + name for name in _VERBATIM_TAGS)
 
 _IN_TEXT = re.compile(rb"[\[<]")
 _IN_LINK = re.compile(rb"[\[\]<|]")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);")
 _SPACES = re.compile(r"[\s_]+")
 _NO_TITLE = re.compile(r"[\[\]{}<>\n]")
 
 WITHOUT_LINKS = frozenset({"file", "image", "media", "category"})
-
-
-def _resolve_entities(source: str) -> str:
-    return _ENTITY.sub(lambda match: resolve_entity(match[0]), source)
 
 
 def _target(source: str, without_links: frozenset[str]) -> str | None:
@@ -56,7 +51,7 @@ def _target(source: str, without_links: frozenset[str]) -> str | None:
     source = source.strip()
     if is_external(source):
         return None if source.startswith("#") else source
-    title = _SPACES.sub(" ", unquote(_resolve_entities(source)).partition("#")[0]).strip()
+    title = _SPACES.sub(" ", unquote(resolve_entities(source)).partition("#")[0]).strip()
     namespace, colon, _ = title.partition(":")
     if colon and namespace.strip().casefold() in without_links:
         return None
@@ -125,7 +120,7 @@ class _WikilinkScanner(StateScanner):
         target = _target(source, self._without_links)
         if target is not None and start is not None:
             shown = text.strip() or source.strip().removeprefix(":")
-            links.append(ScannedLink(_resolve_entities(shown), target, start, end, middle))
+            links.append(ScannedLink(resolve_entities(shown), target, start, end, middle))
 
     def _read_tag(self, data: bytes, at: int, offset: int, links: list[ScannedLink]) -> int:
         """After a `<`: a comment, a tag that hides what follows, or nothing of the kind."""
