@@ -84,8 +84,6 @@ class Report:
     """What a build has become.
 
     Attributes:
-        name: the build's.
-        capability: of the GPU, 90 for sm_90.
         warps: in a program.
         registers: per thread, of 32 bits.
         shared_bytes: of shared memory per program, without the 1024 that sm_90 and later keep for themselves.
@@ -94,8 +92,6 @@ class Report:
         ptx: the code before ptxas.
     """
 
-    name: str
-    capability: int
     warps: int
     registers: int
     shared_bytes: int
@@ -152,8 +148,6 @@ def compile_build(build: Build, capability: int) -> Report:
     seconds = time.perf_counter() - start
     registers, spill_bytes = _resources(compiled.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
     return Report(
-        name=build.name,
-        capability=capability,
         warps=compiled.metadata.num_warps,
         registers=registers,
         shared_bytes=compiled.metadata.shared,

@@ -164,7 +164,7 @@ def test_what_a_gpu_does_not_have_is_not_built_for_it() -> None:
     ],
 )
 def test_instructions_that_are_counted(line: str, fused: int, flushing: int) -> None:
-    report = Report("one", 90, 4, 16, 0, 0, 0.0, f"// %bb.0:\n\t{line}\n\tret;\n")
+    report = Report(4, 16, 0, 0, 0.0, f"// %bb.0:\n\t{line}\n\tret;\n")
     assert (report.fused, report.flushing) == (fused, flushing)
     exact = Build(None, "one", {}, options={"enable_fp_fusion": False})
     assert len(exact.faults(report)) == bool(fused) + bool(flushing)
