@@ -84,8 +84,9 @@ class AsyncRuntime:
         self._engine.require_open()
         check_on_link(on_link, may_be_async=True)
         settings = self.runtime._config(config, overrides)
-        new_request = partial(self.runtime._generator.new_request, interactive=on_link is not None)
-        request = new_request(prompt, prompt_tokens, corpus, settings, title)
+        request = self.runtime._generator.new_request(
+            prompt, prompt_tokens, corpus, settings, title, interactive=on_link is not None
+        )
         return await self._stream(request, priority, wait, on_link).result()
 
     def stream(
@@ -121,8 +122,9 @@ class AsyncRuntime:
         if interactive and on_link is not None:
             raise ConfigError("give interactive=True, to answer by EventStream.answer, or on_link, and not both")
         settings = self.runtime._config(config, overrides)
-        new_request = partial(self.runtime._generator.new_request, interactive=interactive or on_link is not None)
-        request = new_request(prompt, prompt_tokens, corpus, settings, title)
+        request = self.runtime._generator.new_request(
+            prompt, prompt_tokens, corpus, settings, title, interactive=interactive or on_link is not None
+        )
         return self._stream(request, priority, wait, on_link, told=True)
 
     async def generate_batch(
