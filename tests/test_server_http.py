@@ -10,6 +10,7 @@ import os
 import random
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from scripted import EOS, Texts, encode, follow, is_clean, small_runtime
 from serving import URL, FakeBackend, body, listening
 
 from ds2ds import AsyncRuntime, Runtime
+from ds2ds.generation.events import DocumentClosed
 from ds2ds.server.plan import choice_seed
 
 CORPUS = Texts({"A": "about A, with [b](B) and more", "B": "about B"})
@@ -198,18 +200,44 @@ def test_a_client_that_goes_before_its_body_has_come() -> None:
 
 def test_a_client_that_reads_nothing_does_not_hold_up_others(caplog: pytest.LogCaptureFixture) -> None:
     backend = FakeBackend("x" * 500)
-    backend.limits = replace(backend.limits, max_running=100)  # more than the sockets' buffers hold
-    with listening(backend, request_timeout=1.0) as (url, app):
+    backend.limits = replace(backend.limits, max_running=20)
+    model = "m" * 1000  # is in every chunk: together more than the sockets' buffers hold
+    with listening(backend, request_timeout=3.0, model=model) as (url, app):
         port = int(url.rpartition(":")[2])
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", port))
-            client.sendall(request_bytes({"stream": True, "max_tokens": 500, "logprobs": 20, "n": 100}))
-            until(lambda: len(backend.asked) == 100)
+            client.sendall(request_bytes({"model": model, "stream": True, "max_tokens": 500, "n": 20}))
+            until(lambda: len(backend.asked) == 20)
             until(lambda: backend.open == 0)  # it was written to its end all the same
             assert httpx.get(f"{url}/health").status_code == 200
             until(lambda: app.state.service.held == 0)
             until(lambda: "a client did not take the end of its stream" in caplog.text)
+
+
+def test_nothing_is_written_on_to_a_client_that_has_gone(caplog: pytest.LogCaptureFixture) -> None:
+    written, gone = threading.Event(), threading.Event()
+
+    class Busy(FakeBackend):
+        """Has the event loop to itself while the client goes; then there is much to be sent at once."""
+
+        async def stream(self, *args: Any, **options: Any) -> Any:
+            async for event in super().stream(*args, **options):
+                if isinstance(event, DocumentClosed):
+                    written.set()
+                    gone.wait(20)
+                yield event
+
+    backend = Busy("x" * 100)
+    with listening(backend) as (url, app):
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(request_bytes({"stream": True, "max_tokens": 100}))
+            assert written.wait(20)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        gone.set()
+        until(lambda: app.state.service.held == 0 and backend.open == 0)
+    assert "socket.send() raised exception" not in caplog.text
 
 
 # Many of all kinds
