@@ -240,6 +240,18 @@ def test_nothing_is_written_on_to_a_client_that_has_gone(caplog: pytest.LogCaptu
     assert "socket.send() raised exception" not in caplog.text
 
 
+def test_a_body_without_an_end_is_not_read_without_an_end() -> None:
+    with listening(FakeBackend(), max_body_bytes=1000) as (url, _):
+        port = int(url.rpartition(":")[2])
+        for length in ("Transfer-Encoding: chunked", "Content-Length: 99999999999"):
+            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(head.encode())
+                with pytest.raises(ConnectionError):
+                    for _ in range(100_000):
+                        client.sendall(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+
+
 # Many of all kinds
 
 

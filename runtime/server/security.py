@@ -16,6 +16,9 @@ _DISCARDED = 16
 """A body that is too large is read on up to so many times the limit, and thrown away: a client that is still sending
 would not read the answer."""
 
+_UNREAD = {"Connection": "close"}
+"""Of an answer to a body that has not been read to its end; else the server would read on, and throw it away."""
+
 
 class Guard:
     """Middleware: lets in whoever bears the key, by a name that this server has, from no foreign web page.
@@ -80,8 +83,9 @@ class BodyLimit:
             async with asyncio.timeout(self.settings.body_timeout):
                 body = await self._read(Headers(scope=scope), receive)
         except TimeoutError:
-            late = ApiError(408, f"the body did not come within {self.settings.body_timeout:g} seconds")
-            late.headers["Connection"] = "close"
+            late = ApiError(
+                408, f"the body did not come within {self.settings.body_timeout:g} seconds", headers=_UNREAD
+            )
             await late.response()(scope, receive, send)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -116,7 +120,7 @@ class BodyLimit:
 
     def _too_large(self) -> ApiError:
         most = self.settings.max_body_bytes
-        return ApiError(413, f"the body must have at most {most} bytes", code="body_too_large")
+        return ApiError(413, f"the body must have at most {most} bytes", code="body_too_large", headers=_UNREAD)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
