@@ -111,6 +111,21 @@ def test_a_stream_is_chunks_and_done() -> None:
     serve(test)
 
 
+def test_an_event_is_one_line_whatever_ends_a_line() -> None:
+    text = "a\u2028b\u2029c\x85d\x1ee\x0cf\rg\nh"
+
+    async def test(client: httpx.AsyncClient) -> None:
+        told = ""
+        fields = body(stream=True, max_tokens=100)
+        async with client.stream("POST", URL, json=fields) as stream:
+            async for line in stream.aiter_lines():
+                if line and line != "data: [DONE]":
+                    told += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+        assert told == text
+
+    serve(test, FakeBackend(text))
+
+
 def test_prompts_of_every_kind_times_n_are_choices_in_order() -> None:
     async def test(client: httpx.AsyncClient) -> None:
         backend = client.app.state.service.planner.backend  # type: ignore[attr-defined]

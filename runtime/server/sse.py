@@ -22,8 +22,9 @@ _LAST_WORDS = 1.0
 
 
 def encode(data: Any, event: str | None = None) -> bytes:
-    """An event, named if it has a name. The data, plain JSON types, are one line."""
-    line = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """An event, named if it has a name. The data, plain JSON types, are one line, and ASCII: U+0085, U+2028 and others
+    end a line for clients that split decoded text, as httpx's `iter_lines` does."""
+    line = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return (f"event: {event}\n" if event else "").encode() + f"data: {line}\n\n".encode()
 
 
