@@ -323,6 +323,9 @@ def test_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert named(all_events, "done")[0]["finish_reason"] == "quit"
         # It goes on no more.
         assert decide(url, session, 4, "follow").status_code == 404
+        metrics = httpx.get(f"{url}/metrics").text
+        for source in ("corpus", "supplied"):
+            assert f'ds2ds_documents_linked_total{{source="{source}"}} 1.0' in metrics
     assert is_clean(runtime)
 
 

@@ -15,6 +15,7 @@ from ds2ds.generation.events import Event, TokenWritten
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SOURCES = ("generated", "supplied")
 _WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -57,7 +58,8 @@ class Metrics:
         self.documents_reused.inc(trace.documents_reused)
         self.evictions.inc(trace.evictions)
         for document in result.auxiliary_documents:
-            self.documents.labels("generated" if document.source == "generated" else "corpus").inc()
+            # A document's source may be a file's path: that is the corpus, too, and no label of its own.
+            self.documents.labels(document.source if document.source in _SOURCES else "corpus").inc()
 
 
 class TokenClock:
