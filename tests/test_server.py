@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Callable, Coroutine
@@ -330,9 +331,9 @@ def test_limits_of_the_server() -> None:
         (b"[1]", "the body must be a JSON object"),
         (b'"text"', "the body must be a JSON object"),
         (b"null", "the body must be a JSON object"),
-        (b'{"\xff"', "parsing the body"),
-        (b"[" * 100_000, "parsing the body"),
-        (b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 5000 + b"}", "parsing the body"),
+        (b'{"\xff"', "the body is no JSON that can be read: 'utf-8' codec can't decode byte 0xff in position 2"),
+        (b"[" * 100_000, "the body is no JSON that can be read: maximum recursion depth exceeded"),
+        (b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 5000 + b"}", "no JSON that can be read: Exceeds the limit"),
         (b'{"model": "m", "prompt": "p", "temperature": NaN}', "temperature must be a finite number, got nan"),
         (b'{"model": "m", "prompt": "p", "temperature": Infinity}', "temperature must be"),
         (b'{"prompt": "p"}', "model is missing"),
@@ -344,6 +345,19 @@ def test_a_body_that_is_no_request_is_refused(content: bytes, message: str) -> N
         answer = await client.post(URL, content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 400, answer.text
         assert message in error_of(answer)["message"]
+
+    serve(test)
+
+
+def test_a_compressed_body_is_refused_as_that() -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        answer = await client.post(URL, content=gzip.compress(json.dumps(body()).encode()), headers=headers)
+        assert answer.status_code == 415
+        assert error_of(answer)["message"] == "the body must come uncompressed, got Content-Encoding 'gzip'"
+        headers["content-encoding"] = "identity"
+        answer = await client.post(URL, content=json.dumps(body()).encode(), headers=headers)
+        assert answer.status_code == 200
 
     serve(test)
 

@@ -39,7 +39,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such model",
         408: "The body came too slowly",
         413: "The body is too large",
-        415: "The body is not application/json",
+        415: "The body is compressed, or not application/json",
         429: "Too much waits already; `Retry-After` says when to try again",
         500: "Internal error",
         503: "The model is being loaded, or the server is stopping",

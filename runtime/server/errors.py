@@ -121,6 +121,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         told = str(error.detail)
+        if error.__cause__ is not None:
+            # Bytes that are no UTF-8, say, or too deep a nesting: FastAPI tells only that there is something.
+            told = f"the body is no JSON that can be read: {error.__cause__}"
         if told == HTTPStatus(error.status_code).phrase:
             told = f"{told}: {request.method} {request.url.path}"
         return ApiError(error.status_code, told, headers=error.headers).response()

@@ -57,6 +57,9 @@ class Guard:
             content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type != "application/json":
                 raise ApiError(415, f"the body must be application/json, got {content_type!r}")
+            encoding = headers.get("content-encoding", "identity").strip().lower()
+            if encoding != "identity":
+                raise ApiError(415, f"the body must come uncompressed, got Content-Encoding {encoding!r}")
 
     def _check_key(self, authorization: str) -> None:
         if self.settings.api_key is None:
