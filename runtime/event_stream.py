@@ -33,6 +33,7 @@ class EventStream(AsyncIterator[Event]):
         self._ticket = ticket
         self._on_link = on_link
         self._asked: LinkQuestion | None = None  # what was read, and is not answered yet
+        self._deciding = False  # whether on_link is being asked about it
         self._over = False
 
     def __aiter__(self) -> EventStream:
@@ -46,10 +47,10 @@ class EventStream(AsyncIterator[Event]):
             ticket.loop = asyncio.get_running_loop()
             self._engine.accept(ticket)
         self._check_loop()
+        if self._deciding or ticket.reader is not None:
+            raise RuntimeError("two tasks read one stream: let one of them read it")
         if self._on_link is not None and self._asked is not None:
             await self._decide(self._on_link, self._asked)
-        if ticket.reader is not None:
-            raise RuntimeError("two tasks read one stream: let one of them read it")
         while not (ticket.inbox or self._over):
             ticket.reader = ticket.loop.create_future()
             try:
@@ -136,6 +137,7 @@ class EventStream(AsyncIterator[Event]):
 
     async def _decide(self, on_link: AsyncOnLink, question: LinkQuestion) -> None:
         """Have a question answered; what that raises ends the request."""
+        self._deciding = True
         try:
             answer = on_link(question)
             if inspect.isawaitable(answer):
@@ -145,6 +147,8 @@ class EventStream(AsyncIterator[Event]):
         except BaseException:
             self._cancel()
             raise
+        finally:
+            self._deciding = False
 
     def _cancel(self) -> None:
         self._over = True

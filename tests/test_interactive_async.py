@@ -409,6 +409,24 @@ def test_closing_a_stream_while_its_callback_decides() -> None:
     run(main)
 
 
+def test_a_question_is_put_to_a_callback_once() -> None:
+    async def main(runtime: AsyncRuntime) -> None:
+        asked: list[int] = []
+
+        async def on_link(question: LinkQuestion) -> Answer:
+            asked.append(question.number)
+            with pytest.raises(RuntimeError, match="two tasks read one stream"):
+                await anext(events)
+            return Follow()
+
+        events = stream(runtime, interactive=False, on_link=on_link)
+        told = [event async for event in events]
+        assert asked == list(range(len(asked))) and isinstance(told[-1], Done)
+        assert await clean(runtime)
+
+    run(main)
+
+
 def test_a_slow_reader_finds_the_question_where_it_belongs() -> None:
     async def main(runtime: AsyncRuntime) -> None:
         events = stream(runtime, "p")
