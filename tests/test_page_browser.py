@@ -505,6 +505,34 @@ def test_hostile_texts_stay_texts(visit: Visits, monkeypatch: pytest.MonkeyPatch
         assert page.url.startswith(url)
 
 
+def test_a_graph_of_hundreds_is_arranged_once_a_frame(visit: Visits, server: str) -> None:
+    page = visit(server)
+    arranged, places, height = page.locator("#graph").evaluate(
+        """async figure => {
+            const { Graph } = await import("/page/graph.js");
+            const frame = () => new Promise(requestAnimationFrame);
+            const graph = new Graph(() => {});
+            const arrange = graph.arrange;
+            let arranged = 0;
+            graph.arrange = () => { arranged += 1; arrange.call(graph); };
+            document.getElementById("result").hidden = false;
+            for (let number = 0; number < 300; number++) {
+                graph.add({ number, title: "t", source: "corpus", parent: number ? 0 : null });
+            }
+            await frame();
+            await frame();
+            const places = new Set([...figure.querySelectorAll(".node")].map(node => node.getAttribute("transform")));
+            graph.connect(1, 2);
+            graph.clear();
+            await frame();
+            await frame();
+            return [arranged, places.size, figure.querySelector("svg").getAttribute("height")];
+        }"""
+    )
+    assert arranged <= 2 and places == 300
+    assert height is None  # a new one has nothing to arrange
+
+
 # On a phone, and in the dark
 
 

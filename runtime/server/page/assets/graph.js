@@ -8,13 +8,14 @@ export class Graph {
   constructor(onChoose) {
     this.onChoose = onChoose;
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
-    new ResizeObserver(() => this.nodes.size && this.arrange()).observe($("graph"));
+    new ResizeObserver(() => this.nodes.size && this.change()).observe($("graph"));
     this.clear();
   }
 
   clear() {
     this.nodes = new Map();
     this.edges = new Map();
+    this.changed = false;
     this.paths = svg("g", { class: "edges" });
     this.boxes = svg("g");
     this.picture = svg("svg", { role: "group", "aria-label": "Documents and their links" }, this.paths, this.boxes);
@@ -35,7 +36,7 @@ export class Graph {
     this.nodes.set(number, { number, box, told, depth: 0, x: from?.x ?? $("graph").clientWidth / 2, y: from?.y ?? MARGIN });
     this.boxes.append(box);
     if (from) this.connect(parent, number);
-    else this.arrange();
+    else this.change();
   }
 
   connect(from, to) {
@@ -44,7 +45,7 @@ export class Graph {
     const path = svg("path", { class: "edge" });
     this.paths.append(path);
     this.edges.set(name, { from: this.nodes.get(from), to: this.nodes.get(to), path });
-    this.arrange();
+    this.change();
   }
 
   finish({ document: number, tokens, grants }) {
@@ -60,6 +61,12 @@ export class Graph {
 
   mark(number) {
     for (const node of this.nodes.values()) node.box.classList.toggle("shown", node.number === number);
+  }
+
+  // However much changes, all is arranged once a frame: a graph of hundreds would hold up the page.
+  change() {
+    this.changed = true;
+    this.moving ||= requestAnimationFrame(() => this.glide());
   }
 
   // Layers by longest path, in a layer by the middle of what points there, in as many lines as it takes; all glide there.
@@ -90,10 +97,11 @@ export class Graph {
       y += BETWEEN - GAP;
     }
     this.picture.setAttribute("height", y - BETWEEN + MARGIN);
-    this.moving ||= requestAnimationFrame(() => this.glide());
   }
 
   glide() {
+    if (this.changed) this.arrange();
+    this.changed = false;
     let settled = true;
     for (const node of this.nodes.values()) {
       const share = this.still.matches ? 1 : 0.2;
