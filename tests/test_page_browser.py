@@ -505,6 +505,30 @@ def test_hostile_texts_stay_texts(visit: Visits, monkeypatch: pytest.MonkeyPatch
         assert page.url.startswith(url)
 
 
+def test_right_to_left(visit: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
+    hebrew = "זה מסמך!\n\nand English!"
+    follow(monkeypatch, {"": hebrew})
+    with served(visit) as (url, _):
+        page = visit(url)
+        write(page, "[one](A) ")
+        done(page)
+        # Where the first letter of a paragraph and the mark that ends it stand: a reader's first side, and the other.
+        places = page.locator("#root .text").evaluate(
+            """text => {
+                const told = text.lastChild, box = text.getBoundingClientRect();
+                const left = letter => {
+                    const range = document.createRange();
+                    range.setStart(told, told.data.indexOf(letter));
+                    range.setEnd(told, told.data.indexOf(letter) + 1);
+                    return (range.getBoundingClientRect().x - box.x) / box.width;
+                };
+                return ["ז", "!", "a"].map(left);
+            }"""
+        )
+        first, mark, latin = places
+        assert mark < first and latin < 0.1
+
+
 def test_a_graph_of_hundreds_is_arranged_once_a_frame(visit: Visits, server: str) -> None:
     page = visit(server)
     arranged, places, height = page.locator("#graph").evaluate(
