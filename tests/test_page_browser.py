@@ -433,6 +433,27 @@ def test_the_address_keeps_prompt_and_settings(visit: Visits, server: str) -> No
     expect(other.locator("#root .link.not_followed")).to_have_count(4)
 
 
+def test_typing_writes_the_address_now_and_then(visit: Visits, server: str) -> None:
+    page = visit(server)
+    written = page.locator("#prompt").evaluate(
+        """async prompt => {
+            let written = 0;
+            const replace = history.replaceState.bind(history);
+            history.replaceState = (...state) => { written += 1; replace(...state); };
+            for (let letters = 1; letters <= 300; letters++) {
+                prompt.value = "x".repeat(letters);
+                prompt.dispatchEvent(new Event("input", { bubbles: true }));
+            }
+            const end = performance.now() + 5000;
+            while (!location.hash.includes(prompt.value) && performance.now() < end) {
+                await new Promise(done => setTimeout(done, 20));
+            }
+            return written;
+        }"""
+    )
+    assert written == 1 and "x" * 300 in page.url
+
+
 # Errors
 
 

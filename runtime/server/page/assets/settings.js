@@ -37,7 +37,7 @@ export function build(about) {
   keep("prompt", $("prompt"), about.has_headings ? "# Incremental linker\n\n" : "", () => $("prompt").value);
   newSeed();
   readAddress();
-  $("ask").addEventListener("input", writeAddress);
+  $("ask").addEventListener("input", () => { later ||= setTimeout(writeAddress, 400); });
 }
 
 function add(name, input, initial, read, label, hint) {
@@ -64,7 +64,12 @@ export const values = () => Object.fromEntries([...fields].map(([name, { read }]
 
 export const field = name => fields.get(name)?.input;
 
+// Browsers take no more than some hundred changes of the address in half a minute; some raise an error at the next one.
+let later = 0;
+
 export function writeAddress() {
+  clearTimeout(later);
+  later = 0;
   const changed = [...fields].filter(([, { read, initial }]) => read() !== initial);
   const query = new URLSearchParams(changed.map(([name, { read }]) => [name, String(read())]));
   history.replaceState(null, "", `#${query}`);
