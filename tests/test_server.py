@@ -322,6 +322,16 @@ def test_limits_of_the_server() -> None:
     assert error["message"] == "prompts times n must be at most 2, got 1 x 3"
 
 
+def test_no_default_is_beyond_the_limits() -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        assert (await complete(client))["choices"][0]["text"] == "hel"
+
+    backend = FakeBackend()
+    serve(test, backend, max_tokens=3, max_link_depth=0)
+    ((_, _, config),) = backend.asked
+    assert (config.max_new_tokens, config.max_link_depth) == (3, 0)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -90,9 +90,11 @@ class Planner:
         deepest = self.settings.max_link_depth
         depth = min(self.default.max_link_depth, deepest) if body.max_link_depth is None else body.max_link_depth
         self._check_most("max_link_depth", depth, deepest)
-        max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        if self.settings.max_tokens is not None:
-            self._check_most("max_tokens", max_tokens, self.settings.max_tokens)
+        max_tokens, most = body.max_tokens, self.settings.max_tokens
+        if max_tokens is None:
+            max_tokens = DEFAULT_MAX_TOKENS if most is None else min(DEFAULT_MAX_TOKENS, most)
+        if most is not None:
+            self._check_most("max_tokens", max_tokens, most)
         wrong = next((token for token in body.stop_token_ids or () if token >= self.limits.vocab_size), None)
         if wrong is not None:
             raise self._no_token("stop_token_ids", wrong)

@@ -68,7 +68,9 @@ class CompletionRequest(_Strict):
         description="Text, token ids, or several of either. Empty text starts from the document separator."
     )
     max_tokens: int | None = Field(
-        None, ge=0, description="Most tokens written in one document, the root or a linked one; default 16."
+        None,
+        ge=0,
+        description="Most tokens written in one document, the root or a linked one; default 16, or the server's limit.",
     )
     n: int | None = Field(None, ge=1, description="Texts for each prompt; default 1.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token; default 1.")
