@@ -254,6 +254,21 @@ def test_titles_that_even_their_folder_does_not_tell_apart_get_their_path(built)
     assert bodies == {"a/T (a/x.md)": "1", "a/T (a/y.md)": "[x](a/T (a/x.md))"}
 
 
+def test_folders_with_spaces_around_them_tell_notes_apart_too(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built({" a/x.md": "1 [[ a/x]]", "b \n/x.md": "2", "c\n /y.md": "3", "c /y.md": "4 [y](../c%0A%20/y.md)"})
+    assert bodies == {
+        "a/x": "1 [a/x](a/x)",
+        "b /x": "2",
+        "c /y (c /y.md)": "3",
+        "c /y (c /y.md) (2)": "4 [y](c /y (c /y.md))",
+    }
+
+
+def test_a_heading_that_repeats_a_title_with_its_folder_may_be_all_of_a_note(built) -> None:  # type: ignore[no-untyped-def]
+    bodies = built({"a/x.md": "# a/x\n", "b/x.md": "# b/x\n\nmore", "c/x.md": "# x\n"})
+    assert bodies == {"a/x": "# a/x", "b/x": "more"}
+
+
 def test_unicode_forms_of_a_name_are_one(built) -> None:  # type: ignore[no-untyped-def]
     bodies = built({"Cafe\u0301.md": "x", "n.md": "[[Caf\u00e9]] [[CAFE\u0301|y]]"})
     assert bodies["n"] == "[Caf\u00e9](Caf\u00e9) [y](Caf\u00e9)"

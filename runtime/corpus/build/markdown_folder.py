@@ -25,7 +25,9 @@ class _Loader:
     vault: Vault
 
     def __call__(self, note: Note) -> SourceDocument:
-        body = note_body(read_markdown(note.file), {note.title, note.own_title, note.path.stem})
+        text, names = read_markdown(note.file), {note.own_title, note.path.stem}
+        # A heading that is all there is repeats no name of the note's own (else it was left out), and so is its text.
+        body = note_body(text, names | {note.title}) or note_body(text, names)
         return SourceDocument(note.title, rewrite_links(body, note, self.vault))
 
 

@@ -59,17 +59,22 @@ def list_files(source: Path, skip_unreadable: bool, remarks: list[str]) -> list[
     return sorted(found, key=lambda pair: (str(pair[1]), str(pair[0])))
 
 
+def _one_line(title: str) -> str:
+    return " ".join(title.split())  # folders may have any spaces around them
+
+
 def _distinct(notes: list[Note]) -> list[Note]:
     """The notes with titles that differ: those that share one get their folder before it, then their path behind it,
     then a number."""
     shared = Counter(note.title for note in notes)
     notes = [
-        replace(note, title=str(note.path.parent / note.title)) if shared[note.title] > 1 else note for note in notes
+        replace(note, title=_one_line(str(note.path.parent / note.title))) if shared[note.title] > 1 else note
+        for note in notes
     ]
     shared = Counter(note.title for note in notes)
     titles: dict[str, Note] = {}
     for note in notes:
-        title = name = f"{note.title} ({note.path})" if shared[note.title] > 1 else note.title
+        title = name = _one_line(f"{note.title} ({note.path})") if shared[note.title] > 1 else note.title
         copy = 2
         while title in titles:  # paths too may be the same, but for how accents are encoded
             title, copy = f"{name} ({copy})", copy + 1
