@@ -123,7 +123,7 @@ def build_index(graph: Path, out: Path, progress: Progress = lambda done, total:
 
     Raises:
         CorpusError: a line of `graph` is malformed (names it), or there is none.
-        OSError, sqlite3.OperationalError: `out` cannot be written.
+        OSError: `out` cannot be written.
     """
 
     def fill(database: sqlite3.Connection) -> None:
@@ -144,7 +144,11 @@ def build_index(graph: Path, out: Path, progress: Progress = lambda done, total:
 
 
 def build_database(out: Path, graph: Path, schema_version: str, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Build the SQLite file `out` for the graph file `graph`: filled elsewhere, marked, then moved into place."""
+    """Build the SQLite file `out` for the graph file `graph`: filled elsewhere, marked, then moved into place.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     fingerprint = graph_fingerprint(graph)
 
     def write(partial: Path) -> None:
@@ -156,7 +160,10 @@ def build_database(out: Path, graph: Path, schema_version: str, fill: Callable[[
             fill(database)
             database.commit()
 
-    atomic_write(out, write)
+    try:
+        atomic_write(out, write)
+    except sqlite3.OperationalError as error:  # what SQLite makes of a full disk
+        raise OSError(f"cannot write {out}: {error}") from error
 
 
 class Database:
@@ -264,7 +271,7 @@ def open_database(
     for path in tried:
         try:
             build(path)
-        except (OSError, sqlite3.OperationalError) as error:
+        except OSError as error:
             problem = error
             continue
         return Database(path)
