@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,16 +160,35 @@ def test_progress_in_a_log_is_a_line_a_tenth(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM that a process can catch")
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
-def test_a_build_that_is_ended_leaves_nothing_behind(tmp_path: Path, ended_by: signal.Signals) -> None:
+@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_that_is_ended_leaves_nothing_behind(tmp_path: Path, ended_by: str, workers: int) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     for number in range(2000):
         (notes / f"{number}.md").write_text(f"[[{number + 1}]] " + "words " * 200)
-    command = [sys.executable, "-m", "ds2ds", "corpus", "build", str(notes), str(tmp_path / "out"), "--workers", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
+    arguments = ["corpus", "build", str(notes), str(tmp_path / "out"), "--workers", str(workers)]
+    command = [sys.executable, "-m", "ds2ds", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as build:
         assert build.stderr is not None and build.stderr.readline().startswith("documents: ")
-        build.send_signal(ended_by)
-        build.communicate()
-    assert build.returncode == 128 + ended_by
+        number = signal.Signals[ended_by]
+        if ended_by == "SIGINT":
+            os.killpg(build.pid, number)  # as a terminal does: all processes get it
+        else:
+            build.send_signal(number)
+        told = build.communicate()[1]
+    assert build.returncode == 128 + number
+    assert "Traceback" not in told
     assert os.listdir(tmp_path) == ["notes"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's limits")
+def test_an_index_that_finds_no_room_is_told_in_a_line(notes: Path, tmp_path: Path) -> None:
+    command = 'ulimit -f 8; exec "$0" -m ds2ds corpus build "$@"'
+    build = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(notes), str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert build.returncode == 2
+    assert re.fullmatch("ds2ds: error: cannot write .*/index.sqlite: disk I/O error", build.stderr.splitlines()[-1])
+    assert "Traceback" not in build.stderr
+    assert not os.listdir(tmp_path)

@@ -66,8 +66,11 @@ def build(
     search: Annotated[bool, typer.Option(help="Make the full-text index, too.")] = True,
 ) -> None:
     """Make a corpus of a folder: its files are the documents, their links or imports or citations the graph."""
-    # As Ctrl-C does, so that no half-written folder is left beside `out`.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # As Ctrl-C does, so that no half-written folder is left beside `out`. SIGHUP: the terminal is closed.
+    for name in ("SIGTERM", "SIGHUP"):
+        ending = getattr(signal, name, None)
+        if ending is not None and signal.getsignal(ending) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     with progress_bar("documents") as progress:
         report = build_folder(
             source,

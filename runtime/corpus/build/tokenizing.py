@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -66,6 +68,22 @@ def _work(items: list[Any]) -> list[TokenizedDocument]:
     return [_worker(item) for item in items]
 
 
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, which a terminal sends to all: who started them ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # or it is started with them, which lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def tokenized(
     items: Iterable[Any],
     tokenizer_name: str,
@@ -90,8 +108,11 @@ def tokenized(
     if tokenizer is not None:
         raise ConfigError(f"a tokenizer of your own needs workers=1, got workers={workers}")
     batches = iter(items)
-    # Spawned, not forked: the caller may have threads (torch starts some), which a fork would tear.
-    with multiprocessing.get_context("spawn").Pool(workers, _start, (load, link_format_name)) as pool:
+    with contextlib.ExitStack() as running:
+        with _interrupts_held_back():
+            # Spawned, not forked: the caller may have threads (torch starts some), which a fork would tear.
+            context = multiprocessing.get_context("spawn")
+            pool = running.enter_context(context.Pool(workers, _start, (load, link_format_name)))
         pending: deque[Any] = deque()
         while True:
             # Few batches ahead, so that a large source is not read into memory.
