@@ -117,6 +117,12 @@ def test_bad_input_is_named(
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "out").exists()
 
 
+def test_titles_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
+    options = ["--model", str(folder / "model"), "--corpus", str(folder / "corpus")]
+    done = CliRunner().invoke(app, ["cache", "warm", str(tmp_path / "out"), "-", *options], input=b"Hub\n\xff")
+    assert isinstance(done.exception, ConfigError) and "must be UTF-8" in str(done.exception)
+
+
 def test_an_existing_file_is_replaced_if_forced(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert ds2ds(folder, "cache", "warm", str(tmp_path / "file"), "Hub", "--force").exit_code == 0

@@ -47,7 +47,7 @@ def warm(
         if most_linked is not None:
             wanted = opened.most_linked(most_linked)
         else:
-            wanted = sys.stdin.read().splitlines() if titles == ["-"] else titles or []
+            wanted = _read_titles() if titles == ["-"] else titles or []
         runtime = load_runtime(model, device, dtype, weights=weights, arena_tokens=arena_tokens)
         with progress_bar("prefilling") as progress:
             warmed = runtime.warm(
@@ -63,6 +63,18 @@ def warm(
     if warmed.left_out:
         left_out = count(len(warmed.left_out), "title")
         sys.stderr.write(f"{left_out} found no room, from {warmed.left_out[0]!r} on: raise --arena-tokens\n")
+
+
+def _read_titles() -> list[str]:
+    """A title a line, from standard input.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return sys.stdin.read().splitlines()
+    except UnicodeError as error:
+        raise ConfigError("titles on standard input must be UTF-8 text") from error
 
 
 @app.command()
