@@ -83,12 +83,13 @@ def test_a_terminal_gets_a_table(run: tuple[Result, Path], capsys: pytest.Captur
     from ds2ds.cli.bench import _show
 
     measured = json.loads(run[1].read_text())
+    measured["settings"]["model"] = "[/x]"  # a path is no markup
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.stdout, "isatty", lambda: True)
         patch.setenv("COLUMNS", "100")
         _show(measured)
     shown = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
-    assert "─" in shown and "ms/token" in shown and max(map(len, shown.splitlines())) <= 100
+    assert "[/x] (" in shown and "─" in shown and "ms/token" in shown and max(map(len, shown.splitlines())) <= 100
 
 
 def test_the_same_documents_are_linked_each_time() -> None:

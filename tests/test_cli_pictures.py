@@ -60,6 +60,13 @@ def test_files_to_look_at(folder: Path, tmp_path: Path, picture: str, attention:
         assert made.startswith(b"\x89PNG" if attention.endswith("png") else b"<!DOCTYPE html>")
 
 
+def test_a_path_is_no_markup(folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "[red]" / "[" / "x]" / ":pear:.svg"  # "[/x]" closes what was not open
+    done = run(folder, "--picture", str(picture))
+    assert done.exit_code == 0, done.output
+    assert picture.is_file() and done.stderr.endswith(f"saved to {picture}\n")
+
+
 def test_with_json_standard_output_is_still_json(folder: Path, tmp_path: Path) -> None:
     done = run(folder, "--json", "--picture", str(tmp_path / "g.svg"), "--attention", str(tmp_path / "a.svg"))
     assert json.loads(done.stdout)["root_document"]["title"] == "root"

@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ds2ds.bench.compare import Change, compare, read_result
 from ds2ds.cli.progress import progress_bar
@@ -179,7 +180,7 @@ def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
         for row in rows:
             typer.echo("  " + "  ".join(f"{name} {cell}" for name, cell in row.items() if cell))
         return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for name in rows[0]:
         table.add_column(name, justify="left" if name in ("workload", "figure") else "right")
     for row in rows:

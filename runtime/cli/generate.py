@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ds2ds.cli.asking import TerminalReader
 from ds2ds.cli.following import follow, start
@@ -278,7 +279,7 @@ def generate(
     write_pictures(backend, result, picture, attention)
     for path in (save, picture, attention):
         if path is not None:
-            console.print(f"saved to {path}", style="dim", highlight=False, soft_wrap=True)
+            console.print(Text(f"saved to {path}", style="dim"), soft_wrap=True)
 
 
 def _require_terminal(as_json: bool) -> None:
