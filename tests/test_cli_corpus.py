@@ -98,6 +98,8 @@ def test_search(corpus: str, capsys, monkeypatch) -> None:  # type: ignore[no-un
         (["build", "NOWHERE", "OUT"], "no folder at"),
         (["build", "NOTES", "OUT", "--title-from", "x"], "title_from must be one of name, heading, got 'x'"),
         (["info", "NOWHERE"], "there is no such folder"),
+        (["info", ""], "no corpus at ."),
+        (["info", "CORPUS", "-c", "CORPUS"], "give one corpus, got "),
         (["show", "Tree", "-c", "NOTES"], "metadata.json is missing"),
     ],
 )

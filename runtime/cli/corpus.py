@@ -27,7 +27,7 @@ from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.corpus.search import CorpusSearch, corpus_tokenizer, document_text
 from ds2ds.corpus.statistics import sample_links
 from ds2ds.documents.link_formats import DEFAULT_FORMAT
-from ds2ds.errors import CorpusError
+from ds2ds.errors import ConfigError, CorpusError
 
 app = typer.Typer(no_args_is_help=True, help="Make a corpus of notes or sources, and look into one.")
 
@@ -95,14 +95,20 @@ def build(
 
 @app.command()
 def info(
-    corpus_path: Annotated[str | None, typer.Argument(metavar="[CORPUS]", help="Folder of the corpus.")] = None,
-    corpus: CorpusOption = DEMO,
+    corpus_path: Annotated[str | None, typer.Argument(metavar="CORPUS", help="Folder of the corpus.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", "-c", help='The same; default "demo", which is FOLDOC.', show_default=False),
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, help="Documents to read for the share of links that resolve; 0: all.")
     ] = 1000,
 ) -> None:
     """What a corpus holds."""
-    with open_corpus_telling(corpus_path or corpus) as documents:
+    if corpus_path is not None and corpus is not None:
+        raise ConfigError(f"give one corpus, got {corpus_path!r} and --corpus {corpus!r}")
+    named = corpus if corpus_path is None else corpus_path
+    with open_corpus_telling(DEMO if named is None else named) as documents:
         tokens, edges = documents.graph.totals()
         links = sample_links(documents, corpus_tokenizer(documents), sample)
         share = f"{links.resolving / links.found:.2%}" if links.found else "none"
