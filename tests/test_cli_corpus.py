@@ -143,6 +143,22 @@ def test_on_a_terminal_markdown_is_rendered(corpus: str, monkeypatch: pytest.Mon
     assert "\x02" not in found
 
 
+@pytest.mark.parametrize("kind", ["md", "py"])
+def test_notes_cannot_drive_the_terminal(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / f"a\x1b[7m.{kind}").write_text("words \x1b]0;mine\x07 [[b\x1b[7m]]\n")
+    (tmp_path / "notes" / f"b\x1b[7m.{kind}").write_text("[[a\x1b[7m]]\n")
+    out = str(tmp_path / "out")
+    assert CliRunner().invoke(app, ["corpus", "build", str(tmp_path / "notes"), out]).exit_code == 0
+    title = "a\x1b[7m" + ("" if kind == "md" else ".py")
+    for arguments in (["show", title], ["search", "words"]):
+        shown = CliRunner().invoke(app, ["corpus", *arguments, "-c", out]).stdout
+        assert "words" in shown and "\ufffd" in shown
+        assert "\x1b[7m" not in shown and "\x1b]0" not in shown and "\x07" not in shown
+
+
 def test_the_command_is_installed(corpus: str) -> None:
     command = Path(sys.executable).with_name("ds2ds")
     if not command.exists():

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ds2ds.cli.progress import open_corpus_telling, progress_bar
+from ds2ds.cli.styled_text import printable
 from ds2ds.corpus.build.folder import ENDINGS, FORMATS, build_folder
 from ds2ds.corpus.build.markdown_folder import TITLES_FROM
 from ds2ds.corpus.build.writer import MAX_TOKENS_PER_SHARD
@@ -156,13 +157,16 @@ def show(
     if not console.is_terminal:
         typer.echo(f"# {resolved}\n\n{text}\n")
     elif language is not None:
-        console.print(Text(resolved, style="bold"), Syntax(text or "", language, word_wrap=True), sep="\n\n")
+        code = Syntax(printable(text or ""), language, word_wrap=True)
+        console.print(Text(printable(resolved), style="bold"), code, sep="\n\n")
     else:
-        console.print(Markdown(f"# {resolved}\n\n{text}"))
+        console.print(Markdown(printable(f"# {resolved}\n\n{text}")))
         console.print()
     for name, titles in links.items():
         if titles:
-            console.print(Text(f"{name}: ", style="bold") + Text(", ".join(titles), style="cyan"), soft_wrap=True)
+            listed = ", ".join(titles)
+            listed = printable(listed) if console.is_terminal else listed
+            console.print(Text(f"{name}: ", style="bold") + Text(listed, style="cyan"), soft_wrap=True)
 
 
 def _unknown(title: str, documents: DocumentCorpus) -> str:
@@ -219,7 +223,7 @@ def search(
     console = Console()
     for hit in hits:
         if console.is_terminal:
-            console.print(Text(hit.title, style="bold cyan"))
+            console.print(Text(printable(hit.title), style="bold cyan"))
             console.print(Text("  ") + _styled(hit.snippet))
         else:
             typer.echo(f"{hit.title}\t{_unmarked(hit.snippet)}")
@@ -229,8 +233,8 @@ def _styled(snippet: str) -> Text:
     text = Text()
     for piece in snippet.split(_MARK[0]):
         found, mark, rest = piece.rpartition(_MARK[1])
-        text.append(found, style="bold" if mark else "")
-        text.append(rest, style="dim")
+        text.append(printable(found), style="bold" if mark else "")
+        text.append(printable(rest), style="dim")
     return text
 
 
