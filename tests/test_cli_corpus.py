@@ -177,6 +177,22 @@ def test_progress_in_a_log_is_a_line_a_tenth(capsys: pytest.CaptureFixture[str])
     assert lines[-1] == "notes: 2,000 of 2,000"
 
 
+def test_on_a_terminal_there_is_no_bar_for_what_is_not_to_be_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with progress_bar("indexing", once_told=True):
+        pass
+    assert capsys.readouterr().err == ""
+    with progress_bar("indexing", once_told=True) as progress:
+        progress(1, 2)
+        progress(2, 2)
+    assert "indexing" in capsys.readouterr().err
+    with progress_bar("documents"):
+        assert "documents" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM that a process can catch")
 @pytest.mark.parametrize("ended_by", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("workers", [1, 2])

@@ -88,7 +88,7 @@ def test_vectors_are_computed_once_and_kept_beside_the_corpus(folder: Path) -> N
         resolver = EmbeddingResolver(corpus, first)
         assert kept(folder) == []  # nothing before it is asked
         resolver.prepare(lambda done, total: told.append((done, total)))
-        assert told == [(len(TITLES), len(TITLES))]
+        assert told == [(0, len(TITLES)), (len(TITLES), len(TITLES))]
         assert kept(folder) == [vectors_name(folder, first)]
         assert resolver.find("automobile") == EmbeddingResolver(corpus, second).find("automobile")
         assert first.encoded[-1] == "automobile" and first.encoded.count("car") == 1
@@ -165,7 +165,7 @@ def test_batches_and_chunks_of_any_size(folder: Path, monkeypatch: pytest.Monkey
     with DocumentCorpus(folder) as corpus:
         nearest = EmbeddingResolver(corpus, Topics())
         nearest.prepare(lambda done, total: told.append(done))
-        assert told == [*range(batch, len(TITLES), batch), len(TITLES)]
+        assert told == [*range(0, len(TITLES), batch), len(TITLES)]
         np.testing.assert_array_equal(nearest._vectors(), Topics().encode(list(Titles(corpus, "test"))))
         assert nearest.find("automobile") == Match("car", "embeddings", 1.0)
 

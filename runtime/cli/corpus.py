@@ -192,7 +192,7 @@ def resolve(
 ) -> None:
     """What each resolver takes a link's target to mean; the first that finds a document leads the link there."""
     names = () if resolvers is None else resolver_order(resolvers)
-    with open_corpus_telling(corpus) as documents, progress_bar("titles") as progress:
+    with open_corpus_telling(corpus) as documents, progress_bar("titles", once_told=True) as progress:
         if resolvers is None:
             redirects = ["redirects"] if (documents.path / REDIRECTS_NAME).exists() else []
             names = resolver_order(["exact", "folded", *redirects, "edit"])
@@ -213,7 +213,7 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Documents to list.")] = 10,
 ) -> None:
     """Full-text search, the best match first."""
-    with open_corpus_telling(corpus) as documents, progress_bar("indexing") as progress:
+    with open_corpus_telling(corpus) as documents, progress_bar("indexing", once_told=True) as progress:
         index = CorpusSearch(documents, progress=lambda done: progress(done, len(documents)))
         hits = index.search(" ".join(words), limit, *_MARK)
         index.close()

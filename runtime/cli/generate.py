@@ -246,7 +246,7 @@ def generate(
         settings = _settings(context)
         _check(settings, link_format)
         if opened is not None and title_resolution is not None:
-            with progress_bar("titles") as progress:
+            with progress_bar("titles", once_told=True) as progress:
                 prepare_resolvers(opened, resolver_order(title_resolution), progress)
         if terminal:
             loading.enter_context(console.status("loading the model"))

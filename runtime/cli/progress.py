@@ -14,8 +14,12 @@ _LINES = 10
 
 
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to call with (done, of how many)."""
+def progress_bar(what: str, *, once_told: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with (done, of how many).
+
+    Args:
+        once_told: for what is rarely to be done: there is no bar before the first call.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         said = 0
@@ -29,12 +33,21 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield say
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with contextlib.ExitStack() as shown:
+        bar = Progress(*columns, console=console, transient=True)
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        if not once_told:
+            shown.enter_context(bar)
+
+        def show(done: int, total: int) -> None:
+            if not bar.live.is_started:
+                shown.enter_context(bar)
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 def open_corpus_telling(path: str) -> DocumentCorpus:
     """Open a corpus; telling of it while it is indexed, as it is once, where it is large."""
-    with progress_bar("indexing the corpus, percent") as progress:
+    with progress_bar("indexing the corpus, percent", once_told=True) as progress:
         return DocumentCorpus(path, progress)

@@ -35,6 +35,7 @@ def _dimension(encoder: Encoder) -> int:
 def _encode_all(titles: Titles, encoder: Encoder, out: Vectors, progress: Progress) -> None:
     """Fill `out`, a batch at a time."""
     all_titles, done = iter(titles), 0
+    progress(0, len(titles))
     while batch := list(islice(all_titles, _BATCH)):
         out[done : done + len(batch)] = encoder.encode(batch)
         done += len(batch)
