@@ -110,18 +110,22 @@ def test_a_document_corpus_resolves_titles(folder: Path) -> None:
         assert source(corpus).resolve("ACTOR") is None  # two documents might be meant
 
 
+@pytest.mark.parametrize("capacity", [None, 9], ids=["complete", "in progress"])
 @pytest.mark.parametrize(
     ("title", "canonical", "same"),
     [
         ("Actor", "Actor", True),
         ("actor", "Actor", False),  # the corpus has both
         ("big o", "Big O", True),
-        ("ACTOR", "Actor", True),  # the corpus does not know this one
+        ("ACTOR", "Actor", None),  # the corpus does not know this one: only an ancestor is meant by any spelling
         ("anything", None, True),
     ],
 )
-def test_documents_found_by_folded_titles(folder: Path, title: str, canonical: str | None, same: bool) -> None:
-    document = Document(title, [1])
+def test_documents_found_by_folded_titles(
+    folder: Path, title: str, canonical: str | None, same: bool | None, capacity: int | None
+) -> None:
+    document = Document(title, [1], capacity=capacity)
+    same = document.in_progress if same is None else same
     with DocumentCorpus(folder) as corpus:
         assert source(corpus).same(document, canonical) is (document if same else None)
         assert source(corpus).same(None, canonical) is None

@@ -153,6 +153,24 @@ def test_an_exact_title_wins_over_all_that_is_like_it(monkeypatch: pytest.Monkey
         assert reads(result.root_document) == [("compiler", "compiler", "exact", 1.0)]
 
 
+@pytest.mark.parametrize("max_auxiliary_documents", [1, 5])
+def test_what_the_corpus_has_just_so_wins_over_another_spelling_that_was_written(
+    monkeypatch: pytest.MonkeyPatch, max_auxiliary_documents: int
+) -> None:
+    follow(monkeypatch, {"": " end", "compiler": "written", "COMPILER": " end"})
+    corpus = Library({"Compiler": "one"})  # it knows titles only as they are
+    prompt = "[a](compiler) [b](Compiler) [c](compiler) [d](Compiler)"
+    assert links(prompt, corpus, max_auxiliary_documents=max_auxiliary_documents) == [
+        ("compiler", "generated", "", None),
+        ("Compiler", "corpus", "", "exact"),
+        ("compiler", "in_view" if max_auxiliary_documents == 5 else "generated", "", None),
+        ("Compiler", "in_view" if max_auxiliary_documents == 5 else "corpus", "", "exact"),
+    ]
+    assert links("[me](Compiler)", corpus, title="COMPILER") == [
+        ("Compiler", "not_followed", "a link to itself", "exact")
+    ]
+
+
 def test_a_document_in_view_wins_over_what_is_like_it_in_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     context = DocumentContext(max_context_length=200)
     tokens = encode("[c](compilers)")

@@ -136,13 +136,15 @@ class CorpusSource:
         return _Remembered(self)
 
     def same(self, document: Document | None, canonical: str | None) -> Document | None:
-        """`document`, which was found by its folded title, or None if the corpus knows it as another document.
+        """`document`, which was found by its folded title, or None if a link to `canonical` means another.
 
-        A corpus may have both "Actor" and "actor".
+        A corpus may have both "Actor" and "actor"; of one that it does not know it has another spelling. One that is
+        still being written is meant all the same: it links to itself, or to its ancestor.
         """
         if document is None or canonical is None or document.title == canonical:
             return document
-        return document if self.resolve(document.title) in (None, canonical) else None
+        known = self.resolve(document.title)
+        return document if known == canonical or (known is None and document.in_progress) else None
 
 
 def _token_ids(title: str, body: Any) -> list[int]:

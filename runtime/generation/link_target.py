@@ -93,15 +93,20 @@ class LinkLocator:
         return None
 
     def _known(self, title: str, canonical: str | None, exactly: bool) -> Document | None:
-        """The request's own document of this title: one in view, or else one that was evicted.
+        """The request's own document of this title: one in view, or else one that was evicted; spelt just so, or else
+        by its folded title.
 
         Args:
             canonical: the title by which the corpus knows it; None: it does not.
             exactly: spelt just so, as a link's candidates are.
         """
         corpus, context = self.request.corpus, self.request.context
-        in_view = corpus.same(context.find(title, exactly), canonical)
-        return in_view or corpus.same(context.find_evicted(title, exactly), canonical)
+        for just_so in [True] if exactly else [True, False]:
+            for find in (context.find, context.find_evicted):
+                document = corpus.same(find(title, just_so), canonical)
+                if document is not None:
+                    return document
+        return None
 
     def _again(self, known: Document, parent: Document, title: str, match: Match | None) -> Target:
         if known.in_progress:
