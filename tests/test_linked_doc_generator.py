@@ -523,6 +523,15 @@ def test_layouts(layout: str, bos: bool, heading: bool, writes: Writes) -> None:
     assert np.isnan(written.token_logprobs[: len(start("Q") or [EOS])]).all()
 
 
+@pytest.mark.parametrize("layout", ["identifier_prefix", "identifier_prefix_bos_eos"])
+def test_a_heading_that_looks_like_a_link_leads_nowhere(layout: str, writes: Writes) -> None:
+    writes({"": r" [q](\[y\](B)) x", "[y](B)": "on [c](C)"})
+    corpus = Texts({"[x](B)": "[c](C) on", "B": "about B", "C": "about C"})
+    result = run(r"p [a](\[x\](B))", corpus, layout=layout, max_link_depth=2)
+    found = [(document.title, document.source) for document in result.get_all_documents()]
+    assert found == [("root", "generated"), ("C", "corpus"), ("[x](B)", "corpus"), ("[y](B)", "generated")]
+
+
 @pytest.mark.parametrize(
     ("layout", "prompt", "tokens", "title"),
     [

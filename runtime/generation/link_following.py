@@ -164,7 +164,8 @@ class LinkFollower:
         self._opened(target)
         if self.locator.forbidden(target) is None:
             _, links = self._read(target)
-            yield from self._follow_all(target, links)
+            heading = len(self.request.layout.prefix(target.title))
+            yield from self._follow_all(target, [known for known in links if known.position > heading])
         self._close(target)
         return target
 
