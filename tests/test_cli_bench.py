@@ -79,6 +79,13 @@ def test_a_log_gets_plain_lines(run: tuple[Result, Path]) -> None:
     assert "rounds: 10 of 10" in done.stderr and "left out" not in done.stderr
 
 
+def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = bench(*TINY, "--workload", "single", "--output", str(tmp_path / "file" / "b.json"))
+    assert isinstance(done.exception, OSError)
+    assert json.loads(done.stdout.splitlines()[-1])["results"]
+
+
 def test_a_terminal_gets_a_table(run: tuple[Result, Path], capsys: pytest.CaptureFixture[str]) -> None:
     from ds2ds.cli.bench import _show
 

@@ -100,9 +100,9 @@ def bench(
     if "batch" in names and not batch and left_out:
         typer.echo(f"left out for want of memory: {', '.join(map(str, left_out))} requests at once", err=True)
     text = json.dumps(measured, allow_nan=False)
+    typer.echo(text)  # first, so that a file that cannot be written does not cost the result
     if output is not None:
         atomic_write_text(output, text + "\n")
-    typer.echo(text)
 
 
 @app.command("compare")
