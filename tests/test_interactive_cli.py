@@ -35,12 +35,12 @@ QUESTION = LinkQuestion(0, 0, "Home", "the\n apple", "apple", 9, "Apple", 1, "co
 class Terminal:
     """Types the lines given, one after the other, then ends the input. `edited` is what the editor gives."""
 
-    def __init__(self, *typed: str, edited: str | Exception | None = None) -> None:
+    def __init__(self, *typed: str, edited: str | Exception | None = None, width: int = 100) -> None:
         self.lines = list(typed)
         self.edited = edited
         self.paused = 0
         self.out = io.StringIO()
-        console = Console(file=self.out, width=100)
+        console = Console(file=self.out, width=width)
         self.reader = TerminalReader(console, self.pause, self.read, self.edit)
 
     def pause(self) -> None:
@@ -94,7 +94,7 @@ def test_what_is_shown() -> None:
         "  A fruit that �grows...",
         f"  {CHOICES}",
     ]
-    assert lines[3].startswith("?   'what' is none of these: [f]ollow") and lines[4:] == ["? "]
+    assert lines[3].startswith("?   'what' is none of these: [f]ollow") and lines[5:] == ["? "]
     terminal = Terminal("f")
     terminal.reader(LinkQuestion(0, 0, "Home", "x", "Pear", 9, "Pear", 1, "generated", None, ""))
     assert terminal.out.getvalue().splitlines()[:2] == ["[x] -> Pear  (to be written by the model)", f"  {CHOICES}"]
@@ -105,6 +105,17 @@ def test_a_long_line_is_cut() -> None:
     terminal.reader(LinkQuestion(0, 0, "Home", "x" * 300, "Pear", 9, "Pear", 1, "in_view", 3, "word " * 100))
     lines = terminal.out.getvalue().splitlines()
     assert all(len(line) <= 100 for line in lines) and lines[0].endswith("…") and lines[1].endswith("…")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_what_can_be_answered_is_not_cut(width: int) -> None:
+    terminal = Terminal("what", "f", width=width)
+    terminal.reader(QUESTION)
+    shown = terminal.out.getvalue()
+    assert all(len(line) <= width for line in shown.replace("? ", "").splitlines())
+    told = " ".join(shown.split()[shown.split().index("[f]ollow") :])
+    choices = " ".join(CHOICES.split())
+    assert told == f"{choices} ? 'what' is none of these: {choices} ?"
 
 
 @pytest.mark.parametrize(("typed", "answer"), [("a", Follow()), ("n", Skip())])

@@ -127,9 +127,12 @@ class TerminalReader:
             self._print(Text(f"  {preview}...", style="dim"))
         self._tell(CHOICES)
 
-    def _tell(self, line: str) -> None:
-        self._print(Text(f"  {line}", style="dim"))
+    def _tell(self, message: str) -> None:
+        """All of it, on as many lines as that takes."""
+        for line in Text(message).wrap(self._console, max(self._console.width - 2, 1)):
+            self._print(Text("  ", style="dim").append(line.plain.rstrip()))
 
     def _print(self, line: Text) -> None:
+        """On one line: what does not fit is cut."""
         line.truncate(self._console.width, overflow="ellipsis")
         self._console.print(line, highlight=False)
