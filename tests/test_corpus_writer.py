@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds2ds.corpus.build.interrupts import interrupts_held_back
 from ds2ds.corpus.build.links import format_link
 from ds2ds.corpus.build.writer import SourceDocument, write_corpus
 from ds2ds.corpus.document_corpus import DocumentCorpus
@@ -76,6 +82,35 @@ def shout(item: tuple[str, str]) -> SourceDocument:
     if item[1] == "bad":
         raise CorpusError(f"{item[0]} cannot be read")
     return SourceDocument(item[0], item[1].upper())
+
+
+def test_there_are_no_more_processes_than_work_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [SourceDocument(f"T{i}", f"t {i}") for i in range(40)]  # two batches
+    started = []
+    context: Any = type(multiprocessing.get_context("spawn"))
+    pool = context.Pool
+
+    def counted(self: Any, processes: int, *rest: Any) -> Any:
+        started.append(processes)
+        return pool(self, min(processes, 2), *rest)
+
+    monkeypatch.setattr(context, "Pool", counted)
+    assert write_corpus(tmp_path / "corpus", items, workers=1000).documents == 40
+    with pytest.raises(CorpusError, match="there are no documents"):
+        write_corpus(tmp_path / "other", [], workers=1000)
+    assert started == [2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupt_waits_until_all_processes_are_started() -> None:
+    handler, mask = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    blocked = "import signal, sys; sys.exit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    ended = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append(subprocess.run([sys.executable, "-c", blocked]).returncode)
+    assert ended == [1]  # it is blocked there
+    assert (signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())) == (handler, mask)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ds2ds.corpus.build.interrupts import interrupts_held_back
 from ds2ds.corpus.statistics import LinkTarget, links_in
 from ds2ds.documents.link_formats import LinkFormat, link_format
 from ds2ds.errors import ConfigError, CorpusError
@@ -68,22 +68,6 @@ def _work(items: list[Any]) -> list[TokenizedDocument]:
     return [_worker(item) for item in items]
 
 
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which a terminal sends to all: who started them ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # or it is started with them, which lets interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def tokenized(
     items: Iterable[Any],
     tokenizer_name: str,
@@ -107,16 +91,22 @@ def tokenized(
         return
     if tokenizer is not None:
         raise ConfigError(f"a tokenizer of your own needs workers=1, got workers={workers}")
-    batches = iter(items)
+    source = iter(items)
+    batches = iter(lambda: list(islice(source, _BATCH)), [])
+    first = list(islice(batches, workers))
+    if not first:
+        return
     with contextlib.ExitStack() as running:
-        with _interrupts_held_back():
+        with interrupts_held_back():
             # Spawned, not forked: the caller may have threads (torch starts some), which a fork would tear.
             context = multiprocessing.get_context("spawn")
-            pool = running.enter_context(context.Pool(workers, _start, (load, link_format_name)))
+            # No more of them than there is work for.
+            pool = running.enter_context(context.Pool(len(first), _start, (load, link_format_name)))
         pending: deque[Any] = deque()
+        waiting = chain(first, batches)
         while True:
             # Few batches ahead, so that a large source is not read into memory.
-            while len(pending) < 4 * workers and (batch := list(islice(batches, _BATCH))):
+            for batch in islice(waiting, 4 * len(first) - len(pending)):
                 pending.append(pool.apply_async(_work, (batch,)))
             if not pending:
                 return
