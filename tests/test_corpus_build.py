@@ -358,6 +358,17 @@ def test_what_is_left_out_is_reported(tmp_path: Path) -> None:
     assert report.remarks[1].endswith("left out, it is empty")
 
 
+def test_a_title_that_no_link_can_mean_is_reported(tmp_path: Path) -> None:
+    notes = {"#a.md": "x", "b.md": "---\ntitle: https://b.c\n---\n[a](%23a.md)", "std::c.md": "[b](b.md)"}
+    write_notes(tmp_path / "notes", notes)
+    report = build_corpus(tmp_path / "notes", tmp_path / "corpus")
+    assert [remark.partition("notes/")[2] for remark in report.remarks] == [
+        "#a.md: no link will lead to it, its title '#a' reads as an address",
+        "b.md: no link will lead to it, its title 'https://b.c' reads as an address",
+    ]
+    assert report.summary.links == 0
+
+
 def test_a_file_that_is_not_utf8_is_named_or_skipped(tmp_path: Path) -> None:
     notes = write_notes(tmp_path / "notes", {"a.md": "x"})
     (notes / "latin.md").write_bytes(b"caf\xe9")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ds2ds.corpus.build.note import Note, read_note, skipped
+from ds2ds.documents.link_scanner import is_external
 from ds2ds.documents.title_utils import title_key
 from ds2ds.errors import CorpusError
 
@@ -177,6 +178,8 @@ def read_vault(source: Path, title_from: str, skip_unreadable: bool) -> tuple[Va
             remarks.append(f"{file}: front matter ignored ({note.problem})")
         if note.empty:
             remarks.append(f"{file}: left out, it is empty")
-        else:
-            notes.append(note)
+            continue
+        notes.append(note)
+        if is_external(note.title):
+            remarks.append(f"{file}: no link will lead to it, its title {note.title!r} reads as an address")
     return Vault(notes, [path.name for _, path in files if not is_markdown(path)]), remarks
