@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_model import model as small_model
 from torch import Tensor
 
@@ -254,6 +256,18 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(zipped: bool, 
     assert not target.exists()
     torch.load(file, weights_only=False)  # it would have run
     assert target.exists()
+
+
+def test_what_is_not_unpickled_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tied_state())
+    torch.save({"model": tied_state(), "loss": np.float64(2.5)}, run / "checkpoints" / "best_model.pt")
+    refuse(run, r"not unpickled, .* alone \(Unsupported global: GLOBAL numpy\S+ was not an allowed global.*\)$")
+
+
+def test_a_file_that_torch_did_not_write_is_not_taken_for_a_dangerous_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tied_state())
+    save_file({"embedding.weight": torch.zeros(11, 16)}, run / "checkpoints" / "best_model.pt")
+    refuse(run, r"cannot read .*best_model.pt, which torch.save must have written: Unsupported operand \d+$")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

@@ -270,7 +270,10 @@ def test_null_settings_count_as_not_given(tmp_path: Path) -> None:
         load_run(run)
 
 
-@pytest.mark.parametrize(("named", "rows", "fits"), [(200, 256, True), (264, 264, True), (128, 256, False)])
+@pytest.mark.parametrize(
+    ("named", "rows", "fits"),
+    [(200, 256, True), (264, 264, True), (128, 256, False), (0, 64, False), (-1, 64, False), (True, 64, False)],
+)
 def test_the_vocabulary_of_settings_and_weights(named: int, rows: int, fits: bool, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", trained(rows), vocab_size=named)
     if fits:

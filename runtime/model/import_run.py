@@ -58,7 +58,7 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     known = {name: value for name, value in model_settings.items() if name in fields and value is not None}
     rows = len(state[EMBEDDING]) if state[EMBEDDING].dim() else 0
     named = known.get("vocab_size", rows)
-    if not isinstance(named, int) or not named <= rows < named + VOCABULARY_PADDING:
+    if type(named) is not int or not 0 < named <= rows < named + VOCABULARY_PADDING:
         raise CheckpointError(
             f"{settings_file} names a vocab_size of {named!r}, but {EMBEDDING} in {weights_file} has {rows} rows: "
             "settings and weights are of two runs"
@@ -107,9 +107,13 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # What torch met there. Its message puts that behind advice on how to take the risk.
+        met = str(error.__context__ or error).split(". ")[0]
+        if "GLOBAL" not in met:
+            raise CheckpointError(f"cannot read {file}, which torch.save must have written: {met}") from error
         raise CheckpointError(
             f"{file} holds more than tensors and is not unpickled, since that could run code: save "
-            f"{{'model': model.state_dict()}} alone ({str(error).splitlines()[0]})"
+            f"{{'model': model.state_dict()}} alone ({met})"
         ) from error
     except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
         raise CheckpointError(f"cannot read {file}: {error!r}") from error
