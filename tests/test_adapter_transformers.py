@@ -65,6 +65,24 @@ def test_shorter_continuations_are_padded_at_the_end() -> None:
     assert len(short[0]) == len(short[1])
 
 
+def test_another_token_that_ends_a_row_is_no_mark_around_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layouts with marks have the model's EOS there, as it was in training."""
+    follow(monkeypatch, {"": [*encode("[x](B)"), EOS, *encode("on.more")]})
+    adapter = TransformersGenerate(small_runtime("bos_eos"), corpus=CORPUS)
+    (dot,), (semicolon,) = encode("."), encode(";")
+    settings = {"max_new_tokens": 30, "return_dict_in_generate": True}
+    for ends in (dot, [semicolon, dot]):
+        out = adapter.generate(ids("a:"), eos_token_id=ends, pad_token_id=EOS, **settings)
+        root, linked = out.results[0].get_all_documents()
+        assert root.tokens == [EOS, *encode("a:[x](B)"), EOS, *encode("on.")]  # its own EOS was not to end it
+        assert linked.tokens == [EOS, *encode("body"), EOS]
+        assert out.sequences.tolist() == [root.tokens[1:]]
+    both = adapter.generate(ids("a:"), eos_token_id=[semicolon, EOS], stop_token_ids=[dot], **settings)
+    assert both.sequences.tolist() == [[*encode("a:[x](B)"), EOS]]
+    added = adapter.generate(ids("a:"), eos_token_id=semicolon, stop_token_ids=[dot], **settings)
+    assert added.results[0].root_document.finish_reason == "stop"
+
+
 def test_a_pad_token_that_is_not_eos_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "!"})
     out = model().generate(ids("a", "abc", pad=9), pad_token_id=9, max_new_tokens=2, return_dict_in_generate=True)
@@ -191,6 +209,7 @@ def test_transformers_own_config_is_read() -> None:
         ({"num_return_sequences": 2}, "num_return_sequences must be 1 without do_sample or beams, got 2"),
         ({"do_sample": True, "num_beams": 2}, "a beam search draws nothing"),
         ({"eos_token_id": []}, "eos_token_id must be a token id or a list of them, got none"),
+        ({"stop_token_ids": 5, "eos_token_id": 3}, "stop_token_ids must be a sequence of token ids >= 0, got 5"),
         ({"stop_strings": 5}, "stop must be a string or a sequence of strings, none of them empty, got 5"),
         ({"attention_mask": torch.ones(1, 5)}, r"the shape of input_ids \[1, 2\], got \[1, 5\]"),
         ({"attention_mask": [[1, 1]]}, r"must be a tensor of the shape of input_ids \[1, 2\], got a list"),

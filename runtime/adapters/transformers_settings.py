@@ -72,18 +72,21 @@ class Asked:
             raise ConfigError(f"num_return_sequences must be positive, got {self.sequences}")
         self.seed = _integer("seed", call["seed"]) if "seed" in call else None
         self.as_dict = bool(call.get("return_dict_in_generate", False))
-        ends = call.get("eos_token_id", backend.default_config().eos_token_id)
+        own = backend.default_config().eos_token_id
+        ends = call.get("eos_token_id", own)
         ends = ends.tolist() if isinstance(ends, Tensor) else ends
         several = isinstance(ends, Iterable) and not isinstance(ends, str)
         self.eos = [_integer("eos_token_id", end) for end in (ends if several else [ends])]
         if not self.eos:
             raise ConfigError("eos_token_id must be a token id or a list of them, got none")
         self.pad = _integer("pad_token_id", call.get("pad_token_id", self.eos[0]))
+        others, more = [end for end in self.eos if end != own], call.get("stop_token_ids", ())
         self.settings: dict[str, Any] = {
-            "eos_token_id": self.eos[0],
-            "stop_token_ids": tuple(self.eos[1:]),
+            # The model's EOS also stands around documents, where layouts have marks: whatever ends a row, it stays so.
+            "ignore_eos": own not in self.eos,
             "stop": call.get("stop_strings", ()),
             **{name: call[name] for name in (*SAME, *OURS) if name in call},
+            "stop_token_ids": (*others, *more) if isinstance(more, Sequence) else more,
         }
         if self.beams > 1:
             self.settings["num_return_sequences"] = self.sequences

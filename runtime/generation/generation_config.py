@@ -32,7 +32,8 @@ class GenerationConfig:
             "largest_first", or "stop_new": none, the new one is refused.
         process_prompt_links: follow links in the prompt.
         allow_recursive_links: follow links of documents other than the root.
-        eos_token_id: ends a document. The model's vocab_size, which is no id of it: none does.
+        eos_token_id: ends a document, and stands around it under layouts with marks. The model's vocab_size, which is
+            no id of it: none does.
         stop: strings that end a document; they are cut from its text.
         stop_token_ids: tokens that end a document; they are its last, but not in its text.
         ignore_eos: write on after EOS, as a load test does that wants so many tokens.
