@@ -61,6 +61,15 @@ def test_an_eos_outside_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, "eos_token_id must be in the model's vocabulary of 264", None, ConfigError, eos_token_id=50256)
 
 
+def test_a_document_that_starts_with_eos_needs_one() -> None:
+    needed = {"bos_eos": ["text", ""], "identifier_prefix_bos_eos": ["text"], "null": [""], "identifier_prefix": [""]}
+    for layout, prompts in needed.items():
+        for prompt in prompts:
+            with pytest.raises(ConfigError, match=r"must be .* 264 for a document that starts with it .* got 264"):
+                small_runtime(layout).generate(prompt, eos_token_id=264, **OPTIONS)
+    assert small_runtime().generate("text", eos_token_id=264, **OPTIONS).root_document.tokens[:4] == encode("text")
+
+
 def test_a_tokenizer_with_more_ids_than_the_model() -> None:
     runtime = Runtime(small_model(), arena_tokens=1024)
     with pytest.raises(ConfigError, match="'gpt2' has 50,257 ids, but the model's vocabulary is 264: pass the model's"):

@@ -24,7 +24,7 @@ from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
 from ds2ds.generation.link_following import LinkFollower
-from ds2ds.generation.pairing import check_corpus, check_encodes, check_tokenizer
+from ds2ds.generation.pairing import check_corpus, check_encodes, check_separator, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
 from ds2ds.generation.running import Running, queued
 from ds2ds.model.ds2ds_model import DS2DSModel
@@ -226,6 +226,7 @@ class LinkedDocumentGenerator:
         added only for a title that is given; a prompt that starts with a heading has its title from there. Nothing
         is put before a prompt that starts with it.
         """
+        vocab_size = self.model.config.vocab_size
         if (prompt is None) == (prompt_tokens is None):
             raise ConfigError("give prompt or prompt_tokens, and not both")
         if prompt is not None and not isinstance(prompt, str):
@@ -235,12 +236,13 @@ class LinkedDocumentGenerator:
         if title is not None and not (isinstance(title, str) and is_unicode(title)):
             raise ConfigError(f"title must be a string of UTF-8 text, got {title!r}")
         if prompt is not None:
-            check_encodes(self.tokenizer, self.model.config.vocab_size)
+            check_encodes(self.tokenizer, vocab_size)
         tokens = layout.encode_start(prompt) if prompt is not None else _token_ids(prompt_tokens)
         tokens = layout.begin(title, tokens)
+        if layout.has_marks or not tokens:
+            check_separator(layout, vocab_size)
         # A document that would start from nothing starts from the document separator.
         tokens = tokens or [layout.eos_token_id]
-        vocab_size = self.model.config.vocab_size
         wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise ConfigError(f"prompt tokens must be in [0, {vocab_size}), got {wrong}")

@@ -81,6 +81,20 @@ def check_decodes(config: ModelConfig) -> None:
         )
 
 
+def check_separator(layout: Layout, vocab_size: int) -> None:
+    """Whether there is an EOS for a document to start with.
+
+    Raises:
+        ConfigError: the settings say that the model has none.
+    """
+    if layout.eos_token_id >= vocab_size:
+        raise ConfigError(
+            f"eos_token_id must be in the model's vocabulary of {vocab_size} for a document that starts with it (of "
+            f"layout_policy 'bos_eos' or 'identifier_prefix_bos_eos', or without a prompt), got {layout.eos_token_id}: "
+            "ignore_eos writes on after it"
+        )
+
+
 def check_corpus(corpus: Any, layout: Layout, vocab_size: int, tokenizer: Tokenizer) -> None:
     """Whether a corpus goes with all that; of a DocumentCorpus, a sample of its documents is looked at.
 
