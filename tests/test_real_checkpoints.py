@@ -239,6 +239,22 @@ def test_weights_keep_their_dtype(dtype: torch.dtype, weight_tying: bool, tmp_pa
     assert (loaded.loss_fn.weight is loaded.embedding.weight) is weight_tying
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_weights_are_not_rounded(dtype: torch.dtype, default: torch.dtype, tmp_path: Path) -> None:
+    state = {name: tensor.to(dtype) / 3 for name, tensor in trained(weight_tying=False).state_dict().items()}
+    run = write_run(tmp_path / "run", trained(weight_tying=False), state=state)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)  # as a training script may
+        import_run(run, tmp_path / "out")
+        loaded = load_checkpoint(tmp_path / "out")
+    finally:
+        torch.set_default_dtype(before)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
 def test_weights_of_two_dtypes_become_float32(tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in trained().state_dict().items()}
     state["embedding.weight"] = state["embedding.weight"].bfloat16()

@@ -87,6 +87,9 @@ def parse_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.
 def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> DS2DSModel:
     """A model with these weights, in eval mode; `source` names them in errors.
 
+    It is of float64 if any of them is, else of float32, so that none is rounded: what they are to be in the end is the
+    caller's to say.
+
     Raises:
         CheckpointError: tensors are missing, unexpected or misshapen, or the head of a tied model differs from its
             embedding.
@@ -113,7 +116,8 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
     if problems:
         more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{source} does not fit {config}: {'; '.join(problems[:8])}{more}")
-    model.load_state_dict(state)
+    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in state.values()) else torch.float32
+    model.to(widest).load_state_dict(state)  # torch's default dtype may be less
     return model
 
 

@@ -77,7 +77,8 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{settings_file}: {error}") from error
     model, dtypes = build_model(config, state, str(weights_file)), {tensor.dtype for tensor in state.values()}
-    return model.to(dtypes.pop()) if dtypes in ({torch.bfloat16}, {torch.float16}, {torch.float64}) else model
+    kept = dtypes in ({torch.bfloat16}, {torch.float16}, {torch.float64})
+    return model.to(dtypes.pop() if kept else torch.float32)
 
 
 def _missing(run: Path, file: Path) -> str:
