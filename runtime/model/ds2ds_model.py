@@ -136,7 +136,7 @@ class DS2DSModel(nn.Module):
         two). The mask is kept for passes with equal spans.
 
         Args:
-            tokens: int64 [B, T].
+            tokens: integers [B, T].
             doc_spans: the documents of the sequence (of each row, where B > 1 a list of lists); None: each row
                 is one document.
 
@@ -146,8 +146,12 @@ class DS2DSModel(nn.Module):
         Raises:
             ValueError: a shape, a span or a token id does not fit.
         """
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+            got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"tokens must be a tensor of integers, got {got}")
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise ValueError(f"tokens must have shape [B, T], neither 0, got {list(tokens.shape)}")
+        tokens = tokens.long()  # a corpus' are uint16, with which torch can do next to nothing
         batch, length = tokens.shape
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.vocab_size:
