@@ -85,7 +85,11 @@ class RuntimeTexts:
         Raises:
             ConfigError: it is outside the vocabulary.
         """
+        known = self.tokenizer.vocab_size
         try:
+            # By itself a tokenizer may take any id beyond its own for one that rounding up a vocabulary added.
+            if known is not None and token >= max(known, self.model.config.vocab_size):
+                raise ValueError("it is beyond the model's, too")
             return self.tokenizer.token_bytes(token)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"token id {token!r} is not in the vocabulary of {self.tokenizer.name}") from error

@@ -224,6 +224,14 @@ def test_an_id_of_a_padded_vocabulary_has_no_text(gpt2_model: DS2DSModel, monkey
     assert result.root_document.tokens[-3:] == [50300, 11, 50303] and result.root_document.text == "One,"
 
 
+def test_an_id_beyond_a_padded_vocabulary_is_refused(gpt2_model: DS2DSModel) -> None:
+    runtime = Runtime(gpt2_model, arena_tokens=128)
+    assert runtime.token_bytes(50303) == b"" and runtime.detokenize([50303]) == ""
+    for call in (lambda: runtime.token_bytes(50304), lambda: runtime.detokenize([11, 50304])):
+        with pytest.raises(ConfigError, match="token id 50304 is not in the vocabulary of gpt2"):
+            call()
+
+
 # What runs look like
 
 
