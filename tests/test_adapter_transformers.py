@@ -153,6 +153,15 @@ def test_beams_are_searched_and_scored() -> None:
     )  # of no effect where nothing is drawn
 
 
+def test_a_row_that_fills_the_window_leaves_the_others_theirs() -> None:
+    settings = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 4, "pad_token_id": 9}
+    rows = ids("x" * 512, "ab", pad=9)
+    out = model(max_link_depth=0).generate(rows, **settings)
+    assert out.shape[0] == 3  # nothing can be written behind the first, and so but one sequence be found
+    assert out[0, :512].tolist() == rows[0].tolist()
+    assert out[1:].tolist() == model(max_link_depth=0).generate(rows[1:], **settings).tolist()
+
+
 def test_a_stop_string_ends_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "one;two"})
     out = model().generate(ids("p"), stop_strings=[";"], max_new_tokens=20)

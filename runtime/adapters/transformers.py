@@ -86,7 +86,8 @@ class TransformersGenerate:
                 `corpus`, `seed`, and fields of GenerationConfig such as max_link_depth.
 
         Returns:
-            int64 [B * num_return_sequences, longest], prompts included as they were given; or a GenerateOutput.
+            int64 [B * num_return_sequences, longest], prompts included as they were given; or a GenerateOutput. A row
+            has fewer sequences where the window leaves no room for more than one to be found with beams.
 
         Raises:
             ConfigError: (a ValueError) a setting is unknown, not supported, or out of range; it is named.
@@ -100,29 +101,31 @@ class TransformersGenerate:
         prompts = [_unpadded(row, kept) for row, kept in zip(rows, mask, strict=True)]
         corpus = call.get("corpus", self.corpus)
         if streamer is not None:
-            results = [self._stream(prompts, rows, corpus, asked, streamer)]
+            found = [[self._stream(prompts, rows, corpus, asked, streamer)]]
         else:
-            results = self._run(prompts, corpus, asked)
+            found = self._run(prompts, corpus, asked)
         sequences = [
-            [*rows[index // asked.sequences].tolist(), *written_tokens(result.root_document)]
-            for index, result in enumerate(results)
+            [*row, *written_tokens(result.root_document)]
+            for row, results in zip(rows.tolist(), found, strict=True)
+            for result in results
         ]
         padded = _padded(sequences, asked.pad, rows.device)
         if not asked.as_dict:
             return padded
+        results = [result for several in found for result in several]
         scores = [result.score for result in results if result.score is not None]
         return GenerateOutput(padded, torch.tensor(scores) if scores else None, results)
 
-    def _run(self, prompts: list[list[int]], corpus: Any, asked: Asked) -> list[GenerationResult]:
-        """Row by row, and of each its sequences."""
+    def _run(self, prompts: list[list[int]], corpus: Any, asked: Asked) -> list[list[GenerationResult]]:
+        """Of each row its sequences."""
         if asked.beams > 1:
             found = self.backend.generate_batch(prompts, corpus, asked.config(prompts))
-            return [one for result in found for one in (result, *result.alternatives)]
+            return [[result, *result.alternatives] for result in found]
         rounds = [
             self.backend.generate_batch(prompts, corpus, asked.config(prompts, number))
             for number in range(asked.sequences)
         ]
-        return [one for row in zip(*rounds, strict=True) for one in row]
+        return [list(row) for row in zip(*rounds, strict=True)]
 
     def _stream(
         self, prompts: list[list[int]], rows: Tensor, corpus: Any, asked: Asked, streamer: Streamer
