@@ -79,6 +79,8 @@ def test_another_token_that_ends_a_row_is_no_mark_around_documents(monkeypatch: 
         assert out.sequences.tolist() == [root.tokens[1:]]
     both = adapter.generate(ids("a:"), eos_token_id=[semicolon, EOS], stop_token_ids=[dot], **settings)
     assert both.sequences.tolist() == [[*encode("a:[x](B)"), EOS]]
+    never = adapter.generate(ids("a:"), eos_token_id=264, pad_token_id=EOS, **settings)
+    assert never.results[0].root_document.finish_reason == "max_new_tokens"
     added = adapter.generate(ids("a:"), eos_token_id=semicolon, stop_token_ids=[dot], **settings)
     assert added.results[0].root_document.finish_reason == "stop"
 
@@ -218,6 +220,8 @@ def test_transformers_own_config_is_read() -> None:
         ({"num_return_sequences": 2}, "num_return_sequences must be 1 without do_sample or beams, got 2"),
         ({"do_sample": True, "num_beams": 2}, "a beam search draws nothing"),
         ({"eos_token_id": []}, "eos_token_id must be a token id or a list of them, got none"),
+        ({"eos_token_id": [EOS, -1]}, r"eos_token_id must be in \[0, 264\], got -1"),
+        ({"eos_token_id": 265}, r"eos_token_id must be in \[0, 264\], got 265"),
         ({"stop_token_ids": 5, "eos_token_id": 3}, "stop_token_ids must be a sequence of token ids >= 0, got 5"),
         ({"stop_strings": 5}, "stop must be a string or a sequence of strings, none of them empty, got 5"),
         ({"attention_mask": torch.ones(1, 5)}, r"the shape of input_ids \[1, 2\], got \[1, 5\]"),

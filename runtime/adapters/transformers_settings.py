@@ -80,7 +80,12 @@ class Asked:
         if not self.eos:
             raise ConfigError("eos_token_id must be a token id or a list of them, got none")
         self.pad = _integer("pad_token_id", call.get("pad_token_id", self.eos[0]))
-        others, more = [end for end in self.eos if end != own], call.get("stop_token_ids", ())
+        vocab_size = backend.limits.vocab_size  # itself: no token ends a row
+        for end in self.eos:
+            if not 0 <= end <= vocab_size:
+                raise ConfigError(f"eos_token_id must be in [0, {vocab_size}], got {end}")
+        others = [end for end in self.eos if end not in (own, vocab_size)]
+        more = call.get("stop_token_ids", ())
         self.settings: dict[str, Any] = {
             # The model's EOS also stands around documents, where layouts have marks: whatever ends a row, it stays so.
             "ignore_eos": own not in self.eos,
