@@ -155,6 +155,16 @@ def test_beams_are_searched_and_scored() -> None:
     )  # of no effect where nothing is drawn
 
 
+def test_scores_are_of_float32_whatever_torchs_default() -> None:
+    adapter, before = model(max_link_depth=0), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        out = adapter.generate(ids("ab"), num_beams=2, max_new_tokens=4, return_dict_in_generate=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert out.sequences_scores.tolist() == [pytest.approx(out.results[0].score, rel=1e-6)]
+
+
 def test_a_row_that_fills_the_window_leaves_the_others_theirs() -> None:
     settings = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 4, "pad_token_id": 9}
     rows = ids("x" * 512, "ab", pad=9)

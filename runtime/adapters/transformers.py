@@ -114,7 +114,7 @@ class TransformersGenerate:
             return padded
         results = [result for several in found for result in several]
         scores = [result.score for result in results if result.score is not None]
-        return GenerateOutput(padded, torch.tensor(scores) if scores else None, results)
+        return GenerateOutput(padded, torch.tensor(scores, dtype=torch.float32) if scores else None, results)
 
     def _run(self, prompts: list[list[int]], corpus: Any, asked: Asked) -> list[list[GenerationResult]]:
         """Of each row its sequences."""
