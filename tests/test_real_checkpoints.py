@@ -286,6 +286,16 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
         load_run(run)
 
 
+@pytest.mark.parametrize(("under_model", "under_data"), [("bos_eos", "null"), ("null", "bos_eos")])
+def test_layouts_that_contradict_each_other_are_refused(under_model: str, under_data: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trained(), under_data, layout_policy=under_model)
+    told = f"layout_policy '{under_model}' under 'model', but '{under_data}' under 'data', which counts: let them"
+    with pytest.raises(CheckpointError, match=told):
+        load_run(run)
+    run = write_run(tmp_path / "other", trained(), "bos_eos", layout_policy="bos_eos")
+    assert load_run(run).config.layout_policy == "bos_eos"
+
+
 def test_null_settings_count_as_not_given(tmp_path: Path) -> None:
     config = load_run(write_run(tmp_path / "run", trained(), weight_tying=None, link_detector=None)).config
     assert config.weight_tying and config.link_detector == "markdown"

@@ -64,7 +64,12 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
             "settings and weights are of two runs"
         )
     known["vocab_size"] = rows
-    known["layout_policy"] = layout or "null"
+    layout = layout or "null"
+    if known.setdefault("layout_policy", layout) != layout:
+        raise CheckpointError(
+            f"{settings_file} names layout_policy {known['layout_policy']!r} under 'model', but {layout!r} under "
+            "'data', which counts: let them agree"
+        )
     if known.get("link_detector") is None:  # null, or not said
         known["link_detector"] = DEFAULT_FORMAT
     # What the weights say counts: a head that is there and differs is not tied.
