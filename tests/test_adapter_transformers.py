@@ -181,9 +181,9 @@ def test_a_stop_string_ends_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_streamer_is_told_of_the_prompt_and_each_token_of_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow(monkeypatch, {"": "x[y](new)z", "new": "unseen"})
+    follow(monkeypatch, {"": "x[y](new)[z](root)", "new": "unseen", "root": "nor this, which is no root"})
     streamer = Collected()
-    out = model().generate(ids("ab"), streamer=streamer, max_new_tokens=20)
+    out = model().generate(ids("ab"), streamer=streamer, max_new_tokens=30)
     prompt, *tokens = streamer.put_values
     assert prompt == encode("ab") and [*prompt, *(token for (token,) in tokens)] == out[0].tolist()
     assert streamer.ended == 1

@@ -82,6 +82,15 @@ def test_a_link_that_is_written(writes: Writes) -> None:
     assert (result.trace.links_found, result.trace.links_generated, result.trace.links_from_corpus) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("corpus", [Texts({"root": "of a tree"}), None])
+def test_a_document_called_as_an_untitled_root_is_told_from_it(corpus: Texts | None, writes: Writes) -> None:
+    writes({"": "see [r](root) [r](root) x", "root": "of a tree"})
+    result = run("p", corpus)
+    assert [document.title for document in result.get_all_documents()] == ["root", "root (2)"]
+    assert {title for _, title, _ in grants(result.root_document)} == {"root (2)"}
+    assert result.trace.links_already_in_view == 1
+
+
 def test_corpus_and_written_documents_together(writes: Writes) -> None:
     writes({"": " [q](Q) and [b](B).", "Q": "see [a](A)"})
     result = run("[a](A) first", Texts({"A": "about A", "B": "about B"}), max_link_depth=2)

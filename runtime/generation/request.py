@@ -120,12 +120,15 @@ class Request:
         return "".join(text.feed(token) for token in tokens[at : at + OPENING_TOKENS] if token not in marks)
 
     def title(self, document: Document) -> str:
-        """What events and results call a document. A supplied one that takes another's title is told from that."""
+        """What events and results call a document.
+
+        A supplied one that takes another's title is told from that, and one called as a root without title is from it.
+        """
         if document.depth == 0:
             return document.title or UNTITLED_ROOT
         if document not in self.titles:
-            name, copy = document.title, 2
-            while name == self.context.root.title or name in self.titles.values():
+            name, copy, root = document.title, 2, self.title(self.context.root)
+            while name == root or name in self.titles.values():
                 name, copy = f"{document.title} ({copy})", copy + 1
             self.titles[document] = name
         return self.titles[document]
