@@ -219,6 +219,21 @@ def test_bound_methods_of_an_object_are_called_with_it() -> None:
     assert tokenizer.encode("n") == [ord("n") - 10]
 
 
+class Marking(Letters):
+    """Puts marks around a text unless told not to, as tokenizers of transformers do."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        marks = [0] * add_special_tokens
+        return [*marks, *super().encode(text), *marks]
+
+
+def test_marks_of_a_tokenizers_own_are_left_out() -> None:
+    marking = Marking(first=10)
+    assert marking.encode("n") == [0, ord("n") - 10, 0]
+    for brought in (marking, (marking.encode, marking.decode)):
+        assert as_tokenizer(brought).encode("n") == [ord("n") - 10]
+
+
 def small_encoding() -> tiktoken.Encoding:
     """Single bytes and one special token, which is not GPT-2's."""
     ranks = {bytes([byte]): byte for byte in range(256)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,15 @@ def _from_tiktoken(encoding: tiktoken.Encoding) -> Tokenizer:
     )
 
 
+def _of_text_alone(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the marks that transformers' tokenizers put around every text, headings too: here layouts see to it."""
+    try:
+        marks = "add_special_tokens" in inspect.signature(encode).parameters
+    except (TypeError, ValueError):  # of a built-in function that does not tell
+        return encode
+    return functools.partial(encode, add_special_tokens=False) if marks else encode
+
+
 def gpt2_tokenizer() -> Tokenizer:
     """The packaged GPT-2 tokenizer (vocabulary 50,257, EOS 50256)."""
     return _from_tiktoken(gpt2_encoding())
@@ -93,7 +103,8 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
         tokenizer: None for the packaged GPT-2; a Tokenizer; a tiktoken Encoding; a byte-level ``tokenizers.Tokenizer``,
             or a transformers tokenizer over one; any object with ``encode(str) -> ids`` and ``decode(ids) -> str`` (and
             optionally ``token_bytes(id) -> bytes``, ``name``, ``vocab_size``, ``eos_token_id``); or a pair
-            ``(encode, decode)``. The pair of such a tokenizer's own methods is as good as the tokenizer.
+            ``(encode, decode)``. The pair of such a tokenizer's own methods is as good as the tokenizer. What takes
+            ``encode(str, add_special_tokens=...)``, as transformers' do, is told False.
 
     Raises:
         ConfigError: it is none of these.
@@ -120,6 +131,8 @@ def as_tokenizer(tokenizer: Any = None) -> Tokenizer:
         raise ConfigError(
             f"tokenizer must be None, have encode and decode, or be a pair of callables, got {type(tokenizer).__name__}"
         )
+
+    encode = _of_text_alone(encode)
 
     def encode_ids(text: str) -> list[int]:
         return [int(token) for token in encode(text)]
