@@ -133,7 +133,9 @@ class Texts(Protocol):
         """The settings of a request that gives none."""
         ...
 
-    def tokenize(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, as a prompt's are."""
+        ...
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens; what is no UTF-8 becomes U+FFFD."""

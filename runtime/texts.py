@@ -58,14 +58,16 @@ class RuntimeTexts:
         return self._generator.default_config()
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text; text that looks like a special token is ordinary text.
+        """The token ids of a text, as a prompt's are; text that looks like a special token is ordinary text.
+
+        A heading at its start is encoded by itself, where documents have one.
 
         Raises:
             ConfigError: it is no string.
         """
         if not isinstance(text, str):
             raise ConfigError(f"text must be a string, got {text!r}")
-        return self.tokenizer.encode(text)
+        return self._generator.encode_start(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.

@@ -207,6 +207,18 @@ def test_a_root_starts_as_in_training_however_it_is_given(layout: str, gpt2_mode
 
 
 @pytest.mark.parametrize("layout", LAYOUT_POLICIES)
+def test_a_text_has_the_ids_that_it_has_as_a_prompt(layout: str, gpt2_model: DS2DSModel) -> None:
+    runtime = Runtime(gpt2_model, None, layout, arena_tokens=256)
+    for text in ("# Big O\n\nIt grows", "# Big O\n\n", "It grows", "# Big O\nIt grows", ""):
+        made = [
+            runtime.generate(**given, max_new_tokens=1, max_context_length=64, seed=0).root_document
+            for given in ({"prompt": text}, {"prompt_tokens": runtime.tokenize(text)})
+        ]
+        assert made[0].tokens == made[1].tokens and made[0].title == made[1].title
+        assert runtime.detokenize(runtime.tokenize(text)) == text
+
+
+@pytest.mark.parametrize("layout", LAYOUT_POLICIES)
 def test_a_document_that_a_limit_ends_has_no_suffix(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "[q](Q)[a](A)", "Q": "a long text"})
     runtime = Runtime(trained(), TOKENIZER, layout, arena_tokens=2048)

@@ -137,6 +137,10 @@ class LinkedDocumentGenerator:
         longest = min(config.max_context_length, self.model.config.max_seq_len)
         return config.with_overrides(max_context_length=longest, eos_token_id=eos)
 
+    def encode_start(self, text: str) -> list[int]:
+        """The ids of a text that starts a document, without marks that are put before it."""
+        return self._layout(self.default_config().eos_token_id).encode_start(text)
+
     def start(
         self,
         prompt: str | None,
