@@ -70,7 +70,8 @@ def exact_log(x):
 def gumbel(words):
     """``philox._gumbel``: the noise float32 made from random uint32 words."""
     large = words >= 2147483648
-    near = ((tl.where(large, ~words, words) << 1) | 1).to(tl.float32) * 1.1641532182693481e-10  # 2**-33
+    # Not ~words: what interprets kernels in Triton 3.7 cannot do that.
+    near = ((tl.where(large, words ^ 0xFFFFFFFF, words) << 1) | 1).to(tl.float32) * 1.1641532182693481e-10  # 2**-33
     rounded = 1.0 - near
     lost = tl.div_rn((1.0 - rounded) - near, rounded)
     exponential = exact_log(tl.where(large, near, rounded)) + tl.where(large, 0.0, lost)

@@ -74,7 +74,7 @@ def cut_at(
 @triton.jit
 def cut_by_pairs(goal, base, lower, upper, count, xs, ws, ids, cut, MODE: tl.constexpr, PAIRS: tl.constexpr):
     """The cut among the first ``count`` candidates: each is kept unless the weight of those ahead of it is enough."""
-    SOME: tl.constexpr = PAIRS // 8
+    SOME: tl.constexpr = (PAIRS + 7) // 8
     rank, weight = ranked(tl.arange(0, PAIRS), lower, upper, count, xs, ws, ids, cut, MODE)
     ahead = tl.zeros((PAIRS, SOME), weight.dtype)
     for start in range(0, count, SOME):
@@ -82,7 +82,8 @@ def cut_by_pairs(goal, base, lower, upper, count, xs, ws, ids, cut, MODE: tl.con
         ahead += tl.where(other[None, :] > rank[:, None], its_weight[None, :], 0)
     keeps = (rank >= 0) & (base + tl.sum(ahead, axis=1) < goal)
     worst = tl.min(tl.where(keeps, rank, 2**62))
-    return (worst >> 18).to(tl.uint32), LAST_ID - (worst & LAST_ID).to(tl.int32)
+    # Not LAST_ID - x: what interprets kernels in Triton 3.7 takes that for a constant.
+    return (worst >> 18).to(tl.uint32), -(worst & LAST_ID).to(tl.int32) + LAST_ID
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def ranked(at, lower, upper, count, xs, ws, ids, cut, MODE: tl.constexpr):
     token = tl.load(ids + at, mask=at < count, other=0)
     key, weight = weighed(x, w, token, cut, MODE)
     asked = kept(x, key, token, cut) & (key >= lower) & (key <= upper)
-    return tl.where(asked, (key.to(tl.int64) << 18) | (LAST_ID - token), -1), tl.where(asked, weight, 0)
+    return tl.where(asked, (key.to(tl.int64) << 18) | (-token + LAST_ID), -1), tl.where(asked, weight, 0)
 
 
 @triton.jit
