@@ -4,10 +4,12 @@ PYTHON ?= python3
 # That run the tests, a file of them at a time; each takes about a core and 2 GiB.
 PROCESSES ?= 2
 VENV := .venv
+# For test-triton. PyTorch 2.11 brings 3.6.0, 2.13 for CUDA 3.7.1; setup.py asks for no particular one.
+TRITON ?= 3.6.0
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint typecheck test-slow docs mutants bench setup clean FORCE
+.PHONY: demo test lint typecheck test-slow test-triton docs mutants bench setup clean FORCE
 
 demo: setup
 	$(BIN)/ds2ds generate "# Incremental linker" --seed 2 --temperature 0.7 --top-k 50
@@ -24,6 +26,14 @@ typecheck: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# What kernels are compiled and interpreted for by another Triton than the one that is installed.
+test-triton: OTHER = $(CURDIR)/$(VENV)/triton-$(TRITON)
+test-triton: setup
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OTHER) triton==$(TRITON)
+	PYTHONPATH=$(OTHER) $(BIN)/python -m ds2ds.kernels compile
+	PYTHONPATH=$(OTHER) $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile -m "not slow and not gpu" \
+		$(shell grep -lE "triton|ptx|by_kernels|issue_slots" tests/test_*.py)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

@@ -66,7 +66,9 @@ def test_a_spill_is_found_and_fails_only_by_default(made_to_fail: subprocess.Com
         spilled = figures["spilling rescale", target][3]
         assert int(spilled.replace(",", "")) > 0
         assert figures["sound spare rescale", target][3] == spilled
-        assert f"FAILED spilling rescale for {target}: spills {int(spilled)} bytes per thread" in made_to_fail.stderr
+        # Said once for all that spill the same, which is for the compiler to decide.
+        failed = rf"FAILED spilling rescale for (sm_\d+, )*{target}(, sm_\d+)*: spills {int(spilled)} bytes per thread"
+        assert re.search(failed, made_to_fail.stderr)
     assert "FAILED sound" not in made_to_fail.stderr
 
 
