@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 import typer
 from test_figures import RESULTS, ROOT, load
 from typer.testing import CliRunner
@@ -14,6 +15,9 @@ from typer.testing import CliRunner
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU here")
 
 bench = load(ROOT / "bench" / "issue_slots.py")
+
+# Triton 3.6 and 3.7 make more instructions of the same code: of `both` 22 and 15% more than 3.9.
+OLDER = 1.1 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 1
 
 
 def test_it_writes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +38,9 @@ def test_it_writes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("kind", "name", "most"),
-    [("flat", "top-p", 28), ("peaked", "top-p", 13), ("flat", "both", 17.5), ("flat", "plain", 10)],
+    [("flat", "top-p", 27), ("peaked", "top-p", 12.7), ("flat", "both", 16), ("flat", "plain", 10)],
 )
 def test_no_row_takes_many_instructions(kind: str, name: str, most: float) -> None:
-    """Microseconds of 128 rows of 20,000 tokens: just above what they take with Triton 3.6, which makes up to
-    a fifth more of it than 3.9."""
+    """Microseconds of 128 rows of 20,000 tokens: no more than a fifth above what they take."""
     way = next(way for way in bench.WAYS if way.name == name)
-    assert bench.measure(kind, way, 20_000, 128)["microseconds"] < most
+    assert bench.measure(kind, way, 20_000, 128)["microseconds"] < most * OLDER
