@@ -597,8 +597,9 @@ def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
     jobs[1].window.append(target)
     jobs[0].waiting = Prefill(other)
     jobs[1].waiting = Compute(reader, Sampling(0.0, 0, 1.0, 0.0, 1.0, 0))
-    planned = plan(store, jobs, 1).batch
-    assert [(one.chunk.document, len(one.chunk)) for one in planned] == [(other, 1)]
+    planned = plan(store, jobs, 1)
+    assert [(one.chunk.document, len(one.chunk)) for one in planned.prefills] == [(other, 1)]
+    assert not planned.written
 
 
 CALLS: dict[str, Callable[[Runtime, GenerationResult], Any]] = {

@@ -14,7 +14,7 @@ import gc
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -57,9 +57,8 @@ from ds2ds.engine.decode_graph import graphs
 from ds2ds.engine.decode_graph.choosing import decodable
 from ds2ds.engine.decode_graph.decoder import Decoder, Flight
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
-from ds2ds.engine.decode_graph.row import Row, row_at
+from ds2ds.engine.decode_graph.row import Room, Row, row_at
 from ds2ds.engine.job import Job
-from ds2ds.engine.planning import Planned
 from ds2ds.engine.step import forward
 from ds2ds.engine.work import Compute, Sampled, Sampling
 from ds2ds.generation.linked_doc_generator import Running
@@ -98,16 +97,17 @@ class Poisoned(Decoder):
         self.hidden = {}
         if self._last is not None and self._last is not flight:
             for document, row in self._last.rows.items():
-                slots = self.store.arena.data[..., row.slot, :]
-                self.hidden[document] = row.slot, slots.clone()
+                slot = row.start + self._last.position[document]
+                slots = self.store.arena.data[..., slot, :]
+                self.hidden[document] = slot, slots.clone()
                 slots.fill_(torch.nan)
 
-    def _has_computed(self, document: Document, row: Row) -> bool:
-        counts = super()._has_computed(document, row)
-        if counts:
+    def _computed(self, rows: Mapping[Document, Row]) -> dict[Document, Row]:
+        computed = super()._computed(rows)
+        for document in computed:
             slot, values = self.hidden.pop(document)
             self.store.arena.data[..., slot, :] = values
-        return counts
+        return computed
 
 
 def poisoned(runtime: Runtime, part: int = 4, **options: Any) -> Poisoned:
@@ -553,25 +553,17 @@ def test_what_the_next_token_reads_is_attached_and_what_is_not_decoded_is_left_t
     target = Document("found", encode("about"))
     a = bench.document("abc")
     a.add_grant(3, target)
-    asked = {
-        "decoded": (a, GREEDY, True),
-        "with the likeliest tokens": (bench.document("by"), replace(GREEDY, top=2), True),
-        "prefilled": (bench.document("d"), GREEDY, False),
+    asked = {a: GREEDY, bench.document("by"): replace(GREEDY, top=2)}  # the second wants the likeliest tokens
+    written = {
+        document: Job((_ for _ in ()), [], Trace(), 0, waiting=Compute(document, sampling))
+        for document, sampling in asked.items()
     }
-    batch = [
-        Planned(
-            Chunk(document, len(document.tokens) - 1, len(document.tokens)),
-            Job((_ for _ in ()), [], Trace(), 0, waiting=Compute(document, sampling)),
-            decodes,
-        )
-        for document, sampling, decodes in asked.values()
-    ]
-    decoding, rest = decodable(bench.decoder, batch)
-    assert {document: one for document, (one, _) in decoding.items()} == {a: batch[0]}
-    assert rest == batch[1:]
+    rows, rest = decodable(bench.decoder, written)
+    assert list(rows) == [a]
+    assert rest == {document: job for document, job in written.items() if document is not a}
     # It is there for the step that is launched next: the document need not be left out of that.
     assert bench.store.entry(target) is bench.store.entry(found)
-    assert list(batch[0].job.touched) == [target]
+    assert list(written[a].touched) == [target]
 
 
 def test_shapes_of_steps_are_powers_of_two(plain_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,6 +604,15 @@ def test_more_of_the_likeliest_tokens_than_there_are_is_all(plain_kernels: None)
     assert drawn[0] == drawn[1]
 
 
+ROOM = Room(part=4, parts=16, positions=64)
+
+
+def a_row(store: DocumentStore, document: Document, position: int, room: Room = ROOM) -> Row:
+    row = row_at(store, document, position, GREEDY, room)
+    assert row is not None
+    return row
+
+
 def test_rows_of_the_books() -> None:
     store = DocumentStore(KVArena(1, 1, 4, 128))
     near, far = Document("near", [0] * 9), Document("far", [0] * 3)
@@ -619,41 +620,57 @@ def test_rows_of_the_books() -> None:
     for document in (near, far, a):
         store.reserve(document, set)
     start = [store.start(document) for document in (near, far, a)]
-    row = row_at(store, a, 4, GREEDY, 4)
+    row = a_row(store, a, 4)
     others = ((9, start[0], 4), (9, start[0] + 4, 4), (9, start[0] + 8, 1), (12, start[1], 3))
-    assert row[:3] == (store.entry(a), 4, start[2] + 4)
-    assert (row.others.parts, row.sampling) == (others, GREEDY)
-    assert (row.parts(4), row.farthest) == (2 + 4, 16)
-    assert row.following() == row_at(store, a, 5, GREEDY, 4)
-    assert row.precedes(row.following())
-    assert not row.precedes(row)
-    assert not row.precedes(row.following()._replace(slot=row.slot))  # it has moved
-    assert row_at(store, a, 3, GREEDY, 4).others.parts == others[:3]
-    assert row.others.last(a, 4) and row.others.last(a, 5) and not row.others.last(a, 3)
-    assert (
-        row_at(store, a, 5, GREEDY, 4, row.following())
-        == row.following()
-        != row_at(store, a, 4, GREEDY, 4, row.following())
-    )
-    warm = replace(GREEDY, temperature=1.0)
-    assert row_at(store, a, 4, warm, 4, row) == row._replace(sampling=warm)
-    moved = row._replace(position=2)  # of an extent that lay two slots further on
-    assert row_at(store, a, 4, GREEDY, 4, moved) == row
+    assert (row.entry, row.start, row.others.parts, row.sampling) == (store.entry(a), start[2], others, GREEDY)
+    assert (row.others.since, row.others.delta) == (4, 12)
+    assert row == a_row(store, a, 5)
+    assert row != a_row(store, a, 3)
+    assert a_row(store, a, 3).others.parts == others[:3]
+    assert a_row(store, a, 3).until == 4
+    assert row.stands(store, a, 4, GREEDY) and row.stands(store, a, 5, replace(GREEDY))
+    assert not row.stands(store, a, 3, GREEDY)
+    assert not row.stands(store, a, 4, replace(GREEDY, temperature=1.0))
+    assert not replace(row, start=row.start + 2).stands(store, a, 4, GREEDY)
+    a.grants = [*a.grants, DocumentGrant(9, near)]
+    assert not row.stands(store, a, 4, GREEDY)
     with pytest.raises(KeyError):
-        row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, 4)
+        row_at(store, Document("b", [0], grants=[DocumentGrant(0, near)]), 0, GREEDY, ROOM)
+
+
+@pytest.mark.parametrize(
+    ("room", "until"),
+    [
+        (ROOM, 32),  # the extent
+        (Room(part=4, parts=7, positions=64), 16),  # 4 parts of its own beside 3
+        (Room(part=4, parts=16, positions=30), 21),
+        (Room(part=4, parts=4, positions=64), 4),
+    ],
+)
+def test_how_far_there_is_room_for_a_row(room: Room, until: int) -> None:
+    store = DocumentStore(KVArena(1, 1, 4, 128))
+    target = Document("target", [0] * 9)
+    a = Document("a", [0] * 2, grants=[DocumentGrant(0, target)], capacity=20)
+    for document in (target, a):
+        store.reserve(document, set)
+    row = a_row(store, a, 1, room)
+    assert row.until == until
+    assert row.stands(store, a, until - 1, GREEDY) and not row.stands(store, a, until, GREEDY)
+    assert row_at(store, a, until - 1, GREEDY, room) == row
+    assert row_at(store, a, until, GREEDY, room) is None
 
 
 @given(st.data())
-def test_what_a_row_read_is_used_again_only_if_the_next_one_reads_it(data: st.DataObject) -> None:
-    """Whatever happens between two tokens, a row made from the one before has what is in view now, where it is now."""
+def test_a_row_is_kept_only_while_the_next_token_reads_the_same(data: st.DataObject) -> None:
+    """Whatever happens between two tokens, the row that stands has what is in view now, where it is now."""
     store = DocumentStore(KVArena(1, 1, 4, 256), share=False)
     pages = [Document(f"page {number}", [0] * length) for number, length in enumerate((9, 3, 16))]
     wedge = Document("wedge", [0] * 5)
     root = Document("root", [0], capacity=40)
     for document in (wedge, *pages, root):
         store.reserve(document, set)
-    row = row_at(store, root, 0, GREEDY, 4)
-    shared = 0
+    row = a_row(store, root, 0)
+    kept = 0
     for _ in range(data.draw(st.integers(1, 12))):
         page = data.draw(st.sampled_from(pages))
         match data.draw(st.sampled_from(("nothing", "link", "evict", "move", "later"))):
@@ -670,17 +687,19 @@ def test_what_a_row_read_is_used_again_only_if_the_next_one_reads_it(data: st.Da
         root.settled = len(root.tokens)
         root.append(0, 0.0)
         last = len(root.tokens) - 1
-        before, row = row, row_at(store, root, last, GREEDY, 4, row)
+        if row.stands(store, root, last, GREEDY):
+            kept += 1
+        else:
+            row = a_row(store, root, last)
         parts, delta = [], 0
         for target in (grant.target for grant in root.grants if grant.covers(last)):
             delta += len(target.tokens)
             for at in range(0, len(target.tokens), 4):
                 parts.append((delta, store.start(target) + at, min(4, len(target.tokens) - at)))
         assert row.others.parts == tuple(parts)
-        assert row[:3] == (store.entry(root), last, store.start(root) + last)
-        assert row_at(store, root, last, GREEDY, 4, row) is row
-        shared += row.others is before.others
-    event(f"{min(shared, 3)} times or more")
+        assert (row.entry, row.start) == (store.entry(root), store.start(root))
+        assert row.stands(store, root, last, GREEDY)
+    event(f"{min(kept, 3)} times or more")
 
 
 # The kernels

@@ -106,6 +106,6 @@ def test_the_trace_counts_forward_passes_by_phase() -> None:
     trace = Trace()
     trace.count_forward(7, 0, 0.5)
     trace.count_forward(0, 1, 0.25)
-    trace.count_forward(0, 1, 0.25)
+    trace.count_decoded(0.25)
     assert (trace.forward_passes, trace.tokens_prefilled, trace.tokens_decoded) == (3, 7, 2)
     assert trace.seconds == {"prefill": 0.5, "decode": 0.5, "sampling": 0.0, "total": 0.0}

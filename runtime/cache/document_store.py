@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -176,6 +176,11 @@ class DocumentStore:
         document.settled = max(document.settled, stop)
         if entry in self.retention:
             self.retention.note(entry)
+
+    def advance_written(self, documents: Iterable[Document]) -> None:
+        """Note that all tokens of these documents in progress are computed now: each one's last was written."""
+        for document in documents:
+            self._entries[document].computed = document.settled = len(document.tokens)
 
     def complete(self, document: Document) -> None:
         """A document that was in progress takes no more tokens: give back what it did not use, and share the rest.

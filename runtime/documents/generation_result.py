@@ -133,6 +133,12 @@ class Trace:
         self.seconds["prefill"] += seconds * prefilled / (prefilled + decoded)
         self.seconds["decode"] += seconds * decoded / (prefilled + decoded)
 
+    def count_decoded(self, seconds: float) -> None:
+        """Count one forward pass over one token that was written."""
+        self.forward_passes += 1
+        self.tokens_decoded += 1
+        self.seconds["decode"] += seconds
+
 
 @dataclass
 class GenerationResult:

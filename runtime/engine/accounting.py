@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ds2ds.cache.document_store import DocumentStore
+from ds2ds.documents.document import Document
 from ds2ds.engine.job import Job
 from ds2ds.engine.planning import Planned
 
@@ -23,8 +24,10 @@ def account(store: DocumentStore, batch: Sequence[Planned], seconds: float) -> N
         job.trace.count_forward(prefilled, decoded, seconds)
 
 
-def account_decoded(store: DocumentStore, batch: Iterable[Planned], seconds: float) -> None:
-    """The same of a batch that decoded a token of each of its jobs, and nothing else."""
-    for one in batch:
-        store.advance(one.chunk.document, one.chunk.stop)
-        one.job.trace.count_forward(0, 1, seconds)
+def account_decoded(
+    store: DocumentStore, drawn: Collection[Document], jobs: Mapping[Document, Job], seconds: float
+) -> None:
+    """Note that the last token of each of these documents was computed, and how long that took."""
+    store.advance_written(drawn)
+    for document in drawn:
+        jobs[document].trace.count_decoded(seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ds2ds.engine.decode_graph.making import make_decoder
 from ds2ds.engine.engine_lock import EngineLock
 from ds2ds.engine.job import Job
 from ds2ds.engine.limits import MAX_QUEUE, MAX_RUNNING, STEP_TOKENS, Limits, check_priority, positive
-from ds2ds.engine.planning import Planned
+from ds2ds.engine.planning import last_tokens
 from ds2ds.engine.results import results
 from ds2ds.engine.scheduler import Scheduler
 from ds2ds.engine.step import Stopwatch, forward, misfit
@@ -201,13 +201,15 @@ class Engine:
     def _step(self) -> None:
         self._admit()
         self.scheduler.pass_prefilled()
-        batch = self.scheduler.plan()
-        if batch and (error := misfit(self._weight, self.store.arena.data)) is not None:
-            for job in {one.job for one in batch}:
+        planned = self.scheduler.plan()
+        if planned and (error := misfit(self._weight, self.store.arena.data)) is not None:
+            for job in planned.jobs():
                 self.scheduler.finish(job, error)
             return
-        if self.decoder is not None:
-            batch = self._decode(self.decoder, batch)
+        written = planned.written
+        if self.decoder is not None and written:
+            written = self._decode(self.decoder, written)
+        batch = [*last_tokens(written), *planned.prefills]
         if not batch:
             return
         with Stopwatch() as watch:
@@ -247,13 +249,13 @@ class Engine:
             self._weight = self.model.embedding.weight
             self.scheduler.start(job)
 
-    def _decode(self, decoder: Decoder, batch: Sequence[Planned]) -> list[Planned]:
-        """Let the decoder draw what it can, at least one token of a batch that has any for it; returns the rest."""
-        decoding, rest = decodable(decoder, batch)
-        if decoding:
+    def _decode(self, decoder: Decoder, written: Mapping[Document, Job]) -> dict[Document, Job]:
+        """Let the decoder draw what it can, at least one token where there is any for it; returns the rest."""
+        rows, rest = decodable(decoder, written)
+        if rows:
             with Stopwatch() as watch:
-                drawn = decoder.decode({document: row for document, (_, row) in decoding.items()})
-            account_decoded(self.store, [decoding[document][0] for document in drawn], watch.seconds)
+                drawn = decoder.decode(rows)
+            account_decoded(self.store, drawn, written, watch.seconds)
             for document, result in drawn.items():
-                self.scheduler.hand_over(decoding[document][0].job, document, result)
+                self.scheduler.hand_over(written[document], document, result)
         return rest

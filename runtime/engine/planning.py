@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ds2ds.attention.view import Chunk, targets
@@ -31,18 +31,38 @@ class Planned:
 
     chunk: Chunk
     job: Job
-    decodes: bool
+    decodes: bool = False
     sharing: list[Job] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    full: why there is nothing for some job, if so: it found no room and waits.
+    """What a step computes.
+
+    Attributes:
+        written: documents of which just the last token is left to compute, one that was written, and whose they are.
+        prefills: all else.
+        full: why there is nothing for some job, if so: it found no room and waits.
     """
 
-    batch: list[Planned]
-    full: ArenaFullError | None
+    written: dict[Document, Job]
+    prefills: list[Planned]
+    full: ArenaFullError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.written or self.prefills)
+
+    def jobs(self) -> set[Job]:
+        """Those of which something is computed."""
+        return {*self.written.values(), *(one.job for one in self.prefills)}
+
+
+def last_tokens(written: Mapping[Document, Job]) -> list[Planned]:
+    """The last token of each document."""
+    return [
+        Planned(Chunk(document, len(document.tokens) - 1, len(document.tokens)), job, decodes=True)
+        for document, job in written.items()
+    ]
 
 
 def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Sequence[Job] = ()) -> Plan:
@@ -59,22 +79,24 @@ def plan(store: DocumentStore, jobs: Sequence[Job], step_tokens: int, parked: Se
     step = _Step(store, (*jobs, *parked))
     prefills: list[Planned] = []
     rest: list[tuple[Job, Iterator[Chunk]]] = []
-    for job, document in [(one, document) for one in jobs for document in one.pending]:
-        if step.take_written(job, document):
-            continue
-        # Where there are more jobs than tokens, the last ones have to wait.
-        one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
-        if one is not None and not one.decodes:
-            prefills.append(one)
-        if others is not None:
-            rest.append((job, others))
+    for job in jobs:
+        for document in job.pending:
+            if lacks_last_alone(store, document):  # most of what is ever planned
+                step.written[document] = job
+                continue
+            # Where there are more jobs than tokens, the last ones have to wait.
+            one, others = step.take_first(job, document, may_prefill=len(prefills) < step_tokens)
+            if one is not None and document not in step.written:
+                prefills.append(one)
+            if others is not None:
+                rest.append((job, others))
     left = step_tokens
     for one, tokens in zip(prefills, shares(step_tokens, [len(one.chunk) for one in prefills]), strict=True):
         one.chunk = _first_tokens(one.chunk, tokens)
         left -= tokens
     for job, others in rest:
         left -= step.take_more(job, others, left)
-    return Plan(list(step.planned.values()), step.full)
+    return Plan(step.written, list(step.planned.values()), step.full)
 
 
 def shares(tokens: int, wanted: Sequence[int]) -> list[int]:
@@ -99,30 +121,16 @@ class _Step:
     Attributes:
         used: what is read in this step besides the jobs' windows. It must be resident together, or two documents would
             drive each other out for ever.
-        planned: by the entry that a chunk is computed into.
+        written: as for Plan.
+        planned: prefills, by the entry that a chunk is computed into.
     """
 
     def __init__(self, store: DocumentStore, jobs: Sequence[Job]) -> None:
         self.store, self.jobs = store, jobs
         self.used: set[Document] = set()
+        self.written: dict[Document, Job] = {}
         self.planned: dict[Entry, Planned] = {}
         self.full: ArenaFullError | None = None
-
-    def take_written(self, job: Job, document: Document) -> bool:
-        """Plan the token that was written last, if nothing else is missing: most of what is ever planned.
-
-        Returns:
-            Whether it is planned; if not, `take_first` finds out what there is to do.
-        """
-        computed, last = self.store.computed, len(document.tokens) - 1
-        entry = self.store.entry(document)
-        if entry is None or entry.computed != last or not _is_written(document, last) or entry in self.planned:
-            return False
-        for grant in document.grants:
-            if grant.covers(last) and computed(grant.target) < len(grant.target.tokens):
-                return False
-        self.planned[entry] = Planned(Chunk(document, last, last + 1), job, True)
-        return True
 
     def take_first(
         self, job: Job, document: Document, may_prefill: bool
@@ -181,7 +189,11 @@ class _Step:
         if known is None:
             job.trace.tokens_reused += chunk.start
             job.trace.prompt_tokens_reused += 0 if forked else chunk.start
-        one = self.planned[entry] = Planned(chunk, job, _is_written(chunk.document, chunk.start))
+        one = Planned(chunk, job)
+        if _is_written(chunk.document, chunk.start):
+            self.written[chunk.document] = job
+        else:
+            self.planned[entry] = one
         return one
 
     def _pinned(self) -> set[Document]:
@@ -227,6 +239,17 @@ def attach(store: DocumentStore, job: Job, document: Document) -> None:
         job.trace.tokens_reused += found
         job.trace.documents_reused += 1
         job.touched[document] = None
+
+
+def lacks_last_alone(store: DocumentStore, document: Document) -> bool:
+    """Whether nothing is missing for a document's last token, one that was written, and that is all to be computed."""
+    last = len(document.tokens) - 1
+    if store.computed(document) != last or not _is_written(document, last):
+        return False
+    for grant in document.grants:
+        if grant.covers(last) and store.computed(grant.target) < len(grant.target.tokens):
+            return False
+    return True
 
 
 def _is_written(document: Document, start: int) -> bool:

@@ -12,7 +12,7 @@ from ds2ds.engine.holding import release, release_abandoned, share_completed
 from ds2ds.engine.job import Job, turn
 from ds2ds.engine.job_queue import JobQueue
 from ds2ds.engine.limits import Limits
-from ds2ds.engine.planning import Planned, attach, plan
+from ds2ds.engine.planning import Plan, attach, plan
 from ds2ds.engine.work import Ask, Prefill, Rank
 from ds2ds.errors import GenerationError
 
@@ -61,7 +61,7 @@ class Scheduler:
             while isinstance(job.waiting, Prefill) and self._is_computed(job, job.waiting):
                 self._send(job, None)
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> Plan:
         """What is computed of the running jobs, as far as room can be made for it.
 
         Where a job finds the arena full, parked ones give up all they have. Then it waits while others go on. Where
@@ -75,8 +75,8 @@ class Scheduler:
             if planned.full is not None and parked:
                 release(self._store, max(parked, key=turn))
                 continue
-            if planned.batch:
-                return planned.batch
+            if planned:
+                return planned
             last = self.running[-1]
             if len(self.running) > 1:
                 self._suspend(last)
@@ -84,7 +84,7 @@ class Scheduler:
                 last.narrow = True
             else:
                 self.finish(last, planned.full)
-        return []
+        return Plan({}, [])
 
     def hand_over(self, job: Job, document: Document, result: Any) -> None:
         """Note what a document came to; once there is something for all that a job waits for, it goes on."""

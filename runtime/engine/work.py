@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from ds2ds.documents.document import Document
@@ -31,7 +32,7 @@ class _OfOne:
 
     document: Document
 
-    @property
+    @cached_property
     def documents(self) -> tuple[Document, ...]:
         return (self.document,)
 

@@ -37,24 +37,25 @@ def write_document(request: Request, document: Document, after_token: AfterToken
     longest = max(map(len, config.stop), default=0)
     written = left = 0
     next_token = Compute(document, sampling)
+    ends, eos, listener = config.stop_token_ids, None if config.ignore_eos else config.eos_token_id, request.listener
     while True:
         if not left:
             if (reason := limit_reached(request, document, written)) is not None:
                 break
             left = tokens_left(request, document, written)
-        drawn = yield next_token
+        token, logprob, top = yield next_token
         left -= 1
-        stops = drawn.token in config.stop_token_ids
+        stops = token in ends
         if stops:
             document.text_end = len(request.text(document))
-        if drawn.top:
-            document.alternatives[len(document.tokens)] = drawn.top
-        document.append(drawn.token, drawn.logprob)
+        if top:
+            document.alternatives[len(document.tokens)] = top
+        document.append(token, logprob)
         written += 1
-        piece = text.feed(drawn.token) if told and not stops else ""
-        if request.listener is not None:
-            request.listener(TokenWritten(request.title(document), drawn.token, piece, drawn.logprob, drawn.top))
-        if stops or (drawn.token == config.eos_token_id and not config.ignore_eos):
+        piece = text.feed(token) if told and not stops else ""
+        if listener is not None:
+            listener(TokenWritten(request.title(document), token, piece, logprob, top))
+        if stops or token == eos:
             reason = "stop" if stops else "eos"
             break
         if config.stop:
@@ -67,7 +68,7 @@ def write_document(request: Request, document: Document, after_token: AfterToken
                 reason = "stop"
                 break
             recent = recent[-longest:]
-        work = after_token(drawn.token)
+        work = after_token(token)
         if work is not None:
             yield from work
             left = 0  # another window

@@ -1,13 +1,14 @@
-"""Which of a step's chunks the decoder takes."""
+"""Which of the documents that lack their last token alone the decoder takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ds2ds.attention.view import targets
 from ds2ds.documents.document import Document
-from ds2ds.engine.planning import Planned, attach
+from ds2ds.engine.job import Job
+from ds2ds.engine.planning import attach
 from ds2ds.engine.work import Compute
 
 if TYPE_CHECKING:
@@ -15,21 +16,22 @@ if TYPE_CHECKING:
     from ds2ds.engine.decode_graph.row import Row
 
 
-def decodable(decoder: Decoder, batch: Sequence[Planned]) -> tuple[dict[Document, tuple[Planned, Row]], list[Planned]]:
-    """The tokens that the decoder can draw, with what it takes for each, and the rest of the batch."""
-    decoding: dict[Document, tuple[Planned, Row]] = {}
-    rest: list[Planned] = []
-    for one in batch:
-        work, document = one.job.waiting, one.chunk.document
+def decodable(decoder: Decoder, written: Mapping[Document, Job]) -> tuple[dict[Document, Row], dict[Document, Job]]:
+    """The rows of those whose next token the decoder can draw, and the others."""
+    rows: dict[Document, Row] = {}
+    rest: dict[Document, Job] = {}
+    for document, job in written.items():
+        work = job.waiting
         row = None
-        if one.decodes and isinstance(work, Compute) and not work.sampling.top:
+        if isinstance(work, Compute) and not work.sampling.top:
             row = decoder.row(document, work.sampling)
         if row is None:
-            rest.append(one)
+            rest[document] = job
             continue
-        decoding[document] = one, row
-        if not row.others.last(document, one.chunk.stop):
+        rows[document] = row
+        stop = len(document.tokens)
+        if stop >= row.until:
             # What the token after it reads besides: it is about to be launched.
-            for target in targets(document, one.chunk.stop, one.chunk.stop + 1):
-                attach(decoder.store, one.job, target)
-    return decoding, rest
+            for target in targets(document, stop, stop + 1):
+                attach(decoder.store, job, target)
+    return rows, rest

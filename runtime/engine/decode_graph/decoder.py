@@ -37,8 +37,8 @@ from ds2ds.documents.document import Document
 from ds2ds.engine.decode_graph.forward import FEW_ROWS
 from ds2ds.engine.decode_graph.graphs import Bucket, Graphs
 from ds2ds.engine.decode_graph.host_copies import HostBuffer
-from ds2ds.engine.decode_graph.row import Row, row_at
-from ds2ds.engine.decode_graph.table_writer import TableWriter
+from ds2ds.engine.decode_graph.row import Room, Row, row_at
+from ds2ds.engine.decode_graph.table_writer import Edit, TableWriter
 from ds2ds.engine.step import outcome
 from ds2ds.engine.work import Sampled, Sampling
 from ds2ds.errors import GenerationError
@@ -57,14 +57,16 @@ class Flight:
     """A step that was launched.
 
     Attributes:
-        rows: what it computes for each document.
+        rows: how it computes a token of each document.
+        position: of that token in its document.
         place: which row of the tables each document has.
         fed: the token that each row computes; of one that is fed on the device, None until the flight before was read.
         arrived: what was drawn, as `DecodeTables.drawn` has it, once it is there.
         read: what the host has looked at.
     """
 
-    rows: dict[Document, Row]
+    rows: Mapping[Document, Row]
+    position: dict[Document, int]
     place: dict[Document, int]
     fed: dict[Document, int | None]
     arrived: HostBuffer
@@ -101,10 +103,10 @@ class Decoder:
         device = store.arena.data.device
         rows = max(16, _power(rows))  # so that every column of the tables is aligned
         self.model, self.store, self.part, self.ahead = model, store, part, ahead
+        self.room = Room(part, MOST_PARTS, len(model.rotary.cos))
         self.tables = DecodeTables.make(rows, MOST_PARTS, model.config.vocab_size, device)
         self.graphs = Graphs(model, store.arena, self.tables, part, capture, few_rows, overlap)
         self.flights = self.edited = self.dropped = 0
-        self._positions = len(model.rotary.cos)
         self._weights = b""
         self._last: Flight | None = None
         self._places: dict[Document, int] = {}  # rows of the tables that are there
@@ -120,12 +122,17 @@ class Decoder:
         Raises:
             KeyError: the document, or one that it reads, is not resident.
         """
-        before = None if self._last is None else self._last.rows.get(document)
-        row = row_at(self.store, document, len(document.tokens) - 1, sampling, self.part, before)
-        return row if row is before or self._takes(row) else None
+        last, position = self._last, len(document.tokens) - 1
+        known = None if last is None else last.rows.get(document)
+        if known is not None and known.stands(self.store, document, position, sampling):
+            return known
+        return row_at(self.store, document, position, sampling, self.room)
 
     def decode(self, rows: Mapping[Document, Row]) -> dict[Document, Sampled | GenerationError]:
         """Compute these rows, and draw the next token of each document. All that they read is computed.
+
+        Args:
+            rows: as `row` gives them now.
 
         Returns:
             What was drawn, for one of them at least, in their order; whoever is missing is to be asked for again.
@@ -133,18 +140,20 @@ class Decoder:
         if self.store.weights != self._weights:
             self._weights, self._last = self.store.weights, None
             self.graphs.use_weights()
-        due = [document for document, row in rows.items() if self._has_computed(document, row)]
-        if self._last is not None and not self._last.read:
-            self.dropped += len(self._last.rows) - len(due)
         flight = self._last
+        due: Mapping[Document, Row] = self._computed(rows)
+        if flight is not None and not flight.read:
+            self.dropped += len(flight.rows) - len(due)
         if flight is None or not due:
-            due = list(rows)
-            self._last = flight = self._launch(rows, {d for d, row in rows.items() if self._continues(d, row)})
+            due = rows
+            position = {document: len(document.tokens) - 1 for document in rows}
+            self._last = flight = self._launch(rows, position, self._continued(rows))
         if self.ahead:
-            following = {document: self._following(document, rows[document]) for document in due}
-            onward = {d: row for d in rows if (row := following.get(d) if d in following else rows[d]) is not None}
-            if onward:
-                self._last = self._launch(onward, onward.keys() & following.keys())
+            following = self._following(rows, due)
+            if following:
+                # Of what is due, the token that is being drawn, which the host does not have yet.
+                position = {d: len(d.tokens) - (d not in due) for d in following}
+                self._last = self._launch(following, position, due)
         self._read(flight, due)
         return flight.read
 
@@ -164,72 +173,92 @@ class Decoder:
                 for also in {False, penalised}:
                     self.graphs.prepare(Bucket(number, width, also))
 
-    def _takes(self, row: Row) -> bool:
-        return row.parts(self.part) <= MOST_PARTS and row.farthest < self._positions
-
-    def _has_computed(self, document: Document, row: Row) -> bool:
-        """Whether the last flight, not read yet, computes just this."""
+    def _computed(self, rows: Mapping[Document, Row]) -> dict[Document, Row]:
+        """Those of which the last flight, not read yet, computes just this."""
         last = self._last
-        if last is None or last.read or last.rows.get(document) != row:
-            return False
-        return last.fed[document] == document.tokens[row.position]
+        if last is None or last.read:
+            return {}
+        computed, position, fed = last.rows, last.position, last.fed
+        found = {}
+        for document, row in rows.items():
+            known = computed.get(document)
+            if (known is row or known == row) and (
+                position[document] == len(document.tokens) - 1 and fed[document] == document.tokens[-1]
+            ):
+                found[document] = row
+        return found
 
-    def _continues(self, document: Document, row: Row) -> bool:
-        """Whether the row follows from one of the last flight, which has been read."""
-        last = self._last
-        drawn = None if last is None else last.read.get(document)
-        if last is None or not isinstance(drawn, Sampled) or drawn.token != document.tokens[row.position]:
-            return False
-        before = last.rows[document]
-        return (before.entry, before.position + 1, before.sampling) == (row.entry, row.position, row.sampling)
+    def _continued(self, rows: Mapping[Document, Row]) -> set[Document]:
+        """Those whose token is the one that the last flight, which has been read, drew in a row like theirs."""
+        last, found = self._last, set[Document]()
+        if last is None:
+            return found
+        for document, row in rows.items():
+            drawn, token = last.read.get(document), (len(document.tokens) - 1, document.tokens[-1])
+            if isinstance(drawn, Sampled) and (last.position[document] + 1, drawn.token) == token:
+                known = last.rows[document]
+                if known.entry is row.entry and known.sampling == row.sampling:
+                    found.add(document)
+        return found
 
-    def _following(self, document: Document, row: Row) -> Row | None:
-        """The row of the token that is being drawn from this one; None if it cannot be computed yet, or not here."""
-        position = row.position + 1
-        if position >= row.entry.extent.length:
-            return None
-        if row.others.last(document, position):
-            following = row.following()
-        else:
-            for target in targets(document, position, position + 1):
-                if self.store.computed(target) < len(target.tokens):
-                    return None
-            following = row_at(self.store, document, position, row.sampling, self.part)
-        return following if self._takes(following) else None
+    def _following(self, rows: Mapping[Document, Row], due: Mapping[Document, Row]) -> Mapping[Document, Row]:
+        """The rows of the tokens that are being drawn of what is due, and those of the others as they are.
 
-    def _launch(self, rows: Mapping[Document, Row], fed: Set[Document]) -> Flight:
-        """Launch a step of these rows; the token of those that are fed is what the last flight drew for them."""
+        Whoever is missing has none that can be computed yet, or here.
+        """
+        following = dict(rows)
+        for document, row in due.items():
+            position = len(document.tokens)
+            if position < row.until:
+                continue
+            after, read = None, targets(document, position, position + 1)
+            if all(self.store.computed(target) == len(target.tokens) for target in read):
+                after = row_at(self.store, document, position, row.sampling, self.room)
+            if after is None:
+                del following[document]
+            else:
+                following[document] = after
+        return following
+
+    def _launch(self, rows: Mapping[Document, Row], position: dict[Document, int], fed: Collection[Document]) -> Flight:
+        """Launch a step that computes the tokens at these positions.
+
+        Args:
+            fed: those that are at the position after the one of the last flight, which drew their tokens.
+        """
         last, before = self._last, self._places
         places = self._places = _places(rows.keys(), before)
-        edits: list[tuple[int, Row | None, int]] = []
+        edits: list[Edit] = []
         tokens: dict[Document, int | None] = {}
-        penalised, width = False, FEWEST_PARTS
+        penalised, width, part = False, FEWEST_PARTS, self.part
         for document, row in rows.items():
-            place = places[document]
-            penalised = penalised or row.sampling.repetition_penalty != 1
-            if (parts := row.parts(self.part)) > width:
+            at = position[document]
+            if (parts := at // part + 1 + len(row.others.parts)) > width:
                 width = parts
+            has_penalty = row.sampling.repetition_penalty != 1
+            penalised = penalised or has_penalty
             if last is not None and document in fed:
                 tokens[document] = None
-                if before[document] != place or not last.rows[document].precedes(row):
-                    edits.append((place, row, -1 - before[document]))
-                if before[document] != place and row.sampling.repetition_penalty != 1:
-                    self.tables.listed[place].copy_(self.tables.listed[before[document]])
+                moved, known = places is not before and places[document] != before[document], last.rows[document]
+                if moved or (known is not row and known != row):
+                    edits.append(Edit(places[document], row, at, -1 - before[document]))
+                if moved and has_penalty:
+                    self.tables.listed[places[document]].copy_(self.tables.listed[before[document]])
             else:
-                tokens[document] = document.tokens[row.position]
-                edits.append((place, row, document.tokens[row.position]))
-                if row.sampling.repetition_penalty != 1:
-                    self._writer.list_tokens(place, document.tokens)
+                tokens[document] = token = document.tokens[at]
+                edits.append(Edit(places[document], row, at, token))
+                if has_penalty:
+                    self._writer.list_tokens(places[document], document.tokens)
         if places is not before:
             gone = set(before.values()).difference(places.values())
-            edits += [(place, None, 0) for place in gone]
+            edits += [Edit(place) for place in gone]
         self._writer.write(edits)
         self.edited += len(edits)
         self.graphs.run(Bucket(_power(len(rows)), _power(width), penalised))
         arrived = self._arrived[self.flights % 2]
         arrived.fetch(len(rows), self.tables.drawn)
         self.flights += 1
-        return Flight(dict(rows), places, tokens, arrived)
+        return Flight(rows, position, places, tokens, arrived)
 
     def _read(self, flight: Flight, due: Collection[Document]) -> None:
         """Wait for a flight, and look at what it drew for these documents."""
@@ -237,11 +266,12 @@ class Decoder:
         values = flight.arrived.values[: len(flight.rows)]
         tokens, statuses = values[:, 0].tolist(), values[:, 2].tolist()
         logprobs = values.view(np.float32)[:, 1].tolist()
+        read, place = flight.read, flight.place
         onward = {} if self._last is None or self._last is flight else self._last.fed
         for document in due:
-            at = flight.place[document]
-            token = tokens[at]
-            flight.read[document] = outcome(document, token, logprobs[at], statuses[at])
+            at = place[document]
+            token, status = tokens[at], statuses[at]
+            read[document] = outcome(document, token, logprobs[at], status) if status else Sampled(token, logprobs[at])
             if document in onward:
                 onward[document] = token
 

@@ -1,9 +1,9 @@
-"""What one row of a decode step computes, as the books of the host have it."""
+"""How a row of decode steps computes the tokens of a document, as the books of the host have it."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ds2ds.attention.view import reads
@@ -15,7 +15,7 @@ from ds2ds.engine.work import Sampling
 
 @dataclass(eq=False, slots=True)
 class Others:
-    """What a row reads of other documents. Most rows read what the one before them did: they share this.
+    """What a row reads of other documents.
 
     Attributes:
         parts: (delta, first slot, keys) of each, see `decode_attention`. By these alone two are equal.
@@ -35,10 +35,6 @@ class Others:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Others) and self.parts == other.parts
 
-    def last(self, document: Document, position: int) -> bool:
-        """Whether the document's token at this position reads the same, wherever that is now."""
-        return self.since <= position < self.until and self.grants == document.grants
-
     def stand(self, store: DocumentStore) -> bool:
         """Whether all is where it was.
 
@@ -51,55 +47,60 @@ class Others:
         return True
 
 
-NO_OTHERS = Others((), [], 0, sys.maxsize, (), 0)
+class Room(NamedTuple):
+    """What there is for a row.
+
+    Attributes:
+        part: most keys of a part.
+        parts: most parts of a row.
+        positions: how many positions a query may be turned to.
+    """
+
+    part: int
+    parts: int
+    positions: int
 
 
-class Row(NamedTuple):
-    """One token of a document in progress: its keys and values go into the arena, and the next token is drawn.
+@dataclass(slots=True)
+class Row:
+    """How a document's tokens are computed, and the next ones drawn: the same for all until its view changes.
 
-    Two rows are equal if and only if they compute the same, given the same token: they write the same slot of the same
-    entry, read the same slots at the same distances, and draw alike.
+    Keys and values of a token go into the arena at `start` plus its position. Two rows are equal if and only if they
+    compute the same, given the same token and position: they write the same slots of the same entry, read the same
+    slots at the same distances, and draw alike.
 
     Attributes:
         entry: the document's; another one after the document was dropped and reserved again.
-        position: in the document.
-        slot: in the arena.
+        start: the slot of the document's first token.
         others: what it reads of other documents.
+        until: the first position that it is not for: the view changes there, or it has no room there.
     """
 
     entry: Entry
-    position: int
-    slot: int
+    start: int
     others: Others
     sampling: Sampling
+    until: int = field(compare=False)
 
-    def following(self) -> Row:
-        """The row of the next token, if its view is the same."""
-        return Row(self.entry, self.position + 1, self.slot + 1, self.others, self.sampling)
+    def stands(self, store: DocumentStore, document: Document, position: int, sampling: Sampling) -> bool:
+        """Whether it is still the row of the document's token at this position.
 
-    def precedes(self, row: Row) -> bool:
-        """Whether that is the row that follows."""
-        return (self.entry, self.position + 1, self.slot + 1, self.others, self.sampling) == row
+        Raises:
+            KeyError: a document that is read is not resident.
+        """
+        others = self.others
+        return (
+            others.since <= position < self.until
+            and store.entry(document) is self.entry
+            and self.entry.extent.start == self.start
+            and (self.sampling is sampling or self.sampling == sampling)
+            and others.grants == document.grants
+            and (not others.starts or others.stand(store))
+        )
 
-    def parts(self, size: int) -> int:
-        """How many parts of up to `size` keys it reads in all."""
-        return self.position // size + 1 + len(self.others.parts)
 
-    @property
-    def farthest(self) -> int:
-        """The position that its query is turned to for the document farthest away."""
-        return self.position + self.others.delta
-
-
-def row_at(
-    store: DocumentStore, document: Document, position: int, sampling: Sampling, part: int, known: Row | None = None
-) -> Row:
-    """The row of a document's token at this position.
-
-    Args:
-        part: most keys of a part.
-        known: a row of the document, which is returned if it is still this one. What it reads of other documents is
-            used again if this one reads the same.
+def row_at(store: DocumentStore, document: Document, position: int, sampling: Sampling, room: Room) -> Row | None:
+    """The row of a document's token at this position; None where there is no room for it.
 
     Raises:
         KeyError: the document, or one that it reads, is not resident.
@@ -107,11 +108,14 @@ def row_at(
     entry = store.entry(document)
     if entry is None:
         raise KeyError(document)
-    others, slot = NO_OTHERS if known is None else known.others, entry.extent.start + position
-    if not (others.last(document, position) and others.stand(store)):
-        others = _others_at(store, document, position, part)
-    row = Row(entry, position, slot, others, sampling)
-    return known if known is not None and known.others is others and known == row else row
+    others = _others_at(store, document, position, room.part)
+    until = min(
+        others.until,
+        entry.extent.length,
+        (room.parts - len(others.parts)) * room.part,
+        room.positions - others.delta,
+    )
+    return Row(entry, entry.extent.start, others, sampling, until) if position < until else None
 
 
 def _others_at(store: DocumentStore, document: Document, position: int, part: int) -> Others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,22 @@ from ds2ds.kernels.decode_tables import RECORD, DecodeTables, edit
 
 NOBODY = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
 """How a row that is not there is drawn."""
+
+
+class Edit(NamedTuple):
+    """What a row of the tables is to be.
+
+    Attributes:
+        place: which row.
+        row: how it computes; None: nobody is there any more.
+        position: of the token that it computes, in its document.
+        token: that token, or -1 - the row that drew it last.
+    """
+
+    place: int
+    row: Row | None = None
+    position: int = 0
+    token: int = 0
 
 
 class TableWriter:
@@ -29,17 +46,16 @@ class TableWriter:
         self._buffer, self._other = HostBuffer(shape, device), HostBuffer(shape, device)
         self._listed = HostBuffer((1, tables.listed.shape[1]), device)
 
-    def write(self, edits: Sequence[tuple[int, Row | None, int]]) -> None:
-        """Write rows: (which, what it computes or None for nobody, its token or -1 - the row that drew it last)."""
+    def write(self, edits: Sequence[Edit]) -> None:
         if not edits:
             return
         self._buffer, self._other = self._other, self._buffer
         buffer = self._buffer
         buffer.wait()
         words, floats, longs = (buffer.values.view(dtype) for dtype in (np.int32, np.float32, np.int64))
-        for index, (place, row, token) in enumerate(edits):
+        for index, (place, row, position, token) in enumerate(edits):
             sampling = NOBODY if row is None else row.sampling
-            position, slot, others = (0, -1, ()) if row is None else (row.position, row.slot, row.others.parts)
+            slot, others = (-1, ()) if row is None else (row.start + position, row.others.parts)
             words[index, :5] = place, token, position, slot, len(others)
             floats[index, 5:10] = sampling.temperature, 0, sampling.top_p, sampling.min_p, sampling.repetition_penalty
             words[index, 6] = min(sampling.top_k, self._vocab_size)
