@@ -1,4 +1,4 @@
-"""bench/serve_load.py counts what it says it counts."""
+"""bench/serve_load.py and bench/serve_host.py count what they say they count."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ds2ds import GenerationError, QueueFullError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
+import serve_host
 import serve_load
 
 QUIET = Console(quiet=True)
@@ -66,3 +67,14 @@ def test_a_number_is_always_the_same_request() -> None:
     assert bodies == [load.body(number) for number in range(200)]
     linked = [body["prompt"].partition("](")[2][0] for body in bodies]
     assert linked.count("A") > linked.count("B") > linked.count("C") > 0
+
+
+def test_the_server_s_own_part_of_a_token() -> None:
+    """Every token comes, or `measure` raises; a device that takes its time gives no more than it can."""
+    with serve_host.served(2) as (port, server):
+        results = [serve_host.measure(port, server, 2, tokens=20, step=step, rounds=1) for step in (0.0, 5.0)]
+    fast, slow = results
+    assert fast["device_tokens_per_second"] is None and slow["device_tokens_per_second"] == 400
+    assert 0 < slow["tokens_per_second"] <= 400 * 1.1  # the first token comes of the prefill
+    assert all(result["cpu_us_per_token"] > 0 for result in results)
+    assert slow["tokens_per_read"] < 2

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scripted import EOS, TOKENIZER, Texts, decode, encode, follow, is_clean, small_model, small_runtime
-from serving import URL, body, client_of, complete, error_of, events
+from serving import URL, FakeBackend, body, client_of, complete, error_of, events
 
 from ds2ds import Runtime
 from ds2ds.server.plan import choice_seed
+from ds2ds.server.sse import EventSender
 
 CORPUS = Texts({"A": "about A, with [b](B) and more", "B": "about B"})
 Test = Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]
@@ -322,6 +323,26 @@ def test_nothing_is_written_where_max_tokens_is_0() -> None:
 
 
 # Linked documents
+
+
+def test_what_came_while_the_server_was_busy_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token is an event, as ever."""
+    sent: list[bytes] = []
+    send = EventSender.send
+
+    async def counted(self: EventSender, event: bytes, last: bool = False) -> None:
+        sent.append(event)
+        await send(self, event, last)
+
+    monkeypatch.setattr(EventSender, "send", counted)
+
+    async def test() -> None:
+        async with client_of(FakeBackend("abcdefgh")) as client:  # says it all at once
+            told = await events(client)
+        assert [data["choices"][0]["text"] for _, data in told[:-1]] == [*"abcdefgh", ""]
+
+    asyncio.run(test())
+    assert [event.count(b"data: ") for event in sent] == [9, 1]
 
 
 def test_linked_documents_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
@@ -31,6 +31,8 @@ from ds2ds.server.protocol import (
 from ds2ds.server.service import Disconnected, Service
 
 log = logging.getLogger("ds2ds.server")
+
+T = TypeVar("T")
 
 CLIENT_GONE = 499
 """What is noted of an answer that nobody waits for."""
@@ -118,9 +120,12 @@ class Completion:
             running = asyncio.ensure_future(self._run(plans, lambda index, part: outbox.put_nowait((index, part))))
             running.add_done_callback(lambda _: outbox.put_nowait(None))
             try:
-                while (item := await outbox.get()) is not None:
-                    if event := self._event(*item):
-                        await sender.send(event)
+                ended = False
+                while not ended:
+                    items = await _all_of(outbox)
+                    ended = items[-1] is None
+                    if events := b"".join(self._event(*item) for item in items if item is not None):
+                        await sender.send(events)
                 await running
             finally:
                 running.cancel()
@@ -162,9 +167,10 @@ class Completion:
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.body.model}
 
-    def _event(self, index: int, part: Part) -> bytes | None:
+    def _event(self, index: int, part: Part) -> bytes:
+        """Nothing for one that the client has not asked for."""
         if isinstance(part, DocumentPart):
-            return sse.encode({"choice": index, **part.data}, part.event) if self.body.documents else None
+            return sse.encode({"choice": index, **part.data}, part.event) if self.body.documents else b""
         choice = {
             "index": index,
             "text": part.text,
@@ -202,6 +208,14 @@ class Completion:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
             documents=documents,
         )
+
+
+async def _all_of(queue: asyncio.Queue[T]) -> list[T]:
+    """What is in a queue, once there is anything: a server that lags behind sends more at a time, and catches up."""
+    items = [await queue.get()]
+    while not queue.empty():
+        items.append(queue.get_nowait())
+    return items
 
 
 def _whole_choice(choice: Choice, parts: list[TextPart], tells_documents: bool) -> CompletionChoice:

@@ -17,6 +17,8 @@ log = logging.getLogger("ds2ds.server")
 
 DONE = b"data: [DONE]\n\n"
 
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 _LAST_WORDS = 1.0
 """Seconds that a client has to take the error that ends its stream; it may be the one that reads nothing."""
 
@@ -24,8 +26,7 @@ _LAST_WORDS = 1.0
 def encode(data: Any, event: str | None = None) -> bytes:
     """An event, named if it has a name. The data, plain JSON types, are one line, and ASCII: U+0085, U+2028 and others
     end a line for clients that split decoded text, as httpx's `iter_lines` does."""
-    line = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return (f"event: {event}\n" if event else "").encode() + f"data: {line}\n\n".encode()
+    return (f"event: {event}\n" if event else "").encode() + f"data: {_JSON.encode(data)}\n\n".encode()
 
 
 class EventSender:
