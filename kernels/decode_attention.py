@@ -15,6 +15,7 @@ in flight; what it writes is 1/128 of what it reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,8 @@ PART = 128
 _MERGED = 16
 """Parts that are added up at once."""
 
+_EPSILON = tl.constexpr(EPSILON)
+
 _ONE_WARP: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
 
 
@@ -46,17 +49,7 @@ def _reading(part: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
     return _ONE_WARP | {"num_warps": min(max(part * width * dtype.itemsize // 4096, 1), 8)}
 
 
-def store_rows(
-    data: Tensor,
-    qk: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    position: Tensor,
-    slot: Tensor,
-    *,
-    norm: bool = False,
-) -> None:
+def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor) -> None:
     """Put new keys, rotated to their positions, and values into one layer of an arena.
 
     Args:
@@ -65,14 +58,12 @@ def store_rows(
         v: [rows, heads, head_dim], any strides. What is not finite is stored as `nan_to_num` would have it.
         cos, sin: float32 [positions, head_dim], the tables of `ds2ds.attention.rotary`.
         position, slot: int32 [rows]; a slot below 0 is a row that is not there.
-        norm: keys are as they were projected: RMSNorm of each comes first, rounded to their dtype.
     """
     _, heads, slots, width = data.shape
-    if v.stride()[1:] != (width, 1):
-        v = v.contiguous()
+    v = _with_whole_heads(v)
     _store[(len(v), heads)](
         data, qk, v, cos, sin, position, slot, slots * width, data.stride(0), qk.stride(0), v.stride(0),
-        EPSILON, WIDTH=width, NORM=norm, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,
+        WIDTH=width, LARGEST=torch.finfo(data.dtype).max, **_ONE_WARP,
     )  # fmt: skip
 
 
@@ -85,35 +76,67 @@ def read_parts(
     first: Tensor,
     count: Tensor,
     part: int = PART,
-    *,
-    norm: bool = False,
-    new: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """What rows read of one layer of an arena.
 
     Args:
-        data, qk, cos, sin: as for `store_rows`; all that is read has been stored, but for `new`.
+        data, qk, cos, sin: as for `store_rows`; all that is read has been stored.
         parts: int32 [M, 4]: row, position its query is rotated to, first slot, number of keys (at most `part`, 0 for
             one that is not there). A row's parts follow one another.
         first, count: int32 [rows]: the parts of each row. A row without any gives 0.
         part: most keys of a part, a power of two.
-        norm: queries are as they were projected, as for `store_rows`.
-        new: v and slot, as for `store_rows`, which this then does too. A row's new key is in a part that is not turned
-            any further than the key, and no other row reads it.
 
     Returns:
         [rows, heads, head_dim] in the dtype of qk.
     """
+    return _read_parts(data, qk, None, cos, sin, parts, first, count, part, norm=False)
+
+
+def store_and_read(
+    data: Tensor,
+    qk: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slot: Tensor,
+    parts: Tensor,
+    first: Tensor,
+    count: Tensor,
+    part: int = PART,
+    *,
+    norm: bool = False,
+) -> Tensor:
+    """`store_rows` and `read_parts` at once, where no row reads what another stores.
+
+    Args:
+        data, qk, v, cos, sin, slot: as for `store_rows`.
+        parts, first, count, part: as for `read_parts`. A row's new key is in a part that is not turned any further than
+            the key.
+        norm: queries and keys are as they were projected: RMSNorm of each comes first, rounded to their dtype.
+    """
+    return _read_parts(data, qk, (_with_whole_heads(v), slot), cos, sin, parts, first, count, part, norm)
+
+
+def _read_parts(
+    data: Tensor,
+    qk: Tensor,
+    new: tuple[Tensor, Tensor] | None,
+    cos: Tensor,
+    sin: Tensor,
+    parts: Tensor,
+    first: Tensor,
+    count: Tensor,
+    part: int,
+    norm: bool,
+) -> Tensor:
     _, heads, slots, width = data.shape
     total = torch.empty(len(parts), heads, dtype=torch.float32, device=data.device)
     summed = torch.empty(len(parts), heads, width, dtype=torch.float32, device=data.device)
     out = torch.empty(len(qk), heads, width, dtype=qk.dtype, device=data.device)
     v, slot = (qk, parts) if new is None else new  # what is not there is not read
-    if v.stride()[1:] != (width, 1) and new is not None:
-        v = v.contiguous()
     _read[(len(parts), heads)](
         data, qk, v, cos, sin, slot, parts, total, summed, slots * width, data.stride(0), qk.stride(0), v.stride(0),
-        width**-0.5, EPSILON, WIDTH=width, NORM=norm, NEW=new is not None, LARGEST=torch.finfo(data.dtype).max,
+        width**-0.5, WIDTH=width, NORM=norm, NEW=new is not None, LARGEST=torch.finfo(data.dtype).max,
         PART=part, **_reading(part, width, data.dtype), **launch_options(possible=new is not None),
     )  # fmt: skip
     _merge[(len(qk), heads)](
@@ -122,14 +145,19 @@ def read_parts(
     return out
 
 
+def _with_whole_heads(v: Tensor) -> Tensor:
+    """v, whose rows may lie anywhere, but each with one head after the other."""
+    return v if v.stride()[1:] == (v.shape[2], 1) else v.contiguous()
+
+
 @triton.jit
-def _turned(x, cos, sin, position, epsilon, WIDTH: tl.constexpr, NORM: tl.constexpr):
+def _turned(x, cos, sin, position, WIDTH: tl.constexpr, NORM: tl.constexpr):
     """The two halves of a query or key, normed and rotated; float32 [WIDTH / 2] each. x points to it."""
     half = tl.arange(0, WIDTH // 2)
     x1 = tl.load(x + half).to(tl.float32)
     x2 = tl.load(x + WIDTH // 2 + half).to(tl.float32)
     if NORM:
-        root = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2) / WIDTH + epsilon)
+        root = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2) / WIDTH + _EPSILON)
         x1 = (x1 * root).to(x.dtype.element_ty).to(tl.float32)
         x2 = (x2 * root).to(x.dtype.element_ty).to(tl.float32)
     # Both halves of a table's row hold the same angles; sin's second half has the other sign.
@@ -151,15 +179,15 @@ def _finite(value, LARGEST: tl.constexpr):
 
 @triton.jit
 def _store(
-    data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row, epsilon,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, LARGEST: tl.constexpr,
+    data, qk, v, cos, sin, position, slot, plane, kind, qk_row, v_row,
+    WIDTH: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     head = tl.program_id(1)
     at = tl.load(slot + row).to(tl.int64)
     if at >= 0:
         key = qk + row * qk_row + (tl.num_programs(1) + head) * WIDTH
-        k1, k2 = _turned(key, cos, sin, tl.load(position + row), epsilon, WIDTH, NORM)
+        k1, k2 = _turned(key, cos, sin, tl.load(position + row), WIDTH, NORM=False)
         half = tl.arange(0, WIDTH // 2)
         keys = data + head.to(tl.int64) * plane + at * WIDTH
         tl.store(keys + half, k1.to(data.dtype.element_ty))
@@ -171,7 +199,7 @@ def _store(
 
 @triton.jit
 def _read(
-    data, qk, v, cos, sin, slot, parts, total, summed, plane, kind, qk_row, v_row, scale, epsilon,
+    data, qk, v, cos, sin, slot, parts, total, summed, plane, kind, qk_row, v_row, scale,
     WIDTH: tl.constexpr, NORM: tl.constexpr, NEW: tl.constexpr, LARGEST: tl.constexpr, PART: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -199,11 +227,11 @@ def _read(
         take_over()  # with all that on its way
     if number > 0:
         query = qk + row * qk_row + head * WIDTH
-        q1, q2 = _turned(query, cos, sin, position, epsilon, WIDTH, NORM)
+        q1, q2 = _turned(query, cos, sin, position, WIDTH, NORM)
         if NEW:
             # Nobody waits for what is stored here: the new key and value go into the sums as they are.
             among = (newest >= 0) & (newest < number)
-            n1, n2 = _turned(query + tl.num_programs(1) * WIDTH, cos, sin, position, epsilon, WIDTH, NORM)
+            n1, n2 = _turned(query + tl.num_programs(1) * WIDTH, cos, sin, position, WIDTH, NORM)
             n1, n2 = n1.to(data.dtype.element_ty), n2.to(data.dtype.element_ty)
             new_value = _finite(tl.load(v + row * v_row + head * WIDTH + every), LARGEST).to(data.dtype.element_ty)
             if among:
@@ -248,14 +276,14 @@ def _merge(total, summed, first, count, out, WIDTH: tl.constexpr, PARTS: tl.cons
 
 
 def builds() -> Iterator[Build]:
-    """Every dtype, for heads of 64 and 128, of queries and keys that are normed and that are to be; and overlapping."""
+    """Every dtype, for heads of 64 and 128; `_read` with all that is asked of it at once, and overlapping."""
     from .build import ARCHITECTURES, Build
 
     types = {
         **dict.fromkeys(("cos", "sin", "total", "summed"), "*fp32"),
         **dict.fromkeys(("position", "slot", "parts", "first", "count"), "*i32"),
         **dict.fromkeys(("plane", "kind", "qk_row", "v_row"), "i32"),
-        **dict.fromkeys(("scale", "epsilon"), "fp32"),
+        "scale": "fp32",
     }
     for dtype, kind_of in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         largest = {"LARGEST": torch.finfo(kind_of).max}
@@ -263,11 +291,10 @@ def builds() -> Iterator[Build]:
             kernels: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
                 (_merge, {"PARTS": _MERGED, "OVERLAP": overlap}, _ONE_WARP) for overlap in (False, True)
             ]
-            for norm in (False, True):
-                kernels.append((_store, {"NORM": norm, **largest}, _ONE_WARP))
-                for new, overlap in ((False, False), (True, False), (True, True)):
-                    constants = {"NORM": norm, "NEW": new, "PART": PART, "OVERLAP": overlap, **largest}
-                    kernels.append((_read, constants, _reading(PART, width, kind_of)))
+            kernels.append((_store, largest, _ONE_WARP))
+            for new, norm, overlap in [(False, False, False), *product((True,), (False, True), (False, True))]:
+                constants = {"NORM": norm, "NEW": new, "PART": PART, "OVERLAP": overlap, **largest}
+                kernels.append((_read, constants, _reading(PART, width, kind_of)))
             for kernel, constants, options in kernels:
                 constants = {"WIDTH": width, **constants}
                 signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names if name not in constants}

@@ -59,10 +59,7 @@ def advance(tables: DecodeTables, rows: int, tokens: Tensor, logprobs: Tensor, s
             words[token // 32] |= 1 << token % 32
 
 
-def store_rows(
-    data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor, *, norm: bool
-) -> None:  # fmt: skip
-    qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
+def store_rows(data: Tensor, qk: Tensor, v: Tensor, cos: Tensor, sin: Tensor, position: Tensor, slot: Tensor) -> None:
     here = slot >= 0
     at = position[here].long()
     keys = rotate(qk[here, 1], cos[at, None], sin[at, None])
@@ -70,27 +67,13 @@ def store_rows(
 
 
 def read_parts(
-    data: Tensor,
-    qk: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    parts: Tensor,
-    first: Tensor,
-    count: Tensor,
-    part: int,
-    *,
-    norm: bool,
-    new: tuple[Tensor, Tensor] | None = None,
+    data: Tensor, qk: Tensor, cos: Tensor, sin: Tensor, parts: Tensor, first: Tensor, count: Tensor, part: int
 ) -> Tensor:
-    if new is not None:  # a row's own part, its last with no turn, ends with its new key
-        position = torch.stack([parts[one, 1] for one in first.tolist()])
-        store_rows(data, qk, new[0], cos, sin, position, new[1], norm=norm)
-    qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
     out = torch.zeros_like(qk[:, 0])
     for row, (begin, number) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         total, summed = torch.zeros(out.shape[1], 1), torch.zeros(out.shape[1:])
         for _, at, start, keys in parts[begin : begin + number].tolist():
-            query = rotate(qk[row, 0], cos[at], sin[at]).unsqueeze(1)
+            query = rotate(qk[row, 0].float(), cos[at], sin[at]).unsqueeze(1)
             k, v = data[:, :, start : start + keys].float()
             weights = (query @ k.mT * k.shape[-1] ** -0.5).exp()
             total += weights.sum(-1)
@@ -98,6 +81,26 @@ def read_parts(
         if number:
             out[row] = summed / total
     return out
+
+
+def store_and_read(
+    data: Tensor,
+    qk: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slot: Tensor,
+    parts: Tensor,
+    first: Tensor,
+    count: Tensor,
+    part: int,
+    *,
+    norm: bool,
+) -> Tensor:
+    qk = F.rms_norm(qk, (qk.shape[-1],)) if norm else qk
+    position = torch.stack([parts[one, 1] for one in first.tolist()])  # a row's own parts come first
+    store_rows(data, qk, v, cos, sin, position, slot)
+    return read_parts(data, qk, cos, sin, parts, first, count, part)
 
 
 def sample_on_device(
@@ -116,7 +119,7 @@ def sample_on_device(
 
 
 PLAIN = {
-    graphs: ("lay_out", "advance", "read_parts", "sample_on_device"),
+    graphs: ("lay_out", "advance", "store_and_read", "sample_on_device"),
     table_writer: ("edit",),
     few_rows: ("product",),
 }

@@ -1020,7 +1020,7 @@ def launches(model: DS2DSModel, few_rows: int, monkeypatch: pytest.MonkeyPatch) 
     """What a step of four rows launches on a GPU."""
     recorder = Recorder()
     made: dict[str, Any] = dict.fromkeys(PLAIN[graphs], lambda *args, **options: None)
-    made["read_parts"] = lambda data, qk, *rest, **options: torch.zeros_like(qk[:, 0]).contiguous()
+    made["store_and_read"] = lambda data, qk, *rest, **options: torch.zeros_like(qk[:, 0]).contiguous()
     kinds = (torch.int64, torch.float32, torch.int32)
     made["sample_on_device"] = lambda logits, *rest, marked: SampleOutput(
         *(torch.zeros(4, dtype=kind) for kind in kinds)
@@ -1048,8 +1048,8 @@ def launches(model: DS2DSModel, few_rows: int, monkeypatch: pytest.MonkeyPatch) 
 
 # Of each layer. Of few rows four products and attention; else four products, attention, the norm of queries and keys,
 # the gated unit, and two sums that are normed.
-OF_FEW_ROWS = {"read_parts": 1, "product": 4}
-OF_MANY_ROWS = {**dict.fromkeys(("read_parts", "gated_unit", "rms_norm"), 1), "add_norm": 2}
+OF_FEW_ROWS = {"store_and_read": 1, "product": 4}
+OF_MANY_ROWS = {**dict.fromkeys(("store_and_read", "gated_unit", "rms_norm"), 1), "add_norm": 2}
 
 
 @pytest.mark.parametrize(

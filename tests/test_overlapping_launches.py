@@ -69,9 +69,8 @@ class Layer:
         data, weights = self.data.clone(), self.weights
         with device.runs(few_rows, "dot", "sums"), device.runs(decode_attention, "_store", "_read", "_merge"):
             qkv = few_rows.product(self.x, *weights["qkv"], norm=True).view(2, 3, HEADS, WIDTH)
-            qk, new = qkv[:, :2], (qkv[:, 2], self.slot)
-            tables = self.cos, self.sin, self.parts, self.first, self.count
-            read = decode_attention.read_parts(data, qk, *tables, norm=True, new=new)
+            tables = self.cos, self.sin, self.slot, self.parts, self.first, self.count
+            read = decode_attention.store_and_read(data, qkv[:, :2], qkv[:, 2], *tables, norm=True)
             x = few_rows.product(read.view(2, DIM), *weights["out"], add=self.x)
             hidden = few_rows.product(x, *weights["up_gate"], norm=True, gated=True)
             skip = (torch.full((3,), 0.5, dtype=self.dtype), 1, self.pushed)
@@ -188,7 +187,7 @@ def test_a_kernel_of_sampling_that_does_not_wait_is_found_out(kernel: str) -> No
 
 
 def test_keys_that_the_kernel_before_stores_are_not_read_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`store_rows` before `read_parts`, without `new`: that read does not take part."""
+    """`store_rows` before `read_parts`, which does not take part."""
     layer = Layer(torch.bfloat16, False)
     qk, v = layer.random(2, 2, HEADS, WIDTH), layer.random(2, HEADS, WIDTH)
     position = torch.tensor([5, 199], dtype=torch.int32)
@@ -236,12 +235,12 @@ def test_a_step_overlaps_if_it_is_to_from_the_embedding_on(
         monkeypatch.setattr(module, name, call)
 
     watch(forward.few_rows, "product")
-    for name in ("lay_out", "read_parts", "sample_on_device", "advance"):
+    for name in ("lay_out", "store_and_read", "sample_on_device", "advance"):
         watch(graphs, name)
     store = DocumentStore(KVArena(2, 2, 16, 64))
     decoder = Decoder(small_model(), store, 8, part=4, capture=False, few_rows=4, overlap=overlap)
     decoder.graphs.compute(Bucket(rows, 4, False))
-    after = ["read_parts", "sample_on_device", "advance", *(["product"] if rows == 4 else [])]
+    after = ["store_and_read", "sample_on_device", "advance", *(["product"] if rows == 4 else [])]
     assert seen == {"lay_out": {False}, **{name: {overlap} for name in after}}
 
 

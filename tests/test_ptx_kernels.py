@@ -191,11 +191,11 @@ def test_products_read_shared_memory_at_its_full_speed(
     assert all(one.units == one.least for one in shared if "cp.async" in one.text or "ldmatrix" in one.text)
 
 
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(("at_once", "norm"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 64), (torch.float32, 4), (torch.bfloat16, 8)]
 )
-def test_decode_attention(dtype: torch.dtype, width: int, at_once: bool) -> None:
+def test_decode_attention(dtype: torch.dtype, width: int, at_once: bool, norm: bool) -> None:
     """Two rows of three, of parts that are full, short and not there; heads that once kept too few threads busy."""
     heads, slots = 2, 300
     dice = torch.Generator().manual_seed(1)
@@ -206,17 +206,18 @@ def test_decode_attention(dtype: torch.dtype, width: int, at_once: bool) -> None
     position, slot = (torch.tensor(one, dtype=torch.int32) for one in ([5, 40, 299], [3, -1, 299]))
     parts = torch.tensor([[0, 5, 0, 4], [0, 250, 100, 128], [1, 0, 0, 0], [2, 299, 172, 128]], dtype=torch.int32)
     first, count = (torch.tensor(one, dtype=torch.int32) for one in ([0, 2, 3], [2, 0, 1]))
-    expected = data.clone()
-    decode_reference.store_rows(expected, qk, v, cos, sin, position, slot, norm=True)
+    tables = parts, first, count
+    normed, expected = F.rms_norm(qk, (width,)) if norm else qk, data.clone()
+    decode_reference.store_rows(expected, normed, v, cos, sin, position, slot)
     device = Device(90, 5)
     with device.runs(decode_attention, "_store", "_read", "_merge"):
-        if not at_once:
-            decode_attention.store_rows(data, qk, v, cos, sin, position, slot, norm=True)
-        new = (v, slot) if at_once else None
-        ours = decode_attention.read_parts(data, qk, cos, sin, parts, first, count, norm=True, new=new)
-    normed = F.rms_norm(qk, (width,)).float()
-    theirs = decode_reference.read_parts(data, normed, cos, sin, parts, first, count, 128, norm=False)
+        if at_once:
+            ours = decode_attention.store_and_read(data, qk, v, cos, sin, slot, *tables, norm=norm)
+        else:
+            decode_attention.store_rows(data, qk, v, cos, sin, position, slot)
+            ours = decode_attention.read_parts(data, qk, cos, sin, *tables)
+    theirs = decode_reference.read_parts(data, normed, cos, sin, *tables, 128)
     assert not device.findings
     close = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(data, expected, atol=close, rtol=close)
-    torch.testing.assert_close(ours.float(), theirs, atol=close, rtol=close)
+    torch.testing.assert_close(ours, theirs, atol=close, rtol=close)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import decode_reference
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_flex_attention import (
@@ -33,7 +33,8 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
 from ds2ds.errors import ConfigError
-from ds2ds.kernels.decode_attention import read_parts, store_rows
+from ds2ds.kernels import decode_attention
+from ds2ds.kernels.decode_attention import read_parts, store_and_read, store_rows
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU there: test_triton_attention_gpu.py"),
@@ -132,26 +133,23 @@ def test_parts_that_are_not_there_count_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_queries_and_keys_may_be_normed_as_they_are_read(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rotary, before = Rotary(16, 64), torch.randn(2, 2, 32, 16).to(dtype)
     qk, v = torch.randn(3, 2, 2, 16).to(dtype) * 5, torch.randn(3, 2, 16).to(dtype)
-    rotary, normed = Rotary(16, 64), F.rms_norm(qk, (16,))
-    position, slot = torch.tensor([[4, 0, 63], [7, -1, 31]], dtype=torch.int32)
-    parts = torch.tensor([[0, 4, 7, 1], [0, 9, 31, 1], [2, 63, 31, 1]], dtype=torch.int32)
+    slot = torch.tensor([7, -1, 31], dtype=torch.int32)
+    parts = torch.tensor([[0, 4, 3, 5], [0, 9, 20, 8], [2, 63, 31, 1]], dtype=torch.int32)
     first, count = torch.tensor([[0, 2, 2], [2, 0, 1]], dtype=torch.int32)
-    arenas, found = [], []
-    for rows, norm in ((normed, False), (qk, True)):
-        data = torch.zeros(2, 2, 32, 16, dtype=dtype)
-        store_rows(data, rows, v, rotary.cos, rotary.sin, position, slot, norm=norm)
-        arenas.append(data)
-        found.append(read_parts(data, rows, rotary.cos, rotary.sin, parts, first, count, 8, norm=norm))
+    found = []
+    for kernels in (decode_attention, decode_reference):
+        data, tables = before.clone(), (rotary.cos, rotary.sin, slot, parts, first, count)
+        found.append((data, kernels.store_and_read(data, qk, v, *tables, 8, norm=True)))
     close = 1e-6 if dtype == torch.float32 else 2e-3
-    for one, other in (arenas, found):
-        assert one.any()
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("norm", [False, True])
-def test_what_is_new_may_be_stored_as_it_is_read(dtype: torch.dtype, norm: bool) -> None:
+def test_what_is_new_may_be_stored_as_it_is_read(dtype: torch.dtype) -> None:
     """Also at a part's beginning and end, of a row that is not there, and of numbers that are none."""
     torch.manual_seed(0)
     rotary, qk = Rotary(16, 64), torch.randn(4, 2, 2, 16).to(dtype)
@@ -160,15 +158,11 @@ def test_what_is_new_may_be_stored_as_it_is_read(dtype: torch.dtype, norm: bool)
     position, slot = torch.tensor([[8, 15, 0, 3], [10, 31, -1, 14]], dtype=torch.int32)
     parts = [[0, 8, 2, 8], [0, 8, 10, 1], [1, 15, 16, 8], [1, 15, 24, 8], [1, 18, 0, 3], [0, 0, 0, 0], [3, 3, 11, 4]]
     table = [torch.tensor(one, dtype=torch.int32) for one in (parts, [0, 2, 5, 6], [2, 3, 0, 1])]
-    before, found = torch.randn(2, 2, 32, 16).to(dtype), []
-    for at_once in (False, True):
-        data = before.clone()
-        if not at_once:
-            store_rows(data, qk, v, rotary.cos, rotary.sin, position, slot, norm=norm)
-        new = (v, slot) if at_once else None
-        out = read_parts(data, qk, rotary.cos, rotary.sin, *table, 8, norm=norm, new=new)
-        found.append((data, out))
-    (stored, separate), (also, together) = found
+    stored = torch.randn(2, 2, 32, 16).to(dtype)
+    also = stored.clone()
+    store_rows(stored, qk, v, rotary.cos, rotary.sin, position, slot)
+    separate = read_parts(stored, qk, rotary.cos, rotary.sin, *table, 8)
+    together = store_and_read(also, qk, v, rotary.cos, rotary.sin, slot, *table, 8)
     torch.testing.assert_close(also, stored, rtol=0, atol=0, equal_nan=True)
     close = 1e-5 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(together, separate, rtol=close, atol=close, equal_nan=True)

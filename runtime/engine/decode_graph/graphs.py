@@ -14,7 +14,7 @@ from torch import Tensor
 from ds2ds.cache.arena import KVArena
 from ds2ds.engine.decode_graph.forward import FEW_ROWS, few_rows_logits, takes
 from ds2ds.errors import ConfigError
-from ds2ds.kernels.decode_attention import read_parts
+from ds2ds.kernels.decode_attention import store_and_read
 from ds2ds.kernels.decode_tables import DecodeTables, advance, lay_out
 from ds2ds.kernels.overlap import CAPABILITY, overlapping
 from ds2ds.kernels.sampling.launch import sample_on_device
@@ -131,8 +131,8 @@ class Graphs:
         few = rows <= self.few_rows
 
         def attend(layer: int, qk: Tensor, v: Tensor) -> Tensor:
-            table, new = (rotary.cos, rotary.sin, parts, first, count), (v, slot)
-            return read_parts(data[layer], qk, *table, self.part, norm=few, new=new)
+            cos, sin = rotary.cos, rotary.sin
+            return store_and_read(data[layer], qk, v, cos, sin, slot, parts, first, count, self.part, norm=few)
 
         ids, model = tables.ids[:rows], self.model
         marked = tables.penalised(rows) if penalised else None
