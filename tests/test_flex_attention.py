@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from ds2ds.attention.attend import Attend, AttentionPath
 from ds2ds.attention.block_tables import BlockTable, Bucket
 from ds2ds.attention.flex import FlexPath
 from ds2ds.attention.flex_kernel import Kind, check_gpu, read_rows
@@ -24,7 +25,6 @@ from ds2ds.attention.view import Chunk
 from ds2ds.cache.arena import KVArena
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.documents.document import Document, DocumentGrant
-from ds2ds.model.backbone import Attend
 
 HEADS, HEAD_DIM, BLOCK = 2, 16, 16
 FREQUENCIES = torch.tensor([1024.0 ** (-i / 3) for i in range(4)] + [0.0] * 4, dtype=torch.float64)
@@ -147,12 +147,11 @@ def run(store: DocumentStore, made: World, attend: Attend, chunks: Sequence[Chun
     return list(torch.stack(layers).split([len(chunk) for chunk in chunks], dim=1))
 
 
-Prepare = Callable[[Sequence[Chunk]], Attend]
 Pick = Callable[[list[Chunk]], list[Chunk]]
 
 
 def compute(
-    store: DocumentStore, made: World, prepare: Prepare, pick: Pick, between: Callable[[], object] = lambda: None
+    store: DocumentStore, made: World, prepare: AttentionPath, pick: Pick, between: Callable[[], object] = lambda: None
 ) -> Tensors:
     """Compute all documents in batches: `pick` chooses from the chunks that could be computed next, one a document."""
     done: dict[Doc, list[Tensor]] = {d: [] for d in made.documents}
@@ -197,7 +196,7 @@ def flex(store: DocumentStore, **settings: object) -> FlexPath:
     return FlexPath(store, Rotary(head_dim, POSITIONS, device), **settings)  # type: ignore[arg-type]
 
 
-def plain(store: DocumentStore) -> Prepare:
+def plain(store: DocumentStore) -> AttentionPath:
     head_dim, device = store.arena.data.shape[-1], store.arena.data.device
     rotary = Rotary(head_dim, POSITIONS, device)
     return lambda chunks: PlainAttention(store, rotary, chunks)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from test_flex_attention import (
     POSITIONS,
     SMALL,
-    Prepare,
     World,
     assert_equal,
     at_random,
@@ -203,7 +202,7 @@ def test_what_the_kernels_cannot_do_is_an_error() -> None:
     made = world([Document("a", [0] * 3)], 1)
     with pytest.raises(ConfigError, match=r"got torch\.float64"):
         attention_path(store_for(made), Rotary(16, POSITIONS), "triton")
-    prepare: Prepare = attention_path(store_for(made, torch.float32), Rotary(16, POSITIONS), "triton")
+    prepare = attention_path(store_for(made, torch.float32), Rotary(16, POSITIONS), "triton")
     assert isinstance(prepare, TritonPath)
 
 

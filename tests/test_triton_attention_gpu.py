@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_flex_attention import (
     POSITIONS,
-    Prepare,
     World,
     assert_equal,
     at_random,
@@ -18,6 +17,7 @@ from test_flex_attention import (
 )
 from test_flex_gpu import library, prefill_then_decode
 
+from ds2ds.attention.attend import AttentionPath
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.triton_decode import TritonPath
 from ds2ds.cache.document_store import DocumentStore
@@ -30,7 +30,7 @@ pytestmark = [
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def triton(store: DocumentStore, prefill: Prepare | None = None) -> TritonPath:
+def triton(store: DocumentStore, prefill: AttentionPath | None = None) -> TritonPath:
     return TritonPath(store, Rotary(store.arena.data.shape[-1], POSITIONS, "cuda"), prefill)
 
 

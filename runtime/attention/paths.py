@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
+from ds2ds.attention.attend import AttentionPath
 from ds2ds.attention.compiled import cpu_attention
 from ds2ds.attention.flex import FlexPath
 from ds2ds.attention.full_pass import takes_blocks
 from ds2ds.attention.rotary import Rotary
-from ds2ds.attention.view import Chunk
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.errors import ConfigError
 
 PATHS = ("auto", "flex", "plain", "triton")
-
-AttentionPath: TypeAlias = Callable[[Sequence[Chunk]], Callable[[int, Tensor, Tensor], Tensor]]
-"""Makes of a step's chunks what the backbone calls for each layer (`ds2ds.model.backbone.Attend`)."""
 
 
 @runtime_checkable

@@ -6,20 +6,17 @@ device, of any length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ds2ds.attention.attend import Attend, AttentionPath
 from ds2ds.attention.flex import FlexPath
 from ds2ds.attention.rotary import Rotary
 from ds2ds.attention.view import Chunk, reads
 from ds2ds.cache.document_store import DocumentStore
 from ds2ds.kernels.decode_attention import PART, read_parts, store_rows
-
-Attend: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
-"""See `ds2ds.model.backbone.Attend`."""
 
 
 class TritonPath:
@@ -37,7 +34,7 @@ class TritonPath:
         self,
         store: DocumentStore,
         rotary: Rotary,
-        prefill: Callable[[Sequence[Chunk]], Attend] | None = None,
+        prefill: AttentionPath | None = None,
         part: int = PART,
     ) -> None:
         data = store.arena.data

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ds2ds.attention.paths import AttentionPath
+from ds2ds.attention.attend import AttentionPath
 from ds2ds.attention.view import Chunk
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds2ds.attention.attend import Attend
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.fusion import fused, fuses
 from ds2ds.model.linear import gated_unit, linear
 from ds2ds.native import operations as native
-
-Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, qk, v) -> what the rows read, [rows, heads, head_dim] like v.
-
-qk is [rows, 2, heads, head_dim]: queries and keys, normed, not yet rotated.
-"""
 
 
 def rms_norm(x: Tensor) -> Tensor:

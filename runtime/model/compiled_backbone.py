@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ds2ds.attention.attend import Attend
 from ds2ds.attention.compiled import CompiledAttention
-from ds2ds.model.backbone import GLU, Attend, Attention, Backbone, Layer
+from ds2ds.model.backbone import GLU, Attention, Backbone, Layer
 from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import Weight
 from ds2ds.native import operations as native

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ds2ds.attention import full_pass
+from ds2ds.attention.attend import Attend
 from ds2ds.attention.rotary import Rotary, rotate
 from ds2ds.documents.spans import DocSpan
-from ds2ds.model.backbone import Attend, Backbone
+from ds2ds.model.backbone import Backbone
 from ds2ds.model.compiled_backbone import CompiledBackbone
 from ds2ds.model.config import ModelConfig
 from ds2ds.model.embedding import Embedding

@@ -11,8 +11,9 @@ from typing import cast
 
 from torch import Tensor
 
+from ds2ds.attention.attend import Attend
 from ds2ds.kernels import few_rows
-from ds2ds.model.backbone import Attend, Layer, Pushed, Skip
+from ds2ds.model.backbone import Layer, Pushed, Skip
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.model.int8_weight import Int8Weight
 from ds2ds.model.linear import Weight
