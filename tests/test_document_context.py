@@ -142,20 +142,32 @@ def test_titles_are_found_with_case_and_white_space_folded_and_exact_ones_first(
     assert context.find("bigO") is None
 
 
+def test_of_several_spellings_the_same_one_comes_first_and_then_what_is_in_the_window() -> None:
+    context = context_with({"actor": 1, "Actor": 1, "ACTOR": 1})
+    _, first, second, third = context.window
+    context.evict(first)
+    context.evict(second)
+    assert context.recall("Actor") is second
+    assert context.recall("aCTOR") is third
+    context.evict(third)
+    assert context.recall("aCTOR") is first
+    assert context.recall("aCTOR", exactly=True) is None
+
+
 def test_an_untitled_document_is_never_found() -> None:
     context = DocumentContext()
     context.initialize_root([1])
-    assert context.find("") is None and context.find(" ") is None
+    assert context.find("") is None and context.find(" ") is None and context.recall("") is None
 
 
-def test_evicted_documents_are_found_apart_from_the_window() -> None:
+def test_evicted_documents_are_recalled() -> None:
     context = context_with({"A": 5, "B": 5})
     first = context.window[1]
-    assert context.find_evicted("a") is None
+    assert context.recall("a") is first
     context.evict(first)
-    assert context.find("a") is None and context.find_evicted("a") is first
+    assert context.find("a") is None and context.recall("a") is first
     context.readmit(first)
-    assert context.find("a") is first and context.find_evicted("a") is None
+    assert context.find("a") is context.recall("a") is first
     assert titles(context.window) == ["Root", "B", "A"]
     assert titles(context.get_all_documents()) == ["Root", "A", "B"]
 

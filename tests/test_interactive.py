@@ -652,14 +652,14 @@ def test_whether_there_could_be_room_is_what_making_it_comes_to(
         return
     assert context.total_tokens + tokens <= 100 and len(context.window) <= 2
     if other is not None:
-        assert other not in context.window and context.find_evicted(other.title) is None
+        assert other not in context.window and context.recall(other.title) is None
         # No other leaves where that was room enough.
         kept = [document for document in before if document is not other]
         if sum(len(document.tokens) for document in kept) + tokens <= 100:
             assert context.window == kept
     # Room for one of two: only those that are replaced are not found again.
     evicted = {document.title for document in before if document not in context.window}
-    assert {title for title in evicted if context.find_evicted(title)} == evicted - {instead_of}
+    assert {title for title in evicted if context.recall(title)} == evicted - {instead_of}
 
 
 def test_one_that_was_evicted_can_be_replaced() -> None:
@@ -667,9 +667,9 @@ def test_one_that_was_evicted_can_be_replaced() -> None:
     old = context.find("A")
     assert old is not None
     context.evict(old)
-    assert context.find_evicted("a") is old
+    assert context.recall("a") is old
     assert context.make_room(5, old) == (True, "")
     new = context.open_corpus_document("A", [1] * 5, "supplied")
     context.complete_current_document()
     context.evict(new)
-    assert context.find_evicted("a") is new and new.source == "supplied"
+    assert context.recall("a") is new and new.source == "supplied"

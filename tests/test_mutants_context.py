@@ -120,7 +120,7 @@ def test_a_document_goes_first_whose_title_the_new_one_takes() -> None:
     assert titles(context.window) == ["Root", "A", "B"] and context.evictions == 0
     assert context.make_room(50, instead_of=b) == (True, "")
     assert titles(context.window) == ["Root", "A"] and context.evictions == 1
-    assert context.find_evicted("B") is None  # it was replaced
+    assert context.recall("B") is None  # it was replaced
     assert context.has_title("B")
 
 
@@ -129,7 +129,7 @@ def test_what_leaves_beside_the_replaced_one_is_only_what_must() -> None:
     c = context.window[3]
     assert context.make_room(75, instead_of=c) == (True, "")
     assert titles(context.window) == ["Root", "B"]
-    assert context.find_evicted("A") is not None and context.find_evicted("C") is None
+    assert context.recall("A") is not None and context.recall("C") is None
 
 
 def test_a_document_is_not_replaced_where_the_new_one_finds_no_room() -> None:
@@ -139,7 +139,7 @@ def test_a_document_is_not_replaced_where_the_new_one_finds_no_room() -> None:
     assert context.make_room(91, instead_of=a) == (False, "91 tokens do not fit beside the documents in progress")
     assert titles(context.window) == ["Root", "A"]
     context.evict(a)
-    assert context.find_evicted("A") is a
+    assert context.recall("A") is a
 
 
 def test_a_window_that_admits_none_lets_a_document_be_replaced() -> None:
@@ -187,7 +187,7 @@ def test_a_title_is_found_behind_an_untitled_document_and_ones_that_do_not_match
     assert context.find("big o") is wanted
     assert context.find("Big O") is wanted
     assert context.find("big") is None
-    assert context.find_evicted("big") is None
+    assert context.recall("big") is None
 
 
 def test_a_grant_keeps_the_link_it_came_by() -> None:

@@ -181,11 +181,13 @@ class DocumentContext:
         """The document in the window with this title: case and white space folded, but for `exactly`."""
         return _by_title(self.window, title, exactly)
 
-    def find_evicted(self, title: str, exactly: bool = False) -> Document | None:
-        """A document that was completed and then evicted, but not replaced."""
+    def recall(self, title: str, exactly: bool = False) -> Document | None:
+        """The document with this title, evicted ones that were not replaced among them: a title spelt just so comes
+        before one that is folded, and then what is in the window before what was evicted.
+        """
         here = {*self.window, *self._replaced}
         gone = [document for document in self.completed if document not in here]
-        return _by_title(gone, title, exactly)
+        return _by_title([*self.window, *gone], title, exactly)
 
     def has_title(self, title: str) -> bool:
         """Whether a document of exactly this title is in the window, or was and is complete."""

@@ -103,7 +103,7 @@ class CorpusSource:
             return Match(title, ExactResolver.name) if canonical == title else None
         if canonical is not None:
             return Match(canonical, ExactResolver.name)
-        if context.find(title) is not None or context.find_evicted(title) is not None:
+        if context.recall(title) is not None:
             return None
         return self._others.find(title)
 

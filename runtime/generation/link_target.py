@@ -93,20 +93,13 @@ class LinkLocator:
         return None
 
     def _known(self, title: str, canonical: str | None, exactly: bool) -> Document | None:
-        """The request's own document of this title: one in view, or else one that was evicted; spelt just so, or else
-        by its folded title.
+        """The request's own document of this title, in view or evicted.
 
         Args:
-            canonical: the title by which the corpus knows it; None: it does not.
+            canonical: the same title, where the corpus knows it; None: it does not.
             exactly: spelt just so, as a link's candidates are.
         """
-        corpus, context = self.request.corpus, self.request.context
-        for just_so in [True] if exactly else [True, False]:
-            for find in (context.find, context.find_evicted):
-                document = corpus.same(find(title, just_so), canonical)
-                if document is not None:
-                    return document
-        return None
+        return self.request.corpus.same(self.request.context.recall(title, exactly), canonical)
 
     def _again(self, known: Document, parent: Document, title: str, match: Match | None) -> Target:
         if known.in_progress:
