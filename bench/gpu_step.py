@@ -45,7 +45,7 @@ from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.decode_graph.graphs import can_overlap
 from ds2ds.environment import environment
-from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.running import Running
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.runtime import Runtime
 

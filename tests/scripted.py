@@ -20,6 +20,7 @@ import torch
 from ds2ds import Runtime
 from ds2ds.documents.document import Document
 from ds2ds.engine.work import Sampled, Sampling
+from ds2ds.generation.running import Running
 from ds2ds.model.ds2ds_model import DS2DSModel
 
 EOS = 0
@@ -86,6 +87,13 @@ class Texts:
         return np.array(encode(self.texts[title]), dtype=np.uint16)
 
 
+class Folding(Texts):
+    """It knows its titles in any case."""
+
+    def resolve(self, title: str) -> str | None:
+        return next((known for known in self.texts if known.lower() == title.lower()), None)
+
+
 def follow(monkeypatch: pytest.MonkeyPatch, script: Mapping[str, str | Sequence[int]]) -> None:
     """Let each document write its entry of the script (text or token ids), then EOS; "" is the untitled root's.
 
@@ -134,8 +142,20 @@ def same_documents(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float 
         np.testing.assert_allclose(*scores, atol=tolerance)
 
 
+def same_results(ours: Any, theirs: Any) -> None:
+    """Fail unless two results have the same documents."""
+    same_documents(ours.get_all_documents(), theirs.get_all_documents())
+
+
 def small_runtime(layout_policy: str = "null", arena_tokens: int = 4096, seed: int = 0, **options: Any) -> Runtime:
     return Runtime(small_model(seed), TOKENIZER, layout_policy, arena_tokens=arena_tokens, **options)
+
+
+def finish(runtime: Runtime, *running: Running) -> None:
+    """Step until these are done; the books balance after each step."""
+    while not all(one.job.done for one in running):
+        runtime.engine.step()
+        runtime.engine.check_integrity()
 
 
 def is_clean(runtime: Runtime) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from asyncio_runs import run
-from scripted import EOS, Texts, encode, follow, is_clean, same_documents, small_runtime
+from scripted import EOS, Texts, encode, follow, is_clean, same_results, small_runtime
 
 from ds2ds import (
     AsyncRuntime,
@@ -44,10 +44,6 @@ async def clean(runtime: AsyncRuntime) -> bool:
     return await runtime.call(is_clean)
 
 
-def same(ours: Any, theirs: Any) -> None:
-    same_documents(ours.get_all_documents(), theirs.get_all_documents())
-
-
 def never_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, {"": "x" * 1000})
 
@@ -64,11 +60,11 @@ def test_calls_give_what_a_runtime_gives() -> None:
         for result, prompt, text in zip(results, prompts, texts, strict=True):
             tokens = None if text is not None else prompt
             expected = small_runtime().generate(text, tokens, corpus, **OPTIONS)
-            same(result, expected)
-            same(await runtime.generate(text, tokens, corpus, **OPTIONS), expected)
+            same_results(result, expected)
+            same_results(await runtime.generate(text, tokens, corpus, **OPTIONS), expected)
             events = [event async for event in runtime.stream(text, tokens, corpus, **OPTIONS)]
             assert isinstance(events[-1], Done)
-            same(events[-1].result, expected)
+            same_results(events[-1].result, expected)
         assert await runtime.generate_batch([]) == []
 
     run(main)
@@ -105,7 +101,7 @@ def test_many_at_a_time_share_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         passes = sum(result.trace.forward_passes for result in results)
         assert steps < passes / 4
         for index in (0, 17, 39):
-            same(results[index], small_runtime().generate(f"p{index}", **{**OPTIONS, "seed": index}))
+            same_results(results[index], small_runtime().generate(f"p{index}", **{**OPTIONS, "seed": index}))
 
     run(main)
 
@@ -192,7 +188,7 @@ def test_errors_of_a_request_reach_it_alone() -> None:
         expected = small_runtime().generate("see [a](A) x", corpus=good, **OPTIONS)
         for result, corpus in zip(results, corpora, strict=True):
             if corpus is good:
-                same(result, expected)
+                same_results(result, expected)
             else:
                 assert isinstance(result, OSError) and str(result) == "the disk is gone"
         stream = runtime.stream("see [a](A) x", corpus=broken, **OPTIONS)
@@ -451,7 +447,7 @@ def test_calls_wait_for_a_place_in_the_queue() -> None:
         results += await runtime.generate_batch([f"p{i}" for i in range(12)], **OPTIONS)
         assert most == 2
         for index, result in enumerate(results):
-            same(result, small_runtime().generate(f"p{index % 12}", **OPTIONS))
+            same_results(result, small_runtime().generate(f"p{index % 12}", **OPTIONS))
 
     run(main, max_running=2, max_queue=2)
 
@@ -644,7 +640,7 @@ def test_one_runtime_in_several_event_loops() -> None:
         for thread in threads:
             thread.join()
         for result in results:
-            same(result, first)
+            same_results(result, first)
     finally:
         asyncio.run(made.aclose())
     assert is_clean(runtime)

@@ -15,6 +15,7 @@ from scripted import (
     Texts,
     agrees_with_oracle,
     encode,
+    finish,
     follow,
     is_clean,
     same_documents,
@@ -31,7 +32,7 @@ from ds2ds.engine import engine as engine_module
 from ds2ds.engine.job import Job
 from ds2ds.engine.planning import LEAST_SHARE, plan, shares
 from ds2ds.engine.work import Compute, Prefill, Sampling, Work
-from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.running import Running
 
 
 @dataclass
@@ -81,12 +82,6 @@ def config(**options: Any) -> GenerationConfig:
 
 def start(runtime: Runtime, prompt: str, corpus: Any = None, *, priority: int = 0, **options: Any) -> Running:
     return runtime._generator.start(prompt, None, corpus, config(**options), None, priority)
-
-
-def finish(runtime: Runtime, *running: Running) -> None:
-    while not all(one.job.done for one in running):
-        runtime.engine.step()
-        runtime.engine.check_integrity()
 
 
 def written(running: Running) -> int:

@@ -35,6 +35,7 @@ from scripted import (
     Texts,
     agrees_with_oracle,
     encode,
+    finish,
     is_clean,
     same_documents,
     small_model,
@@ -61,7 +62,7 @@ from ds2ds.engine.decode_graph.row import Room, Row, row_at
 from ds2ds.engine.job import Job
 from ds2ds.engine.step import forward
 from ds2ds.engine.work import Compute, Sampled, Sampling
-from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.running import Running
 from ds2ds.kernels import SampleOutput, decode_tables
 from ds2ds.kernels import few_rows as few_rows_kernels
 from ds2ds.kernels.decode_tables import FIELDS, RECORD, DecodeTables
@@ -125,12 +126,6 @@ def config(**options: Any) -> GenerationConfig:
 
 def start(runtime: Runtime, prompt: str, corpus: Any = None, **options: Any) -> Running:
     return runtime._generator.start(prompt, None, corpus, config(**options))
-
-
-def finish(runtime: Runtime, *running: Running) -> None:
-    while not all(one.job.done for one in running):
-        runtime.engine.step()
-        runtime.engine.check_integrity()
 
 
 # Random requests

@@ -17,7 +17,7 @@ from ds2ds.attention.plain import PlainAttention
 from ds2ds.attention.triton_decode import TritonPath
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.decode_graph.graphs import can_overlap
-from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.running import Running
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from decode_reference import decode_in_tables, use_plain_kernels
 from numpy.typing import NDArray
-from scripted import Texts, is_clean, small_runtime
-from test_decode_graph import PROMPTS, TEXTS, VARIED, assert_same_as_alone, finish, start
+from scripted import Texts, finish, is_clean, small_runtime
+from test_decode_graph import PROMPTS, TEXTS, VARIED, assert_same_as_alone, start
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

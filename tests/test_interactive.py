@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from link_graphs import TITLES
 from scripted import (
     ByteTokenizer,
+    Folding,
     Texts,
     agrees_with_oracle,
     encode,
@@ -22,6 +23,7 @@ from scripted import (
     grants,
     is_clean,
     same_documents,
+    same_results,
     small_model,
     small_runtime,
 )
@@ -70,10 +72,6 @@ def run(prompt: str, on_link: OnLink | None, corpus: Any = None, layout: str = "
     return result
 
 
-def same(ours: Any, theirs: Any) -> None:
-    same_documents(ours.get_all_documents(), theirs.get_all_documents())
-
-
 def titles(result: Any) -> list[tuple[str, Any]]:
     return [(document.title, document.source) for document in result.auxiliary_documents]
 
@@ -106,10 +104,6 @@ def test_a_question_tells_what_following_would_do(writes: Writes) -> None:
 
 
 def test_the_title_is_the_corpus_own_and_the_target_the_links() -> None:
-    class Folding(Texts):
-        def resolve(self, title: str) -> str | None:
-            return next((known for known in self.texts if known.lower() == title.lower()), None)
-
     reader = Reader()
     run("see [x](LONG)", reader, Folding(TEXTS), max_new_tokens=1)
     assert [(q.text, q.target, q.title) for q in reader.asked] == [("x", "LONG", "Long")]
@@ -162,7 +156,7 @@ def test_an_evicted_document_comes_back_as_what_it_was(writes: Writes) -> None:
 def test_what_would_not_be_followed_is_not_asked(prompt: str, options: dict[str, Any]) -> None:
     reader = Reader()
     options = {"max_new_tokens": 1, **options}
-    same(run(prompt, reader, Texts(TEXTS), **options), run(prompt, None, Texts(TEXTS), **options))
+    same_results(run(prompt, reader, Texts(TEXTS), **options), run(prompt, None, Texts(TEXTS), **options))
     assert reader.asked == []
 
 
@@ -183,7 +177,7 @@ def test_following_everything_is_as_if_nobody_asked(writes: Writes) -> None:
         reader = Reader()
         one = run("[a](A)", reader, Texts(TEXTS), layout, max_link_depth=2)
         other = run("[a](A)", None, Texts(TEXTS), layout, max_link_depth=2)
-        same(one, other)
+        same_results(one, other)
         assert len(reader.asked) == one.trace.links_found == 6
         assert replace(one.trace, seconds={}) == replace(other.trace, seconds={})
 
@@ -528,7 +522,7 @@ def test_a_batch_asks_for_each_prompt(writes: Writes) -> None:
     for number, prompt in enumerate(prompts):
         asked = [replace(question, request=0) for question in reader.asked if question.request == number]
         alone = Reader(reader.answers)
-        same(results[number], run(prompt, alone, Texts(TEXTS), max_link_depth=2))
+        same_results(results[number], run(prompt, alone, Texts(TEXTS), max_link_depth=2))
         assert asked == alone.asked
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asyncio_runs import run
-from scripted import EOS, Texts, follow, is_clean, same_documents, small_runtime
+from scripted import EOS, Texts, follow, is_clean, same_results, small_runtime
 
 from ds2ds import (
     AsyncRuntime,
@@ -67,10 +67,6 @@ async def answered(events: EventStream, answer: Callable[[LinkQuestion], Answer]
     return told
 
 
-def same(ours: Any, theirs: Any) -> None:
-    same_documents(ours.get_all_documents(), theirs.get_all_documents())
-
-
 def followed() -> Any:
     return small_runtime().generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS)
 
@@ -95,7 +91,7 @@ def test_a_stream_is_answered_as_it_is_read() -> None:
     async def main(runtime: AsyncRuntime) -> None:
         told = await answered(stream(runtime), lambda question: Follow())
         assert isinstance(told[-1], Done)
-        same(told[-1].result, followed())
+        same_results(told[-1].result, followed())
         assert [e.question.title for e in told if isinstance(e, LinkAsked)] == ["A", "B", "Long", "Q", "B"]
         for index, event in enumerate(told):
             if isinstance(event, LinkAsked):
@@ -126,7 +122,7 @@ def test_all_ways_to_answer_give_the_same() -> None:
                 *await runtime.generate_batch([PROMPT] * 3, corpus, on_link=on_link, **OPTIONS),
             ]
             for result in results:
-                same(result, expected[-1].result)
+                same_results(result, expected[-1].result)
 
     run(main)
 
@@ -161,7 +157,7 @@ def test_a_question_may_be_named_by_its_number_and_answered_by_another_task() ->
             if isinstance(event, LinkAsked):
                 await numbers.put(event.question.number)
             if isinstance(event, Done):
-                same(event.result, followed())
+                same_results(event.result, followed())
         deciding.cancel()
         await asyncio.wait([deciding])
 
@@ -282,13 +278,13 @@ def test_all_others_go_on() -> None:
         waiting = [stream(runtime) for _ in range(5)]
         questions = [await until_asked(events) for events in waiting]
         for _ in range(2):
-            same(await runtime.generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS), followed())
+            same_results(await runtime.generate(PROMPT, corpus=Texts(TEXTS), **OPTIONS), followed())
         told = await answered(stream(runtime), lambda question: Follow())
-        same(told[-1].result, followed())
+        same_results(told[-1].result, followed())
         for events, question in reversed(list(zip(waiting, questions, strict=True))):
             await events.answer(question, Follow())
             told = await answered(events, lambda question: Follow())
-            same(told[-1].result, followed())
+            same_results(told[-1].result, followed())
 
     run(main, max_running=1, max_queue=1)
 
@@ -462,7 +458,7 @@ def test_a_drain_waits_for_the_answers() -> None:
             made.stream("p")
         await events.answer(question, Follow())
         told = await answered(events, lambda question: Follow())
-        same(told[-1].result, followed())
+        same_results(told[-1].result, followed())
         await draining
 
     asyncio.run(main())

@@ -17,7 +17,7 @@ from test_soak import Scene, scenes, stir
 
 from ds2ds import ArenaFullError, ConfigError, Follow, GenerationConfig, LinkQuestion, Runtime, Skip
 from ds2ds.engine.holding import release
-from ds2ds.generation.linked_doc_generator import Running
+from ds2ds.generation.running import Running
 
 TEXTS = {"A": "about A, with [b](B) and more", "B": "about B", "Long": "a long one " * 12}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import TOKENIZER, Texts, encode, follow, grants, is_clean, small_model, small_runtime
+from scripted import TOKENIZER, Folding, Texts, encode, follow, grants, is_clean, small_model, small_runtime
 from test_import_run import tied_state, write_run
 from typer.testing import CliRunner
 
@@ -252,10 +252,6 @@ def test_a_supplied_text_takes_the_place_of_no_document_of_another_spelling(monk
 
 
 def test_a_supplied_text_takes_no_title_of_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Folding(Texts):
-        def resolve(self, title: str) -> str | None:
-            return next((known for known in self.texts if known.lower() == title.lower()), None)
-
     def on_link(question: LinkQuestion) -> Follow | Supply:
         return Supply("b") if question.title == "queue.py" else Follow()
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from decode_reference import sample_on_device, use_plain_kernels
 from ptx.device import Device
 from ptx.kernel import Kernel
-from scripted import TOKENIZER, Texts, is_clean, small_model
-from test_decode_graph import finish, start
+from scripted import TOKENIZER, Texts, finish, is_clean, small_model
+from test_decode_graph import start
 from test_ptx_kernels import sample
 from torch import Tensor
 
