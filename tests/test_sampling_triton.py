@@ -43,7 +43,7 @@ pytestmark = [
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 # So small that a short row has several tiles, groups and chunks, and more candidates than its buffer holds.
 SMALL = [
-    Sizes(tile=16, group=4, capacity=8, chunk=16, pool=8, sample=16, pairs=4),
+    Sizes(tile=16, group=4, capacity=16, chunk=16, pool=8, sample=16, pairs=8),
     Sizes(tile=32, group=8, capacity=16, chunk=64, pool=32, sample=64, pairs=8),
     Sizes(tile=64, group=4, capacity=64, chunk=32, pool=32, sample=32, pairs=16),
 ]

@@ -74,7 +74,7 @@ def cut_at(
 @triton.jit
 def cut_by_pairs(goal, base, lower, upper, count, xs, ws, ids, cut, MODE: tl.constexpr, PAIRS: tl.constexpr):
     """The cut among the first ``count`` candidates: each is kept unless the weight of those ahead of it is enough."""
-    SOME: tl.constexpr = (PAIRS + 7) // 8
+    SOME: tl.constexpr = PAIRS // 8
     rank, weight = ranked(tl.arange(0, PAIRS), lower, upper, count, xs, ws, ids, cut, MODE)
     ahead = tl.zeros((PAIRS, SOME), weight.dtype)
     for start in range(0, count, SOME):

@@ -50,7 +50,7 @@ class Sizes:
     chunk: int = 2048  # tokens, or groups of them, that `choose` handles at once
     pool: int = 512  # candidates that `finish` handles at once
     sample: int = 8192  # tokens that tell where top-p is likely to cut
-    pairs: int = 128  # candidates that are all compared with each other
+    pairs: int = 128  # candidates that are all compared with each other, 8 at least
     scan_warps: int = 2
     draw_warps: int = 2
     row_warps: int = 16
