@@ -25,7 +25,7 @@ class RuntimeTexts:
     @property
     def limits(self) -> BackendLimits:
         """What this can do at most."""
-        config, layout = self.model.config, self._generator.layout_policy
+        config, layout = self.model.config, self._generator.layout
         return BackendLimits(
             vocab_size=config.vocab_size,
             max_context_length=config.max_seq_len,
@@ -33,8 +33,8 @@ class RuntimeTexts:
             arena_tokens=self.engine.store.arena.slots,
             max_running=self.engine.limits.max_running,
             max_queue=self.engine.limits.max_queue,
-            has_headings=layout.startswith("identifier_prefix"),
-            has_marks=layout.endswith("bos_eos"),
+            has_headings=layout.has_heading,
+            has_marks=layout.has_marks,
         )
 
     @property
@@ -67,7 +67,7 @@ class RuntimeTexts:
         """
         if not isinstance(text, str):
             raise ConfigError(f"text must be a string, got {text!r}")
-        return self._generator.encode_start(text)
+        return self._generator.layout.encode_start(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.

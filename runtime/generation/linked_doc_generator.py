@@ -69,12 +69,12 @@ class LinkedDocumentGenerator:
             tokenizer = (tokenizer_encode, tokenizer_decode)
         self.model = model
         self.tokenizer: Tokenizer = as_tokenizer(tokenizer)
-        self.layout_policy = model.config.layout_policy if layout_policy is None else layout_policy
         check_tokenizer(model.config, self.tokenizer)
         self.link_format = link_formats.link_format(model.config.link_detector if link_format is None else link_format)
         self.engine = engine or Engine(model)
+        policy = model.config.layout_policy if layout_policy is None else layout_policy
         # A layout remembers headings: requests share it.
-        self._layout = functools.lru_cache(8)(functools.partial(Layout, self.layout_policy, self.tokenizer.encode))
+        self._layout = functools.lru_cache(8)(functools.partial(Layout, policy, self.tokenizer.encode))
 
     def generate(
         self,
@@ -137,9 +137,10 @@ class LinkedDocumentGenerator:
         longest = min(config.max_context_length, self.model.config.max_seq_len)
         return config.with_overrides(max_context_length=longest, eos_token_id=eos)
 
-    def encode_start(self, text: str) -> list[int]:
-        """The ids of a text that starts a document, without marks that are put before it."""
-        return self._layout(self.default_config().eos_token_id).encode_start(text)
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """What stands around the documents of a request that gives no settings."""
+        return self._layout(self.default_config().eos_token_id)
 
     def start(
         self,
