@@ -1,38 +1,64 @@
-"""Files that are either there whole or not at all, and folders that are the user's."""
+"""Files and folders that are either there whole or not at all, and folders that are the user's."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ds2ds.errors import ConfigError
+from ds2ds.workplace import workplace
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a partial file beside `path`, then rename it there; on an error `path` stays as it was.
+    """Let `write` fill a new file beside `path`, then rename it there; on an error `path` stays as it was.
 
     Raises:
         OSError: it cannot be written, or what is there is a folder, or a device, which is not ours to replace.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is no regular file, and is not replaced")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        write(partial)
-        # mkstemp's 0600 would lock out everyone else; give what a plain open would have given.
+    with workplace(path) as place:
+        new = place / "new"
+        write(new)
+        # Some writers make files that are theirs alone; give what a plain open would have given.
         mask = os.umask(0)
         os.umask(mask)
-        partial.chmod(0o666 & ~mask)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        new.chmod(0o666 & ~mask)
+        _to_disk(new)
+        os.replace(new, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place when the block ends; if it raises, `path` stays as it was.
+
+    Raises:
+        OSError: it cannot be made, or not put in place.
+    """
+    with workplace(path) as place:
+        new, old = place / "new", place / "old"
+        new.mkdir()
+        yield new
+        for made in new.rglob("*"):
+            if made.is_file():
+                _to_disk(made)
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
+
+
+def _to_disk(path: Path) -> None:
+    """Before the name is given away: else it may be there after a power failure, and what it names not."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def atomic_write_text(path: Path, text: str) -> None:

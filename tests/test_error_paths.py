@@ -38,7 +38,7 @@ def test_a_corpus_is_put_back_where_its_successor_cannot_take_its_place(
     rename = os.rename
 
     def fail_for_the_new_one(source: Path, target: Path) -> None:
-        if source.suffix == ".partial":
+        if source.name == "new":
             raise OSError("disk failure")
         rename(source, target)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from homeless import no_home
 
-from ds2ds.files import atomic_write, atomic_write_text, user_cache
+from ds2ds.files import atomic_folder, atomic_write, atomic_write_text, user_cache
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -48,7 +51,7 @@ def test_until_the_write_is_done_readers_see_the_old_content(tmp_path: Path) -> 
     def write(partial: Path) -> None:
         partial.write_text("new")
         seen.append(path.read_text())
-        seen.append(partial.parent == path.parent)  # another file system could not be renamed from
+        seen.append(partial.is_relative_to(path.parent))  # another file system could not be renamed from
 
     atomic_write(path, write)
     assert seen == ["old", True]
@@ -130,3 +133,90 @@ def test_the_cache_is_where_the_variable_says_or_at_home(tmp_path: Path, monkeyp
     no_home(monkeypatch)
     with pytest.raises(FileNotFoundError, match="no home, and XDG_CACHE_HOME names no folder"):
         user_cache()
+
+
+def write_and_wait(path: str, kind: str) -> subprocess.Popen[str]:
+    """A process that is in the midst of writing a file or a folder."""
+    code = """
+import sys, time
+from pathlib import Path
+from ds2ds.files import atomic_folder, atomic_write
+
+def wait(new):
+    print(new, flush=True)
+    time.sleep(600)
+
+path = Path(sys.argv[1])
+if sys.argv[2] == "file":
+    atomic_write(path, lambda new: (new.write_text("half"), wait(new)))
+else:
+    with atomic_folder(path) as new:
+        (new / "inside").write_text("half")
+        wait(new)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, path, kind], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline()
+    return process
+
+
+def write(path: Path, kind: str) -> None:
+    if kind == "file":
+        atomic_write_text(path, "whole")
+    else:
+        with atomic_folder(path) as new:
+            (new / "inside").write_text("whole")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_leaves_is_cleared_away_and_what_a_live_one_writes_is_not(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    other = tmp_path / ".out.notes.partial"  # another's, though it looks much like one
+    other.mkdir()
+    process = write_and_wait(str(path), kind)
+    try:
+        during = names(tmp_path)
+        assert len(during) == 2
+        write(path, kind)
+        assert names(tmp_path) == sorted([*during, "out"])
+    finally:
+        process.kill()
+        process.communicate()
+    assert names(tmp_path) == sorted([*during, "out"])
+    write(path, kind)
+    assert names(tmp_path) == [other.name, "out"]
+
+
+def test_a_workplace_that_is_cleared_away_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    mkdir = Path.mkdir
+
+    def cleared_at_first(self: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(self, *arguments, **options)
+        if self.suffix == ".partial":
+            made.append(self)
+            if len(made) == 1:
+                self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", cleared_at_first)
+    atomic_write_text(tmp_path / "file", "text")
+    assert len(made) == 2 and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_all_is_on_the_disk_before_it_has_its_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    fsync = os.fsync
+
+    def synced(opened: int) -> None:
+        told.append(os.fstat(opened).st_ino)
+        assert not (tmp_path / "out").exists()
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    write(tmp_path / "out", kind)
+    out = tmp_path / "out"
+    assert told == [(out if kind == "file" else out / "inside").stat().st_ino]

@@ -47,7 +47,7 @@ TABLE = (
 )
 
 FLOORS = [
-    {"kernels", "native", "errors", "extras", "files", "environment", "data"},
+    {"kernels", "native", "errors", "extras", "files", "workplace", "environment", "data"},
     {"tokenizer"},
     {"documents"},
     {"corpus"},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from homeless import no_home
@@ -196,14 +196,14 @@ def test_on_an_error_the_earlier_result_is_still_there(tmp_path: Path, monkeypat
     out = tmp_path / "out"
     save_result(make_result("A"), out)
     before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
-    real = Path.rename
+    real = os.rename
 
-    def rename(self: Path, target: Any) -> Path:
-        if self.suffix == ".partial":
+    def rename(source: Path, target: Path) -> None:
+        if source.name == "new":
             raise OSError("no space")
-        return real(self, target)
+        real(source, target)
 
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(Ds2dsError, match="no space"):
         save_result(make_result("B"), out)
     assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from ds2ds.documents.generation_result import GeneratedDocument, GenerationResul
 from ds2ds.documents.link_graph import link_graph
 from ds2ds.documents.title_utils import create_filename, generate_title_hash
 from ds2ds.errors import ConfigError, Ds2dsError
-from ds2ds.files import user_home
+from ds2ds.files import atomic_folder, user_home
 from ds2ds.pictures.link_graph_page import link_graph_html
 from ds2ds.pictures.link_graph_svg import link_graph_svg
 
@@ -40,14 +38,9 @@ def save_result(result: GenerationResult, folder: str | Path, *, force: bool = F
     """
     folder = Path(folder).resolve()
     check_folder(folder, force=force)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.mkdir(parents=True)
-        try:
-            _write_files(result, partial)
-            _replace(folder, partial)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with atomic_folder(folder) as new:
+            _write_files(result, new)
     except OSError as error:
         raise Ds2dsError(f"cannot save the result to {folder}: {error}") from error
 
@@ -152,20 +145,6 @@ def _write_files(result: GenerationResult, folder: Path) -> None:
         (folder / file).write_text(text + "\n", encoding="utf-8")
     for file, drawn in ((DRAWING_NAME, link_graph_svg(result)), (PAGE_NAME, link_graph_html(result))):
         (folder / file).write_text(drawn, encoding="utf-8")
-
-
-def _replace(folder: Path, partial: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = partial.with_suffix(".replaced")
-    folder.rename(old)
-    try:
-        partial.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
 
 
 def _holds_result(folder: Path) -> bool:

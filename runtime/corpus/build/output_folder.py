@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from ds2ds.corpus.format import METADATA_NAME
 from ds2ds.errors import CorpusError
+from ds2ds.files import atomic_folder
 
 
 def check_output(out: Path, force: bool, source: Path | None = None) -> None:
@@ -39,21 +37,6 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     Of a symbolic link it becomes what that leads to: the link stays, and the folder lies where its owner wants it.
     """
     check_output(out, force)
-    out = out.resolve()
-    name = f".{out.name}.{uuid.uuid4().hex}"
-    temporary, replaced = out.with_name(f"{name}.partial"), out.with_name(f"{name}.replaced")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
+    with atomic_folder(out.resolve()) as folder:
+        yield folder
         check_output(out, force)
-        if out.exists():
-            os.rename(out, replaced)
-        try:
-            os.rename(temporary, out)
-        except OSError:
-            if replaced.exists():
-                os.rename(replaced, out)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
