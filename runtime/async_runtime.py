@@ -161,7 +161,7 @@ class AsyncRuntime:
     ) -> list[Any]:
         """How likely each token of each prompt is; see `Runtime.score`."""
         self._engine.require_open()
-        settings = scoring(self.runtime._config(config, overrides))
+        settings = scoring(config, self.default_config(), overrides)
         generator = self.runtime._generator
         requests = new_requests(generator, prompts, corpus, settings, return_errors)
         return await self._run(requests, generator.submit_score, priority, return_errors)

@@ -244,7 +244,7 @@ class Runtime(RuntimeTexts):
         read. Each result's root holds the prompt's tokens and `token_logprobs`, of which the first is NaN, and with
         `top_logprobs` the likeliest tokens. For the rest see `generate_batch`.
         """
-        settings = scoring(self._config(config, overrides))
+        settings = scoring(config, self.default_config(), overrides)
         requests = new_requests(self._generator, prompts, corpus, settings, return_errors)
         return run_all(self.engine, requests, self._generator.submit_score, priority, return_errors, None)
 

@@ -112,6 +112,33 @@ def test_a_vocabulary_smaller_than_asked_for_is_told_whole() -> None:
     assert len(result.root_document.top_logprobs[1]) == 20  # of 264
 
 
+@pytest.mark.parametrize("given", ["overrides", "config", "both"])
+def test_beams_of_which_nothing_is_searched_keep_nothing_from_being_told(given: str) -> None:
+    beams, rest = {"num_beams": 4, "num_return_sequences": 2}, {"top_logprobs": 2, "temperature": 0.7, "top_k": 3}
+    runtime = small_runtime()
+    (plain,) = runtime.score(["some text"], top_logprobs=2)
+    if given == "overrides":
+        (result,) = runtime.score(["some text"], **beams, **rest)
+    else:
+        config = runtime.default_config().with_overrides(**beams)
+        (result,) = runtime.score(["some text"], config=config, **(rest if given == "both" else {"top_logprobs": 2}))
+    assert result.root_document.top_logprobs == plain.root_document.top_logprobs
+    assert result.generation_config.num_beams == 1
+
+
+def test_beams_that_there_cannot_be_are_refused_in_scoring_too() -> None:
+    runtime = small_runtime()
+    for beams, message in (
+        ({"num_beams": 0}, "num_beams must be positive, got 0"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences must be at most num_beams 2, got 3"),
+        ({"num_beams": 2, "seed": "x"}, "seed must be an integer, got 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            runtime.score(["a"], **beams)
+    with pytest.raises(ConfigError, match="config must be a GenerationConfig, got dict"):
+        runtime.score(["a"], config={"num_beams": 2})
+
+
 def test_errors_of_scoring_are_one_prompts_alone() -> None:
     runtime = small_runtime()
     outcomes = runtime.score(["ab", [1, 10_000], "cd"], return_errors=True)

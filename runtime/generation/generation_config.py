@@ -11,6 +11,8 @@ import torch
 from ds2ds.errors import ConfigError
 from ds2ds.generation.config_checks import checked
 
+_NO_BEAMS = {"num_beams": 1, "num_return_sequences": 1}
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -125,11 +127,15 @@ def resolve_config(
     return (config or default).with_overrides(**overrides)
 
 
-def scoring(config: GenerationConfig) -> GenerationConfig:
-    """These settings, for a request that only says how likely its prompt is."""
-    return config.with_overrides(
-        allow_corpus_fallback=False, prompt_logprobs=True, seed=0, num_beams=1, num_return_sequences=1
-    )
+def scoring(config: GenerationConfig | None, default: GenerationConfig, overrides: dict[str, Any]) -> GenerationConfig:
+    """The settings of a call that only says how likely its prompts are.
+
+    Nothing is searched, so beams keep nothing else from being asked for: they are checked by themselves.
+    """
+    given = vars(resolve_config(config, default, {}))
+    GenerationConfig(**{name: overrides.get(name, given[name]) for name in _NO_BEAMS})
+    settings = resolve_config(config, default, overrides | _NO_BEAMS)
+    return settings.with_overrides(allow_corpus_fallback=False, prompt_logprobs=True, seed=0)
 
 
 def parse_device(device: str | torch.device) -> torch.device:
