@@ -12,14 +12,28 @@ from ds2ds.errors import ConfigError
 from ds2ds.workplace import workplace
 
 
+def check_writable(path: Path) -> None:
+    """Whether `atomic_write` may write there, as far as that shows before it is tried; it may take long to get there.
+
+    Raises:
+        OSError: it may not.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file, and is not replaced")
+    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
+    if not ancestor.is_dir():
+        raise NotADirectoryError(f"Not a directory: {ancestor}")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write in {ancestor}")
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new file beside `path`, then rename it there; on an error `path` stays as it was.
 
     Raises:
         OSError: it cannot be written, or what is there is a folder, or a device, which is not ours to replace.
     """
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is no regular file, and is not replaced")
+    check_writable(path)
     with workplace(path) as place:
         new = place / "new"
         write(new)

@@ -79,10 +79,13 @@ def test_a_log_gets_plain_lines(run: tuple[Result, Path]) -> None:
     assert "rounds: 10 of 10" in done.stderr and "left out" not in done.stderr
 
 
-def test_a_result_that_cannot_be_written_is_printed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    done = bench(*TINY, "--workload", "single", "--output", str(tmp_path / "file" / "b.json"))
-    assert isinstance(done.exception, OSError)
+def test_a_result_that_cannot_be_written_after_all_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("ds2ds.cli.bench.atomic_write_text", full)
+    done = bench(*TINY, "--workload", "single", "--output", str(tmp_path / "b.json"))
+    assert isinstance(done.exception, OSError) and "no space" in str(done.exception)
     assert json.loads(done.stdout.splitlines()[-1])["results"]
 
 
@@ -172,6 +175,11 @@ def test_another_machine_is_refused_unless_forced(run: tuple[Result, Path], tmp_
         (["--context", "3000", "--device", "cpu"], ConfigError, "context 3000 and 32 tokens exceed"),
         (["--model", "1x64", "--context", "9999999"], ConfigError, "exceed the 1,048,576 positions"),
         (["--output", "DIR"], ConfigError, "is a folder: name a file"),
+        (
+            ["--output", "BELOW", "--model", "nowhere"],
+            NotADirectoryError,
+            "Not a directory",
+        ),  # before the model is read
         (["--seed", "3", "compare", "FILE", "FILE"], ConfigError, "['seed'] are settings of a measurement"),
         (["compare", "FILE", "FILE"], ConfigError, "is no result of `ds2ds bench --output`"),
         (["compare", "DIR", "FILE"], ConfigError, "cannot read"),
@@ -179,7 +187,7 @@ def test_another_machine_is_refused_unless_forced(run: tuple[Result, Path], tmp_
 )
 def test_bad_input_is_named(tmp_path: Path, arguments: list[str], error: type[Exception], message: str) -> None:
     (tmp_path / "file").write_text("mine")
-    places = {"DIR": tmp_path, "FILE": tmp_path / "file"}
+    places = {"DIR": tmp_path, "FILE": tmp_path / "file", "BELOW": tmp_path / "file" / "below"}
     done = bench(*(str(places.get(argument, argument)) for argument in arguments))
     assert isinstance(done.exception, error) and message in str(done.exception)
     assert (tmp_path / "file").read_text() == "mine"

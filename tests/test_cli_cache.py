@@ -117,6 +117,20 @@ def test_bad_input_is_named(
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "out").exists()
 
 
+def test_a_file_that_cannot_be_written_is_told_of_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ds2ds.cli.cache.load_runtime", lambda *arguments, **options: pytest.fail("too late"))
+    (tmp_path / "file").write_text("mine")
+    done = ds2ds(folder, "cache", "warm", str(tmp_path / "file" / "below"), "Hub")
+    assert isinstance(done.exception, CacheError) and f"Not a directory: {tmp_path / 'file'}" in str(done.exception)
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    done = ds2ds(folder, "cache", "warm", str(tmp_path / "new" / "out"), "Hub")
+    assert isinstance(done.exception, CacheError)
+    assert f"new/out: no permission to write in {tmp_path}" in str(done.exception)
+    assert not (tmp_path / "new").exists()
+
+
 def test_titles_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
     options = ["--model", str(folder / "model"), "--corpus", str(folder / "corpus")]
     done = CliRunner().invoke(app, ["cache", "warm", str(tmp_path / "out"), "-", *options], input=b"Hub\n\xff")

@@ -81,6 +81,8 @@ def test_with_json_standard_output_is_still_json(folder: Path, tmp_path: Path) -
         (["--attention", "a.json"], "--attention must end in .html, .npz, .png, .svg, got 'a.json'"),
         (["--picture", "there.svg"], "there.svg is already there: pass --force"),
         (["--attention", "folder.html", "--force"], "folder.html is a folder"),
+        (["--picture", "there.svg/g.svg"], "--picture: cannot write there.svg/g.svg: "),
+        (["--attention", "there.svg/a.png"], "--attention: cannot write there.svg/a.png: "),
         (["--picture", "x.html", "--attention", "x.html"], "must be two places"),
         (["--picture", "x.html", "--save", "x.html"], "--save and --picture must be two places, got x.html for both"),
     ],
@@ -108,8 +110,13 @@ def test_force_replaces_a_file(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "g.svg").read_text(encoding="utf-8").startswith("<svg ")
 
 
-def test_what_cannot_be_written_is_told_after_the_text(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    done = run(folder, "--picture", str(tmp_path / "file" / "g.svg"))
-    assert isinstance(done.exception, Ds2dsError) and "cannot write" in str(done.exception)
+def test_what_cannot_be_written_after_all_is_told_after_the_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("ds2ds.cli.pictures.atomic_write_text", full)
+    done = run(folder, "--picture", str(tmp_path / "g.svg"))
+    assert isinstance(done.exception, Ds2dsError) and "g.svg: no space" in str(done.exception)
     assert done.stdout.startswith("See [Apple](Apple) now")

@@ -19,7 +19,7 @@ from ds2ds.cli.progress import progress_bar
 from ds2ds.cli.summary import count
 from ds2ds.corpus.document_corpus import DEMO
 from ds2ds.errors import ConfigError
-from ds2ds.files import atomic_write_text
+from ds2ds.files import atomic_write_text, check_writable
 
 app = typer.Typer(invoke_without_command=True, help="Measure how fast documents are written here.")
 
@@ -80,6 +80,8 @@ def bench(
         return
     if output is not None and output.is_dir():
         raise ConfigError(f"{output} is a folder: name a file")
+    if output is not None:
+        check_writable(output)
     import torch
 
     from ds2ds.bench.suite import BATCHES, WORKLOADS, Settings, run

@@ -13,6 +13,7 @@ from ds2ds.cli.progress import open_corpus_telling, progress_bar
 from ds2ds.cli.summary import count
 from ds2ds.corpus.document_corpus import DEMO
 from ds2ds.errors import CacheError, ConfigError
+from ds2ds.files import check_writable
 
 app = typer.Typer(no_args_is_help=True, help="Prefill documents of a corpus into a file that later runs start from.")
 
@@ -41,6 +42,10 @@ def warm(
         raise CacheError(f"{out} is a folder: name a file")
     if out.exists() and not force:
         raise CacheError(f"{out} is already there: pass --force to replace it")
+    try:
+        check_writable(out)  # before all the work, not after it
+    except OSError as error:
+        raise CacheError(f"cannot write {out}: {error}") from error
     if bool(titles) == (most_linked is not None):
         raise ConfigError("give titles, or --most-linked N, and not both")
     with open_corpus_telling(corpus) as opened:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds2ds.errors import ConfigError, Ds2dsError
-from ds2ds.files import atomic_write_text
+from ds2ds.files import atomic_write_text, check_writable
 
 if TYPE_CHECKING:
     from ds2ds.backend import Backend, TellsAttention
@@ -25,8 +25,8 @@ def check_pictures(picture: Path | None, attention: Path | None, save: Path | No
         save: the folder that is made beside them.
 
     Raises:
-        ConfigError: an ending that is not known, a file that is already there (unless `force`), one place for two of
-            them, or what draws heat maps is not installed.
+        ConfigError: an ending that is not known, a file that is already there (unless `force`) or cannot be written,
+            one place for two of them, or what draws heat maps is not installed.
     """
     for option, path, endings in (("--picture", picture, PICTURES), ("--attention", attention, ATTENTION)):
         if path is None:
@@ -37,6 +37,10 @@ def check_pictures(picture: Path | None, attention: Path | None, save: Path | No
             raise ConfigError(f"{option}: {path} is a folder: name a file")
         if path.exists() and not force:
             raise ConfigError(f"{option}: {path} is already there: pass --force to replace it")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ConfigError(f"{option}: cannot write {path}: {error}") from error
     given = {"--save": save, "--picture": picture, "--attention": attention}
     for (first, one), (second, other) in combinations(given.items(), 2):
         if one is not None and other is not None and one.absolute() == other.absolute():
