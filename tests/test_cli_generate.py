@@ -103,6 +103,11 @@ def test_a_title_puts_a_heading_before_the_prompt(folder: Path) -> None:
     assert root["text"].startswith("# Home\n\nis where")
 
 
+def test_a_title_of_two_lines_is_refused_before_the_model_is_loaded(folder: Path) -> None:
+    done = run(folder, "x", "--title", "a\nb", model="missing")
+    assert isinstance(done.exception, ConfigError) and str(done.exception) == r"title must be one line, got 'a\nb'"
+
+
 def test_the_prompt_from_standard_input(folder: Path) -> None:
     piped = result_of(folder, "-", stdin="one [two](two\n")
     given = result_of(folder, "one [two](two")

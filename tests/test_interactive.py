@@ -374,6 +374,7 @@ def test_room_is_that_of_the_document_whose_title_it_takes(writes: Writes) -> No
         (lambda: Supply("x", " "), "a supplied title must be a string that is not blank"),
         (lambda: Supply("x", "\udcff"), "a supplied title must be UTF-8 text"),
         (lambda: Supply("x", "a\nb"), "a supplied title must be one line"),
+        (lambda: Supply("x", "a\n"), "a supplied title must be one line"),
     ],
 )
 def test_what_cannot_be_supplied(make: Callable[[], Supply], message: str) -> None:

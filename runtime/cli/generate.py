@@ -244,7 +244,7 @@ def generate(
     console = Console() if terminal else Console(stderr=True)
     with _open_corpus(corpus, model) as opened, contextlib.ExitStack() as loading:
         settings = _settings(context)
-        _check(settings, link_format)
+        _check(settings, title, link_format)
         if opened is not None and title_resolution is not None:
             with progress_bar("titles", once_told=True) as progress:
                 prepare_resolvers(opened, resolver_order(title_resolution), progress)
@@ -317,15 +317,18 @@ def _open_corpus(corpus: str | None, model: str) -> contextlib.AbstractContextMa
     return contextlib.nullcontext() if corpus == "none" else open_corpus_telling(corpus)
 
 
-def _check(settings: dict[str, Any], link_format: str | None) -> None:
+def _check(settings: dict[str, Any], title: str | None, link_format: str | None) -> None:
     """Whether a Runtime will take these: told before a large model is loaded.
 
     Raises:
         ConfigError: one of them is wrong.
     """
+    from ds2ds.generation.config_checks import check_title
     from ds2ds.generation.generation_config import GenerationConfig
 
     GenerationConfig(**settings)
+    if title is not None:
+        check_title("title", title)
     if link_format is not None:
         find_format(link_format)
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ds2ds.corpus.names import is_unicode
 from ds2ds.errors import ConfigError
+from ds2ds.generation.config_checks import check_text, check_title
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,9 @@ class Supply:
     title: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("text", self.text), ("title", self.title)):
-            if name == "title" and value is None:
-                continue
-            if not isinstance(value, str) or not value.strip():
-                raise ConfigError(f"a supplied {name} must be a string that is not blank, got {value!r}")
-            if not is_unicode(value):
-                raise ConfigError(f"a supplied {name} must be UTF-8 text, got {value[:80]!r}")
-        if self.title is not None and len(self.title.splitlines()) > 1:
-            raise ConfigError(f"a supplied title must be one line, got {self.title!r}")
+        check_text("a supplied text", self.text)
+        if self.title is not None:
+            check_title("a supplied title", self.title)
 
 
 Answer: TypeAlias = Follow | Skip | Supply | Quit

@@ -20,6 +20,7 @@ from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
 from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.choices import OnLink, check_on_link
+from ds2ds.generation.config_checks import check_title
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
@@ -238,8 +239,8 @@ class LinkedDocumentGenerator:
             raise ConfigError(f"prompt must be a string, got {type(prompt).__name__}")
         if prompt is not None and not is_unicode(prompt):
             raise ConfigError("prompt must be UTF-8 text: it holds half of a surrogate pair")
-        if title is not None and not (isinstance(title, str) and is_unicode(title)):
-            raise ConfigError(f"title must be a string of UTF-8 text, got {title!r}")
+        if title is not None:
+            check_title("title", title)
         if prompt is not None:
             check_encodes(self.tokenizer, vocab_size)
         tokens = layout.encode_start(prompt) if prompt is not None else _token_ids(prompt_tokens)
