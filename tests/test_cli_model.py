@@ -14,7 +14,7 @@ from ds2ds.cli import app
 from ds2ds.errors import CheckpointError
 from ds2ds.model.checkpoint import load_checkpoint
 
-SHAPE = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "max_seq_len": 32}
+SHAPE = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "max_seq_len": 32, "mask_type": "cross_doc_link"}
 
 
 @pytest.fixture

@@ -182,7 +182,51 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str, tmp_pa
 def test_missing_settings_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tied_state())
     (run / "hyperparameters.json").write_text('{"model": {"model_dim": 16}}')
-    refuse(run, r"hyperparameters.json: missing model settings \['num_layers', 'num_heads'\]")
+    refuse(run, r"hyperparameters.json: missing model settings \['num_layers', 'num_heads', 'max_seq_len'\]")
+
+
+@pytest.mark.parametrize("settings", [{"max_seq_len": None}, {"num_heads": None}])
+def test_settings_that_are_null_are_missing(settings: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = settings
+    refuse(write_run(tmp_path / "run", tied_state(), **settings), rf"missing model settings \['{name}'\]")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rope_base": 10000}, "rope_base is 10000, but models are computed with 1024 here"),
+        ({"rope_theta": "10k"}, "rope_theta is '10k', but models are computed with 1024 here"),
+        ({"head_dim": 4}, "head_dim is 4, but models are computed with 8 here"),
+        ({"attn_scale": 0.12}, "attn_scale is 0.12, but models are computed with 0.353553 here"),
+    ],
+)
+def test_what_the_weights_do_not_show_is_refused_where_it_differs(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    refuse(write_run(tmp_path / "run", tied_state(), **settings), f"hyperparameters.json: {message}")
+
+
+def test_what_the_weights_do_not_show_is_taken_where_it_is_the_same(tmp_path: Path) -> None:
+    same = {"rope_base": 1024, "head_dim": 8, "attn_scale": 8**-0.5, "softcap": None, "use_checkpointing": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_run(write_run(tmp_path / "run", tied_state(), **same))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"softcap": 15, "bias": False},
+            "settings that are unknown here: bias False, softcap 15. They are passed over",
+        ),
+        ({"mask_type": None}, "names no mask_type: the model is taken for 'cross_doc_link'"),
+    ],
+)
+def test_what_may_change_results_is_told(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tied_state(), **settings)
+    with pytest.warns(UserWarning, match=message):
+        load_run(run)
 
 
 @pytest.mark.parametrize("layout", ["title_first", 3, ["bos_eos"]])

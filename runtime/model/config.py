@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,7 +67,12 @@ class ModelConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise ConfigError(f"unknown model settings {unknown}; known are {sorted(cls.__dataclass_fields__)}")
-        missing = [name for name in POSITIVE_INTEGERS[:4] if name not in values]
-        if missing:
-            raise ConfigError(f"missing model settings {missing}")
+        require(values, POSITIVE_INTEGERS[:4])
         return cls(**values)
+
+
+def require(values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises ConfigError, naming those that are missing."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ConfigError(f"missing model settings {missing}")

@@ -14,8 +14,9 @@ from torch import Tensor
 from ds2ds.documents.link_formats import DEFAULT_FORMAT
 from ds2ds.errors import CheckpointError, ConfigError
 from ds2ds.model.checkpoint import CONFIG_NAME, EMBEDDING, HEAD, build_model, save_checkpoint
-from ds2ds.model.config import ModelConfig
+from ds2ds.model.config import POSITIVE_INTEGERS, ModelConfig, require
 from ds2ds.model.ds2ds_model import DS2DSModel
+from ds2ds.model.run_settings import check_run_settings
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
 """What torch.compile and DistributedDataParallel put into names, wherever the wrapped module stands."""
@@ -31,8 +32,8 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
     """The model of a training run.
 
     ``hyperparameters.json`` is {"model": {num_layers, model_dim, num_heads, max_seq_len, mask_type, link_detector,
-    weight_tying, ...}, "data": {layout_policy: null | name}}; settings that only training needs are passed over, and
-    those that are null count as not given. Weights all bfloat16, float16 or float64 stay so; others become float32.
+    weight_tying, ...}, "data": {layout_policy: null | name}}; for the others see ``check_run_settings``, and those that
+    are null count as not given. Weights all bfloat16, float16 or float64 stay so; others become float32.
     A wrong `num_heads` cannot be seen: the weights have the same shapes under any. The weights are read with
     ``weights_only=True``: a file that would run code is refused.
 
@@ -78,9 +79,11 @@ def load_run(run_dir: str | Path) -> DS2DSModel:
             (state[HEAD] == state[EMBEDDING]).all()
         )
     try:
+        require(known, POSITIVE_INTEGERS)
         config = ModelConfig.from_dict(known)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{settings_file}: {error}") from error
+    check_run_settings(model_settings, config, settings_file)
     model, dtypes = build_model(config, state, str(weights_file)), {tensor.dtype for tensor in state.values()}
     kept = dtypes in ({torch.bfloat16}, {torch.float16}, {torch.float64})
     return model.to(dtypes.pop() if kept else torch.float32)
