@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from test_model import model as small_model
 from torch import Tensor
 
@@ -308,10 +308,28 @@ def test_what_is_not_unpickled_is_named(tmp_path: Path) -> None:
     refuse(run, r"not unpickled, .* alone \(Unsupported global: GLOBAL numpy\S+ was not an allowed global.*\)$")
 
 
-def test_a_file_that_torch_did_not_write_is_not_taken_for_a_dangerous_one(tmp_path: Path) -> None:
+def zipped(count: int) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"model": tied_state()}, buffer)
+    return buffer.getvalue()[:count]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", r"empty; what torch.save wrote is needed, {'model': model.state_dict\(\)} \(EOFError\)$"),
+        (b"no such page\nat all", r"text that starts with 'no such page'; .* \(Unsupported operand 110\)$"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS, and `git lfs pull` gets the file"),
+        (zipped(900), r"cut off or damaged, .*failed finding central directory\)$"),
+        (save({"embedding.weight": torch.zeros(11, 16)}), r"a safetensors file; .*\(Unsupported operand \d+\)$"),
+        (b"\x93NUMPY" + bytes(60), "damaged, or of another program; what torch.save wrote is needed"),
+    ],
+    ids=["empty", "text", "pointer", "cut off", "safetensors", "other"],
+)
+def test_a_file_that_torch_did_not_write_is_told_for_what_it_is(data: bytes, told: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tied_state())
-    save_file({"embedding.weight": torch.zeros(11, 16)}, run / "checkpoints" / "best_model.pt")
-    refuse(run, r"cannot read .*best_model.pt, which torch.save must have written: Unsupported operand \d+$")
+    (run / "checkpoints" / "best_model.pt").write_bytes(data)
+    refuse(run, f"cannot read .*best_model.pt: it is {told}")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

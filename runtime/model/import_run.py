@@ -115,17 +115,20 @@ def import_run(run_dir: str | Path, out: str | Path) -> ModelConfig:
 def _read_state(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
         # What torch met there. Its message puts that behind advice on how to take the risk.
-        met = str(error.__context__ or error).split(". ")[0]
-        if "GLOBAL" not in met:
-            raise CheckpointError(f"cannot read {file}, which torch.save must have written: {met}") from error
+        unpickling = isinstance(error, pickle.UnpicklingError)
+        cause = error.__context__ if unpickling and error.__context__ else error
+        met = str(cause).split(". ")[0] or type(cause).__name__
+        if not unpickling or "GLOBAL" not in met:
+            raise CheckpointError(
+                f"cannot read {file}: it is {_kind(file)}; what torch.save wrote is needed, "
+                f"{{'model': model.state_dict()}} ({met})"
+            ) from error
         raise CheckpointError(
             f"{file} holds more than tensors and is not unpickled, since that could run code: save "
             f"{{'model': model.state_dict()}} alone ({met})"
         ) from error
-    except Exception as error:  # a damaged file fails in torch.load in a dozen ways, KeyError and IndexError among them
-        raise CheckpointError(f"cannot read {file}: {error!r}") from error
     state = loaded.get("model") if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         there = f"a dict with {sorted(map(str, loaded))[:5]}" if isinstance(loaded, dict) else type(loaded).__name__
@@ -138,6 +141,23 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             kind = "a meta tensor, which has no numbers" if value.is_meta else f"a tensor of layout {value.layout}"
             raise CheckpointError(f"{file}: {name} is {kind}: save dense tensors on a CPU or a GPU")
     return _weights_alone(state, file)
+
+
+def _kind(file: Path) -> str:
+    """What a file that torch cannot read may be, by how it starts."""
+    with file.open("rb") as opened:
+        start = opened.read(40)
+    if not start:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, and `git lfs pull` gets the file itself"
+    if start[8:9] == b"{":
+        return "a safetensors file"
+    if start.startswith(b"PK"):
+        return "cut off or damaged, or another archive than torch.save's"
+    if start.isascii() and (line := start.decode().partition("\n")[0]).isprintable():
+        return f"text that starts with {line!r}"
+    return "damaged, or of another program"
 
 
 def _weights_alone(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
