@@ -209,6 +209,7 @@ WRONG = [
     ({"corpus": "other"}, 400, "corpus"),
     ({"eviction_policy": "coin"}, 400, None),
     ({"max_tokens": 5000}, 400, "max_tokens"),
+    ({"max_tokens": 0}, 400, "max_tokens"),
     ({"interactive": "yes"}, 400, "interactive"),
     ({"colour": "red"}, 400, "colour"),
 ]

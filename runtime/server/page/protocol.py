@@ -16,6 +16,7 @@ class SessionRequest(CompletionRequest):
     prompt: Text
     n: Literal[1] | None = None
     echo: Literal[False] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_auxiliary_documents: Annotated[int, Field(ge=0)] | None = None
     eviction_policy: Text | None = None
     allow_corpus_fallback: bool | None = None

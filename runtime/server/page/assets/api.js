@@ -16,6 +16,8 @@ export class ServerError extends Error {
 }
 
 async function send(path, body, signal) {
+  // No header can hold another one, and no server has it.
+  if (!/^[ -~]*$/.test(key.get())) throw new ServerError(401, "wrong API key: it has other characters than ASCII’s");
   const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
   const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   if (body !== undefined) headers["Content-Type"] = "application/json";

@@ -21,7 +21,7 @@ async function connect() {
   try {
     about = await ask("/page/about");
   } catch (error) {
-    if (error.status === 401) return askForKey();
+    if (error.status === 401) return askForKey(key.get() ? error.message : "needs an API key");
     $("model").textContent = error.message;
     if (error.status === 503 || error.status === 0) setTimeout(connect, 1000);
     return;
@@ -33,8 +33,8 @@ async function connect() {
   $("prompt").focus();
 }
 
-function askForKey() {
-  $("model").textContent = "needs an API key";
+function askForKey(why) {
+  $("model").textContent = why;
   $("key-row").hidden = false;
   $("key").focus();
 }
@@ -166,7 +166,7 @@ function stop() {
 function showError(error) {
   $("error").hidden = !error;
   $("error").textContent = error?.message ?? "";
-  if (error?.status === 401) askForKey();
+  if (error?.status === 401) askForKey(error.message);
   const wrong = error?.param && field(error.param);
   if (wrong) {
     if (wrong.closest("#settings")) showSettings(true);
