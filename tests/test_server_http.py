@@ -240,16 +240,55 @@ def test_nothing_is_written_on_to_a_client_that_has_gone(caplog: pytest.LogCaptu
     assert "socket.send() raised exception" not in caplog.text
 
 
-def test_a_body_without_an_end_is_not_read_without_an_end() -> None:
-    with listening(FakeBackend(), max_body_bytes=1000) as (url, _):
+@pytest.mark.parametrize(
+    "refused", ["", "Authorization: Bearer wrong", "Origin: http://elsewhere", "Content-Encoding: gzip"]
+)
+def test_a_body_without_an_end_is_not_read_without_an_end(refused: str) -> None:
+    key = "Authorization: Bearer k" if "Authorization" not in refused else refused
+    more = "" if refused in ("", key) else f"{refused}\r\n"
+    with listening(FakeBackend(), max_body_bytes=1000, api_key="k") as (url, _):
         port = int(url.rpartition(":")[2])
         for length in ("Transfer-Encoding: chunked", "Content-Length: 99999999999"):
-            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+            head = (
+                f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n"
+                f"{key}\r\n{more}\r\n"
+            )
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(head.encode())
                 with pytest.raises(ConnectionError):
                     for _ in range(100_000):
                         client.sendall(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("length", "expect", "kept"), [(900, "", True), (3000, "", False), (900, "100-continue", False)]
+)
+def test_who_is_refused_has_the_answer_once_the_body_has_come(length: int, expect: str, kept: bool) -> None:
+    with listening(FakeBackend(), max_body_bytes=1000, api_key="k") as (url, _):
+        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n"
+        head += f"Expect: {expect}\r\n" if expect else ""
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.settimeout(20)
+            client.sendall(head.encode() + b"\r\n")
+            if not expect:
+                client.sendall(b" " * length)
+            answer = client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 401 ") and (b"connection: close" not in answer.lower()) == kept
+            if not kept:
+                while client.recv(65536):  # its end, or what is left of the answer
+                    pass
+
+
+def test_who_is_refused_and_sends_nothing_is_not_waited_for() -> None:
+    with listening(FakeBackend(), body_timeout=0.2, api_key="k") as (url, _):
+        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.settimeout(20)
+            client.sendall(head.encode())
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 401 ")
 
 
 # Many of all kinds

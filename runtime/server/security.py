@@ -36,9 +36,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            headers = Headers(scope=scope)
             try:
-                self._check(scope, Headers(scope=scope))
+                self._check(scope, headers)
             except ApiError as error:
+                if not await _read_on(headers, receive, self.settings):
+                    error.headers |= _UNREAD
                 await error.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -84,7 +87,7 @@ class BodyLimit:
             return
         try:
             async with asyncio.timeout(self.settings.body_timeout):
-                body = await self._read(Headers(scope=scope), receive)
+                body = await _read(Headers(scope=scope), receive, self.settings.max_body_bytes)
         except TimeoutError:
             late = ApiError(
                 408, f"the body did not come within {self.settings.body_timeout:g} seconds", headers=_UNREAD
@@ -96,34 +99,48 @@ class BodyLimit:
             if body is not None:
                 await self.app(scope, _again(body, receive), send)
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The body; None: the client went."""
-        most = self.settings.max_body_bytes
-        told = headers.get("content-length", "")
-        size = int(told) if told.isdecimal() else 0
-        if size > most and (size > _DISCARDED * most or "expect" in headers):
-            raise self._too_large()
-        body = bytearray()
-        read = 0
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            piece = message.get("body", b"")
-            more = message.get("more_body", False)
-            read += len(piece)
-            if read <= most:
-                body += piece
-            elif read > _DISCARDED * most:
-                break
-        if read > most:
-            raise self._too_large()
-        return bytes(body)
 
-    def _too_large(self) -> ApiError:
-        most = self.settings.max_body_bytes
-        return ApiError(413, f"the body must have at most {most} bytes", code="body_too_large", headers=_UNREAD)
+async def _read(headers: Headers, receive: Receive, most: int) -> bytes | None:
+    """A body of at most so many bytes; None: the client went.
+
+    Raises:
+        ApiError: it has more.
+    """
+    too_large = ApiError(413, f"the body must have at most {most} bytes", code="body_too_large", headers=_UNREAD)
+    told = headers.get("content-length", "")
+    size = int(told) if told.isdecimal() else 0
+    if size > most and (size > _DISCARDED * most or "expect" in headers):
+        raise too_large
+    body = bytearray()
+    read = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece = message.get("body", b"")
+        more = message.get("more_body", False)
+        read += len(piece)
+        if read <= most:
+            body += piece
+        elif read > _DISCARDED * most:
+            break
+    if read > most:
+        raise too_large
+    return bytes(body)
+
+
+async def _read_on(headers: Headers, receive: Receive, settings: ServerSettings) -> bool:
+    """Let the body of a request that is refused for something else come, within the same bounds; False: not all of it
+    has. A client that waits to be asked for it is not asked."""
+    if "expect" in headers:
+        return False
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            await _read(headers, receive, settings.max_body_bytes)
+    except (TimeoutError, ApiError):
+        return False
+    return True
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
