@@ -100,7 +100,7 @@ def test_search(corpus: str, capsys, monkeypatch) -> None:  # type: ignore[no-un
         (["info", "NOWHERE"], "there is no such folder"),
         (["info", ""], "no corpus at ."),
         (["info", "CORPUS", "-c", "CORPUS"], "give one corpus, got "),
-        (["show", "Tree", "-c", "NOTES"], "metadata.json is missing"),
+        (["show", "Tree", "-c", "NOTES"], "metadata.json is missing; `ds2ds corpus build "),
     ],
 )
 def test_errors_are_one_line(notes: Path, corpus: str, arguments: list[str], message: str, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]

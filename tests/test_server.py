@@ -717,6 +717,7 @@ def test_metrics_count() -> None:
         ({"model": ""}, "model must have a name"),
         ({"api_key": ""}, "api_key must be printable ASCII, and not empty"),
         ({"api_key": "schlüssel"}, "api_key must be printable ASCII"),
+        ({"api_key": " key"}, "api_key must be printable ASCII, and not empty or with spaces around it"),  # never met
         ({"max_body_bytes": 0}, "max_body_bytes must be an integer >= 1, got 0"),
         ({"max_choices": True}, "max_choices must be an integer >= 1, got True"),
         ({"retry_after": 0}, "retry_after must be an integer >= 1, got 0"),

@@ -56,9 +56,14 @@ def read_metadata(folder: Path) -> Metadata:
     if not folder.is_dir():
         raise CorpusError(f"no corpus at {folder}: it is a file, expected a folder with {METADATA_NAME}")
     path = folder / METADATA_NAME
-    for needed in (path, folder / GRAPH_NAME):
-        if not needed.is_file():
-            raise CorpusError(f"no corpus at {folder}: {needed.name} is missing")
+    missing = [needed.name for needed in (path, folder / GRAPH_NAME) if not needed.is_file()]
+    if len(missing) == 2:
+        raise CorpusError(
+            f"no corpus at {folder}: {METADATA_NAME} is missing; `ds2ds corpus build {folder} OUT` makes one of notes "
+            "or sources"
+        )
+    if missing:
+        raise CorpusError(f"no corpus at {folder}: {missing[0]} is missing")
     try:
         fields = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -48,8 +48,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model must have a name, got ''")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
-            raise ConfigError("api_key must be printable ASCII, and not empty")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
+            raise ConfigError("api_key must be printable ASCII, and not empty or with spaces around it")
         for name in ("max_body_bytes", "max_choices", "retry_after"):
             self._check_integer(name, 1)
         self._check_integer("max_link_depth", 0)
