@@ -314,6 +314,15 @@ def test_a_file_of_other_weights_is_refused(make: Callable[[], Runtime], file: P
     assert not runtime.engine.store.shared()
 
 
+def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CacheError, match=r"cannot read .*Permission denied"):
+        describe(file)
+
+
 def test_a_file_that_is_not_there_or_no_cache(tmp_path: Path) -> None:
     runtime = small_runtime()
     with pytest.raises(CacheError, match="nothing does not exist"):

@@ -188,6 +188,19 @@ def scramble_header(data: bytes) -> bytes:
     return data[:8] + b"\xff" * 32 + data[40:]
 
 
+def test_weights_that_may_not_be_read_are_not_said_to_be_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot read .*model.safetensors: .*Permission denied"):
+        load_checkpoint(folder)
+
+
 @pytest.mark.parametrize("damage", [cut, scramble_header, lambda data: b"", lambda data: b"not safetensors"])
 def test_damaged_weights(damage: Callable[[bytes], bytes], folder: Path) -> None:
     file = folder / "model.safetensors"

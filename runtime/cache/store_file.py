@@ -113,6 +113,7 @@ def describe(path: Path) -> dict[str, str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
+        path.open("rb").close()  # of one that may not be read, safetensors says that it is not there
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

@@ -148,6 +148,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         there = f"; it has {', '.join(others[:5])}: the weights must be in one file of that name" if others else ""
         raise CheckpointError(f"no {file.name} in {file.parent}{there}")
     try:
+        file.open("rb").close()  # of one that may not be read, safetensors says that it is not there
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
