@@ -12,19 +12,24 @@ from ds2ds.errors import ConfigError
 from ds2ds.workplace import workplace
 
 
-def check_writable(path: Path) -> None:
-    """Whether `atomic_write` may write there, as far as that shows before it is tried; it may take long to get there.
+def check_place(path: Path) -> None:
+    """Whether something may be made at `path`, as far as that shows before it is tried; it may take long to get there.
 
     Raises:
         OSError: it may not.
     """
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is no regular file, and is not replaced")
     ancestor = next(parent for parent in path.absolute().parents if parent.exists())
     if not ancestor.is_dir():
         raise NotADirectoryError(f"Not a directory: {ancestor}")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise PermissionError(f"no permission to write in {ancestor}")
+
+
+def check_writable(path: Path) -> None:
+    """The same of a file, as `atomic_write` makes it."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file, and is not replaced")
+    check_place(path)
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -50,7 +50,11 @@ def _new(path: Path) -> tuple[Path, IO[str]]:
 def _clear(path: Path) -> None:
     """Delete what was left behind, as far as it is ours to delete."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.partial")
-    for place in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+    try:
+        left = [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]
+    except PermissionError:
+        return  # a folder may be written in, and not be listed
+    for place in left:
         with contextlib.suppress(OSError), (place / _LOCK).open("w") as lock:
             if _take(lock, wait=False):
                 shutil.rmtree(place)

@@ -96,6 +96,7 @@ def test_search(corpus: str, capsys, monkeypatch) -> None:  # type: ignore[no-un
     [
         (["build", "NOTES", "CORPUS"], "exists: pass --force"),
         (["build", "NOWHERE", "OUT"], "no folder at"),
+        (["build", "NOTES", "BELOW"], "below: Not a directory: "),
         (["build", "NOTES", "OUT", "--title-from", "x"], "title_from must be one of name, heading, got 'x'"),
         (["info", "NOWHERE"], "there is no such folder"),
         (["info", ""], "no corpus at ."),
@@ -109,6 +110,7 @@ def test_errors_are_one_line(notes: Path, corpus: str, arguments: list[str], mes
         "CORPUS": corpus,
         "NOWHERE": str(notes / "nowhere"),
         "OUT": str(notes.parent / "out"),
+        "BELOW": f"{corpus}/metadata.json/below",
     }
     code, out, err = run(capsys, monkeypatch, "corpus", *(paths.get(word, word) for word in arguments))
     assert (code, out) == (2, "")

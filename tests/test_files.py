@@ -206,6 +206,16 @@ def test_a_workplace_that_is_cleared_away_before_it_is_locked_is_made_anew(
     assert len(made) == 2 and names(tmp_path) == ["file"]
 
 
+def test_a_folder_that_may_not_be_listed_may_be_written_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", refuse)
+        atomic_write_text(tmp_path / "file", "text")
+    assert names(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_all_is_on_the_disk_before_it_has_its_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ds2ds.corpus.format import METADATA_NAME
 from ds2ds.errors import CorpusError
-from ds2ds.files import atomic_folder
+from ds2ds.files import atomic_folder, check_place
 
 
 def check_output(out: Path, force: bool, source: Path | None = None) -> None:
@@ -22,6 +22,10 @@ def check_output(out: Path, force: bool, source: Path | None = None) -> None:
     """
     if source is not None and source.resolve().is_relative_to(out.resolve()):
         raise CorpusError(f"cannot write {out}: it holds the source {source}")
+    try:
+        check_place(out.resolve())
+    except OSError as error:
+        raise CorpusError(f"cannot write {out}: {error}") from error
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA_NAME).is_file():
