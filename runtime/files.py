@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds2ds.errors import ConfigError
-from ds2ds.workplace import workplace
+from ds2ds.workplace import OLD, workplace
 
 
 def check_place(path: Path) -> None:
@@ -58,7 +58,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         OSError: it cannot be made, or not put in place.
     """
     with workplace(path) as place:
-        new, old = place / "new", place / "old"
+        new, old = place / "new", place / OLD
         new.mkdir()
         yield new
         for made in new.rglob("*"):

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+OLD = "old"
+"""What stood at `path` is kept in a workplace under this name until its successor has taken its place."""
+
 _LOCK = "lock"
 
 
@@ -18,7 +21,8 @@ def workplace(path: Path) -> Iterator[Path]:
     """A folder beside `path`, so that what is made there can be renamed to it; deleted at the end.
 
     Who is killed leaves it behind. So it holds a file that its owner has locked, and the lock ends with the owner's
-    process: those for the same `path` that nobody holds are deleted first.
+    process: those for the same `path` that nobody holds are deleted first. Where nothing is at `path`, what stood there
+    goes back before.
 
     Raises:
         OSError: it cannot be made.
@@ -57,6 +61,8 @@ def _clear(path: Path) -> None:
     for place in left:
         with contextlib.suppress(OSError), (place / _LOCK).open("w") as lock:
             if _take(lock, wait=False):
+                if (place / OLD).exists() and not path.exists():
+                    (place / OLD).rename(path)  # its owner was killed between two renames
                 shutil.rmtree(place)
 
 

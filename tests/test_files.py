@@ -188,6 +188,33 @@ def test_what_a_killed_process_leaves_is_cleared_away_and_what_a_live_one_writes
     assert names(tmp_path) == [other.name, "out"]
 
 
+def test_what_stood_there_comes_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    """The next write fails, and must not cost what no longer stood in its place."""
+    path = tmp_path / "out"
+    write(path, "folder")
+    code = """
+import os, signal, sys
+from pathlib import Path
+from ds2ds.files import atomic_folder
+
+rename = os.rename
+
+def killed(old, new):
+    rename(old, new)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.rename = killed
+with atomic_folder(Path(sys.argv[1])):
+    pass
+"""
+    assert subprocess.run([sys.executable, "-c", code, path]).returncode < 0
+    assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_folder(path):
+        raise RuntimeError
+    assert names(tmp_path) == ["out"]
+    assert (path / "inside").read_text() == "whole"
+
+
 def test_a_workplace_that_is_cleared_away_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
