@@ -53,7 +53,7 @@ def _new(path: Path) -> tuple[Path, IO[str]]:
 
 def _clear(path: Path) -> None:
     """Delete what was left behind, as far as it is ours to delete."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.partial")
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     try:
         left = [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]
     except PermissionError:

@@ -24,6 +24,7 @@ from ds2ds.corpus.resolving.making import prepare_resolvers
 from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.documents.link_formats import link_format as find_format
 from ds2ds.errors import ConfigError
+from ds2ds.generation.text_checks import check_title
 
 if TYPE_CHECKING:
     from ds2ds.backend import Backend
@@ -323,7 +324,6 @@ def _check(settings: dict[str, Any], title: str | None, link_format: str | None)
     Raises:
         ConfigError: one of them is wrong.
     """
-    from ds2ds.generation.config_checks import check_title
     from ds2ds.generation.generation_config import GenerationConfig
 
     GenerationConfig(**settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ds2ds.errors import ConfigError
-from ds2ds.generation.config_checks import check_text, check_title
+from ds2ds.generation.text_checks import check_text, check_title
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ds2ds.corpus.names import is_unicode
 from ds2ds.corpus.resolving.specification import resolver_order
 from ds2ds.documents.eviction import EVICTION_POLICIES
 from ds2ds.errors import ConfigError
@@ -93,21 +92,6 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         "stop_token_ids": _stop_token_ids(settings["stop_token_ids"]),
         "title_resolution": _title_resolution(settings["title_resolution"]),
     }
-
-
-def check_text(name: str, value: Any) -> None:
-    """Raises ConfigError: it is blank, or no text."""
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{name} must be a string that is not blank, got {value!r}")
-    if not is_unicode(value):
-        raise ConfigError(f"{name} must be UTF-8 text, got {value[:80]!r}")
-
-
-def check_title(name: str, value: Any) -> None:
-    """Raises ConfigError: it is blank, or no text, or more than one line: no heading holds it, no link leads to it."""
-    check_text(name, value)
-    if value.splitlines() != [value]:
-        raise ConfigError(f"{name} must be one line, got {value!r}")
 
 
 def _check(name: str, value: float, given: Any, rule: Rule) -> None:

@@ -20,7 +20,6 @@ from ds2ds.engine.work import Work
 from ds2ds.errors import ConfigError
 from ds2ds.generation.beam_search import BeamSearch
 from ds2ds.generation.choices import OnLink, check_on_link
-from ds2ds.generation.config_checks import check_title
 from ds2ds.generation.corpus_source import CorpusSource, open_corpus
 from ds2ds.generation.events import Done, Event
 from ds2ds.generation.generation_config import GenerationConfig
@@ -28,6 +27,7 @@ from ds2ds.generation.link_following import LinkFollower
 from ds2ds.generation.pairing import check_corpus, check_encodes, check_separator, check_tokenizer
 from ds2ds.generation.request import Request, fit_config
 from ds2ds.generation.running import Running, queued
+from ds2ds.generation.text_checks import check_title
 from ds2ds.model.ds2ds_model import DS2DSModel
 from ds2ds.tokenizer import Tokenizer, as_tokenizer
 
