@@ -35,8 +35,6 @@ PART = 128
 _MERGED = 16
 """Parts that are added up at once."""
 
-_EPSILON = tl.constexpr(EPSILON)
-
 _ONE_WARP: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
 
 
@@ -157,7 +155,7 @@ def _turned(x, cos, sin, position, WIDTH: tl.constexpr, NORM: tl.constexpr):
     x1 = tl.load(x + half).to(tl.float32)
     x2 = tl.load(x + WIDTH // 2 + half).to(tl.float32)
     if NORM:
-        root = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2) / WIDTH + _EPSILON)
+        root = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2) / WIDTH + EPSILON)
         x1 = (x1 * root).to(x.dtype.element_ty).to(tl.float32)
         x2 = (x2 * root).to(x.dtype.element_ty).to(tl.float32)
     # Both halves of a table's row hold the same angles; sin's second half has the other sign.

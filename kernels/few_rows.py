@@ -49,7 +49,7 @@ import triton
 from torch import Tensor
 
 from .few_rows_kernels import dot, sums
-from .fused import ANOTHER, EPSILON, ITSELF, NO_SKIP, Skip, skip_arguments
+from .fused import ANOTHER, ITSELF, NO_SKIP, Skip, skip_arguments
 from .overlap import CAPABILITY, launch_options
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def product(
     # What is not there is not read; `out` stands for it.
     kernel[(programs,)](
         x, weight, out if scales is None else scales, out if add is None else add, weights, other, out,
-        rows, x.stride(0), outputs, inputs, index, EPSILON,
+        rows, x.stride(0), outputs, inputs, index,
         SCALED=scales is not None, NORM=norm, GATED=gated, ADD=add is not None, SKIP=mode,
         **constants, **options, **launch_options(),
     )  # fmt: skip
@@ -197,7 +197,7 @@ def builds() -> Iterator[Build]:
     """Normed rows, which take most registers, in all sizes of programs; else the largest, which overlaps, too."""
     from .build import ARCHITECTURES, Build
 
-    numbers = dict.fromkeys(("rows", "row_stride", "outputs", "inputs", "index"), "i32") | {"epsilon": "fp32"}
+    numbers = dict.fromkeys(("rows", "row_stride", "outputs", "inputs", "index"), "i32")
     off = {"SCALED": False, "NORM": False, "GATED": False, "ADD": False, "SKIP": NO_SKIP}
     for dtype, weight in (("fp32", "fp32"), ("fp32", "i8"), ("bf16", "bf16"), ("bf16", "i8"), ("fp16", "fp16")):
         pointers = dict.fromkeys(("x", "weight", "scales", "add", "skip_weights", "other", "out"), f"*{dtype}")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fused import joined, joining
+from .fused import EPSILON, joined, joining
 from .overlap import ask_for, take_over
 
 
 @triton.jit(do_not_specialize=["rows", "index"])
 def dot(
-    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
+    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, WARPS: tl.constexpr, STEP: tl.constexpr, EVEN: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -65,13 +65,13 @@ def dot(
     gate = tl.sum(gates, axis=0)
     _finish(
         tl.sum(total, axis=0), gate, square[None, :], added, scale, gate_scale, share, joins,
-        out, output[:, None], row[None, :], rows, outputs, inputs, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        out, output[:, None], row[None, :], rows, outputs, inputs, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "index"])
 def sums(
-    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index, epsilon,
+    x, weight, scales, add, skip_weights, other, out, rows, row_stride, outputs, inputs, index,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -102,7 +102,7 @@ def sums(
             squares += column * column
     _finish(
         tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), added, scale, gate_scale, share, joins,
-        out, output[None, :], row[:, None], rows, outputs, inputs, epsilon, SCALED, NORM, GATED, ADD, SKIP,
+        out, output[None, :], row[:, None], rows, outputs, inputs, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
 
@@ -138,13 +138,13 @@ def _beside(
 
 @triton.jit
 def _finish(
-    y, gate, square, added, scale, gate_scale, share, joins, out, output, row, rows, outputs, inputs, epsilon,
+    y, gate, square, added, scale, gate_scale, share, joins, out, output, row, rows, outputs, inputs,
     SCALED: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """What comes after the sums, rounded where PyTorch's operations would round."""
     kind = out.dtype.element_ty
     if NORM:
-        root = tl.rsqrt(square / inputs + epsilon)
+        root = tl.rsqrt(square / inputs + EPSILON)
         y *= root
         gate *= root
     if SCALED:

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .build import Build
 
-EPSILON = torch.finfo(torch.float32).eps
+EPSILON = tl.constexpr(torch.finfo(torch.float32).eps)
 """What torch's RMSNorm adds to the mean square unless it is told otherwise, in half precision too."""
 
 Skip: TypeAlias = tuple[Tensor, int, Tensor | None]
@@ -46,7 +46,7 @@ def rms_norm(x: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     vectors = x.view(rows, -1, width).shape[1]
     options = _OF_A_HEAD if width <= 256 else _OPTIONS
-    _rms_norm[(rows, vectors)](x, out, x.stride(0), width, EPSILON, BLOCK=triton.next_power_of_2(width), **options)
+    _rms_norm[(rows, vectors)](x, out, x.stride(0), width, BLOCK=triton.next_power_of_2(width), **options)
     return out
 
 
@@ -57,7 +57,7 @@ def add_norm(x: Tensor, y: Tensor, skip: Skip | None = None) -> tuple[Tensor, Te
     rows, width = x.shape
     weights, other, index, mode = skip_arguments(skip, x)
     block = triton.next_power_of_2(width)
-    _add_norm[(rows,)](x, y, weights, other, total, normed, index, width, EPSILON, SKIP=mode, BLOCK=block, **_OPTIONS)
+    _add_norm[(rows,)](x, y, weights, other, total, normed, index, width, SKIP=mode, BLOCK=block, **_OPTIONS)
     return total, normed
 
 
@@ -111,23 +111,23 @@ def joined(y, share, joins, SKIP: tl.constexpr):
 
 
 @triton.jit
-def _norm(x, width, epsilon):
+def _norm(x, width):
     """Of float32 [BLOCK], zeros beyond the width."""
-    return x * tl.rsqrt(tl.sum(x * x) / width + epsilon)
+    return x * tl.rsqrt(tl.sum(x * x) / width + EPSILON)
 
 
 @triton.jit
-def _rms_norm(x, out, row_stride, width, epsilon, BLOCK: tl.constexpr):
+def _rms_norm(x, out, row_stride, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     vector = tl.program_id(1)
     lane = tl.arange(0, BLOCK)
     values = tl.load(x + row * row_stride + vector * width + lane, mask=lane < width, other=0.0).to(tl.float32)
-    normed = _norm(values, width, epsilon).to(out.dtype.element_ty)
+    normed = _norm(values, width).to(out.dtype.element_ty)
     tl.store(out + (row * tl.num_programs(1) + vector) * width + lane, normed, mask=lane < width)
 
 
 @triton.jit(do_not_specialize=["index"])
-def _add_norm(x, y, weights, other, total, normed, index, width, epsilon, SKIP: tl.constexpr, BLOCK: tl.constexpr):
+def _add_norm(x, y, weights, other, total, normed, index, width, SKIP: tl.constexpr, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     at = tl.program_id(0).to(tl.int64) * width + lane
     here = lane < width
@@ -136,7 +136,7 @@ def _add_norm(x, y, weights, other, total, normed, index, width, epsilon, SKIP: 
     share, joins = joining(weights + index, other + at, here, SKIP)
     added = joined(added, share, joins, SKIP)
     tl.store(total + at, added, mask=here)
-    tl.store(normed + at, _norm(added.to(tl.float32), width, epsilon).to(normed.dtype.element_ty), mask=here)
+    tl.store(normed + at, _norm(added.to(tl.float32), width).to(normed.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def builds() -> Iterator[Build]:
     kernels: list[tuple[Any, int, str, dict[str, int]]] = [(_rms_norm, 64, "", {}), (_rms_norm, 1024, "", {})]
     kernels += [(_add_norm, 1024, name, {"SKIP": mode}) for name, mode in skips.items()]
     kernels += [(_gated_unit, _BLOCK, "", {}), (_round, 1024, "", {}), (_round, _ROUNDED, "", {})]
-    kinds = dict.fromkeys(("row_stride", "width", "inputs", "index"), "i32") | {"epsilon": "fp32", "tiny": "fp32"}
+    kinds = dict.fromkeys(("row_stride", "width", "inputs", "index"), "i32") | {"tiny": "fp32"}
     for dtype in ("fp32", "bf16", "fp16"):
         for kernel, block, detail, constants in kernels:
             constants = {"BLOCK": block, **constants}
