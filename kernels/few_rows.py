@@ -21,7 +21,7 @@ exactly.
 
 Where a matrix is small, what counts is how much of it is on its way at once. A program has 8 outputs, so that there
 are programs for most multiprocessors: 768 outputs are 96 programs of 8 warps. Each warp has inputs of its own (a
-product in three dimensions, the first of them the warps); the warps' sums are added up at the end, in their order.
+product in three dimensions, the first of them the warps); the warps' sums are added up at the end, neighbours first.
 
 What limits a program is shared memory, which all bytes pass twice, and x beside them. Of 8 or 64 outputs a warp finds
 what it takes at once in different banks. Of 16 or 32 for four warps Triton lays a tile out such that it lies in the
@@ -63,6 +63,10 @@ _STEP_BYTES = 64
 """Of an output's weights, that a warp takes at a time: four threads read 16 each."""
 _BUFFER_BYTES, _MOST_BUFFERS = 72 * 1024, 6
 """Of shared memory, which every GPU since sm_80 has; and turns of the loop that are on their way."""
+_MOST_REGISTERS = 168
+"""Of a thread, in programs of 64 outputs: shared memory has room for three, and so have registers. Without a limit
+ptxas may set itself a lower one, and spill (int8 weights, sm_80).
+"""
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -108,7 +112,8 @@ def _on_tensor_cores(
     of_x = 2 * step * rows * (2 if norm and weight_bytes == 1 else 1)
     buffers = min(_BUFFER_BYTES // (warps * (of_weights + of_x)), _MOST_BUFFERS)
     constants = {"ROWS": rows, "OUTPUTS": outputs, "WARPS": warps, "STEP": step, "EVEN": even}
-    return Way(dot, constants, _OPTIONS | {"num_warps": warps, "num_stages": 1 + buffers})
+    options = _OPTIONS | {"num_warps": warps, "num_stages": 1 + buffers}
+    return Way(dot, constants, options | {"maxnreg": _MOST_REGISTERS} if outputs == 64 else options)
 
 
 def takes(x: Tensor) -> bool:

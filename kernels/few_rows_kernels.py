@@ -13,6 +13,12 @@ import triton.language as tl
 from .fused import EPSILON, joined, joining
 from .overlap import ask_for, take_over
 
+_NEXT = tl.constexpr(2 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) else 1)
+"""How many outputs, or rows, Triton is told are contiguous beside their inputs: one, as is true. Of two dimensions that
+are not, 3.6 deals the first out to threads before the second, so that a warp would copy inputs of several warps, which
+in shared memory lie in the same banks. Told of 2, which decides that order and nothing else, it takes the second first.
+"""
+
 
 @triton.jit(do_not_specialize=["rows", "index"])
 def dot(
@@ -29,7 +35,8 @@ def dot(
     input = tl.arange(0, WARPS)[:, None] * STEP + tl.arange(0, STEP)[None, :]
     # Beyond the last output that one is computed again, which takes no mask.
     weights = weight + (tl.minimum(output, outputs - 1) * inputs)[None, :, None] + input[:, None, :]
-    columns = x + (row * row_stride)[None, None, :] + input[:, :, None]
+    weights = tl.max_contiguous(weights, (1, _NEXT, STEP))
+    columns = tl.max_contiguous(x + (row * row_stride)[None, None, :] + input[:, :, None], (1, STEP, _NEXT))
     there = (row < rows)[None, None, :]
     total = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
     gates = tl.zeros((WARPS, OUTPUTS, ROWS), tl.float32)
@@ -61,10 +68,10 @@ def dot(
                 column = tl.trans(across, 0, 2, 1)
             products = tl.dot(tl.trans(column, 0, 2, 1), column, products)
     each = tl.arange(0, ROWS)
-    square = tl.sum(tl.where(each[:, None] == each[None, :], tl.sum(products, axis=0), 0.0), axis=0)
-    gate = tl.sum(gates, axis=0)
+    square = tl.sum(tl.where(each[:, None] == each[None, :], _of_all_warps(products), 0.0), axis=0)
+    gate = _of_all_warps(gates)
     _finish(
-        tl.sum(total, axis=0), gate, square[None, :], added, scale, gate_scale, share, joins,
+        _of_all_warps(total), gate, square[None, :], added, scale, gate_scale, share, joins,
         out, output[:, None], row[None, :], rows, outputs, inputs, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
 
@@ -104,6 +111,18 @@ def sums(
         tl.sum(total, axis=2), tl.sum(gates, axis=2), tl.sum(squares, axis=2), added, scale, gate_scale, share, joins,
         out, output[None, :], row[:, None], rows, outputs, inputs, SCALED, NORM, GATED, ADD, SKIP,
     )  # fmt: skip
+
+
+@triton.jit
+def _of_all_warps(sums):
+    """[warps, ...] added up, neighbours first.
+
+    Split, two warps' sums come to one thread, and all of them pass shared memory once. Triton 3.6 and 3.7 would add up
+    what warps hold by storing a warp's sums as many words apart as there are warps: in the same banks.
+    """
+    flat = tl.reshape(sums, (sums.shape[0], sums.shape[1] * sums.shape[2]))
+    one, other = tl.split(tl.reshape(tl.trans(flat), (flat.shape[1], flat.shape[0] // 2, 2)))
+    return tl.reshape(tl.sum(one + other, axis=1), (sums.shape[1], sums.shape[2]))
 
 
 @triton.jit
