@@ -435,6 +435,21 @@ def test_a_result_counts_if_the_row_is_what_the_books_ask_for(plain_kernels: Non
     scores_agree(target, a)
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_token_that_was_drawn_once_and_stands_there_twice(ahead: bool, plain_kernels: None) -> None:
+    """The last token is the one drawn, at another position."""
+    bench = Bench(ahead=ahead)
+    a = bench.document("abc")
+    bench.step(a)
+    bench.step(a)
+    a.append(a.tokens[-1], np.nan)
+    bench.compute(a, len(a.tokens) - 1)
+    bench.step(a)
+    assert bench.decoder.dropped == ahead
+    assert bench.decoder.edited == 2
+    scores_agree(a)
+
+
 def test_a_document_that_was_dropped_and_computed_anew_starts_anew(plain_kernels: None) -> None:
     """To the same slots, with the same tokens, as the row that was computed ahead."""
     bench = Bench()

@@ -189,16 +189,16 @@ class Decoder:
         return found
 
     def _continued(self, rows: Mapping[Document, Row]) -> set[Document]:
-        """Those whose token is the one that the last flight, which has been read, drew in a row like theirs."""
+        """Those whose token is the one that the last flight, which has been read, drew, with settings like theirs."""
         last, found = self._last, set[Document]()
         if last is None:
             return found
         for document, row in rows.items():
             drawn, token = last.read.get(document), (len(document.tokens) - 1, document.tokens[-1])
-            if isinstance(drawn, Sampled) and (last.position[document] + 1, drawn.token) == token:
-                known = last.rows[document]
-                if known.entry is row.entry and known.sampling == row.sampling:
-                    found.add(document)
+            if not isinstance(drawn, Sampled) or last.rows[document].sampling != row.sampling:
+                continue
+            if (last.position[document] + 1, drawn.token) == token:
+                found.add(document)
         return found
 
     def _following(self, rows: Mapping[Document, Row], due: Mapping[Document, Row]) -> Mapping[Document, Row]:
