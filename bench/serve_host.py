@@ -3,8 +3,8 @@
     python bench/serve_host.py
 
 On a GPU this may be what streams wait for: a step of many rows takes the GPU about a millisecond. Server, engine and
-decoder are as on a GPU; only the launch is replaced: it takes as long as it is told to, in which others may run, and
-hands out the tokens of a text. The clients, in a process of their own on the same machine, read and count.
+decoder are as on a GPU; only the launch is replaced: its result is there after a given time, and is the tokens of a
+text. The clients, in a process of their own on the same machine, read and count.
 
 For each time that the device takes: the most tokens per second that it would give, those that came, and the server's
 processor time per token. Medians over rounds. Prints a table, writes bench/results/serve_host_cpu.json; the last line
@@ -41,6 +41,7 @@ from ds2ds.engine.arena_size import KV_BLOCK
 from ds2ds.engine.decode_graph import table_writer
 from ds2ds.engine.decode_graph.decoder import Decoder
 from ds2ds.engine.decode_graph.graphs import Bucket
+from ds2ds.engine.decode_graph.host_copies import HostBuffer
 from ds2ds.environment import environment
 from ds2ds.server.app import create_app
 from ds2ds.server.settings import ServerSettings
@@ -50,15 +51,31 @@ STEPS = (0.0, 1.0, 2.0, 4.0)
 """Milliseconds that the device takes for a step."""
 
 
-class Waiting(NoDevice):
-    """A device that takes its time."""
+class Busy(NoDevice):
+    """A device that takes its time, one step after the other, while the host goes on."""
 
     seconds = 0.0
+    free_at = 0.0
 
     def run(self, bucket: Bucket) -> None:
-        if self.seconds:
-            time.sleep(self.seconds)
         super().run(bucket)
+        self.free_at = max(self.free_at, time.perf_counter()) + self.seconds
+
+
+class Arriving(HostBuffer):
+    """What a step has drawn, which is there once the device is through with it."""
+
+    def __init__(self, shape: tuple[int, ...], device: Busy) -> None:
+        super().__init__(shape, torch.device("cpu"))
+        self._device = device
+
+    def fetch(self, rows: int, source: torch.Tensor) -> None:
+        super().fetch(rows, source)
+        self._there_at = self._device.free_at
+
+    def wait(self) -> None:
+        if (seconds := self._there_at - time.perf_counter()) > 0:
+            time.sleep(seconds)
 
 
 def serve(streams: int, parent: Connection) -> None:
@@ -68,8 +85,9 @@ def serve(streams: int, parent: Connection) -> None:
     slots = streams * (POSITIONS + KV_BLOCK["cpu"])
     runtime = Runtime(model, arena_tokens=slots, attention="plain", cuda_graphs=False, max_running=streams)
     decoder = runtime.engine.decoder = Decoder(model, runtime.engine.store, streams, capture=False)
-    device = Waiting(decoder.tables, runtime.tokenizer.encode(TEXT))
+    device = Busy(decoder.tables, runtime.tokenizer.encode(TEXT))
     decoder.graphs = device  # type: ignore[assignment]
+    decoder._arrived = [Arriving(buffer.values.shape, device) for buffer in decoder._arrived]
     app = create_app(AsyncRuntime(runtime), ServerSettings("none"))
     bound = socket.create_server(("127.0.0.1", 0), backlog=streams)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))

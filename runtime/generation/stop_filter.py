@@ -27,6 +27,9 @@ class StopFilter:
 
     def feed(self, text: str) -> str:
         """More text; returns what can be passed on now."""
+        if not self._stop:
+            self.passed += len(text)
+            return text
         if self._cut:
             return ""
         self._held += text

@@ -46,9 +46,6 @@ class EventSender:
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": event, "more_body": not last})
-        if not last:
-            # Nothing above waits while the socket takes more: only here can the loop tell that the client has gone.
-            await asyncio.sleep(0)
 
 
 class EventResponse(Response):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -68,6 +69,9 @@ class Run:
                     self.service.metrics.ended(event.result)
                 name, data = session.telling.tell(event)
                 await sender.send(encode(data, name), last=isinstance(event, Done))
+                # Neither waits while there are events and the socket takes them: only here can the loop tell that the
+                # client has gone.
+                await asyncio.sleep(0)
         clock.stop()
 
     def _config(self, plan: ChoicePlan) -> Any:
