@@ -27,7 +27,8 @@ DECODE_CPU, REUSE_CPU, REUSE_SWEEP_CPU, RETENTION, CPU_STEP, HOST_STEP, SERVE_LO
         "processors_cpu",
     )
 )
-ISSUE_SLOTS = RESULTS / "issue_slots.json"
+ISSUE_SLOTS, SERVE_HOST = RESULTS / "issue_slots.json", RESULTS / "serve_host_cpu.json"
+SERVED = ("cpu_us_per_token", "tokens_per_read")
 HEADINGS = {
     "ds2ds": "ds2ds",
     "no_cache_flex": "no cache, FlexAttention",
@@ -149,6 +150,23 @@ def serve_load_table(path: str | Path) -> str:
     on = measured["environment"]
     where = f"{on['cores']} cores of {on['cpu']} for server and clients, torch {on['torch']}, {on['date'][:10]}"
     return "\n".join([*lines, "", f"Milliseconds, p50 / p99; the demo model, {where}."])
+
+
+def serve_host_table(path: str | Path) -> str:
+    """A markdown table of serve_host_cpu.json: tokens per second through a server beside a device of given speed."""
+    measured = json.loads(Path(path).read_text(encoding="utf-8"))
+    lines = [
+        _row(["ms a step", "tokens/s of the device", "that come", "µs of CPU a token", "tokens that come at once"])
+    ]
+    lines.append(_row(["---:"] * 5))
+    for result in measured["results"]:
+        most = result["device_tokens_per_second"]
+        cells = ["any" if most is None else f"{most:,}", f"{result['tokens_per_second']:,}"]
+        lines.append(_row([f"{result['step_ms']:g}", *cells, *(f"{result[name]:.0f}" for name in SERVED)]))
+    on, settings = measured["environment"], measured["settings"]
+    where = f"{on['cores']} cores of {on['cpu']} for server and clients, Python {on['python']}, {on['date'][:10]}"
+    what = f"{settings['streams']} streams of {settings['tokens']} tokens, medians of {settings['rounds']} rounds"
+    return "\n".join([*lines, "", f"{what}, {where}."])
 
 
 def sizes_table(*paths: str | Path) -> str:
@@ -291,7 +309,12 @@ def main() -> None:
     reuse = [reuse_table(REUSE_CPU), reuse_table(REUSE_SWEEP_CPU)]
     rest = [retention_table(RETENTION), cpu_step_table(CPU_STEP), host_step_table(HOST_STEP)]
     rest += [sampling_table(SAMPLING), issue_slots_table(ISSUE_SLOTS), busy_table(BUSY), processors_table(PROCESSORS)]
-    served = [serve_load_table(SERVE_LOAD), sizes_table(*SIZES), workloads_table(*WORKLOADS)]
+    served = [
+        serve_load_table(SERVE_LOAD),
+        serve_host_table(SERVE_HOST),
+        sizes_table(*SIZES),
+        workloads_table(*WORKLOADS),
+    ]
     print("\n\n".join([markdown_table(DECODE_CPU), *reuse, *rest, *served]))
 
 
