@@ -155,9 +155,7 @@ def serve_load_table(path: str | Path) -> str:
 def serve_host_table(path: str | Path) -> str:
     """A markdown table of serve_host_cpu.json: tokens per second through a server beside a device of given speed."""
     measured = json.loads(Path(path).read_text(encoding="utf-8"))
-    lines = [
-        _row(["ms a step", "tokens/s of the device", "that come", "µs of CPU a token", "tokens that come at once"])
-    ]
+    lines = [_row(["ms a step", "tokens/s of the device", "that come", "µs of CPU a token", "tokens at once"])]
     lines.append(_row(["---:"] * 5))
     for result in measured["results"]:
         most = result["device_tokens_per_second"]
