@@ -241,6 +241,12 @@ def test_of_many_problems_the_first_are_named_and_the_rest_counted(folder: Path)
         load_checkpoint(folder)
 
 
+def test_layers_without_number_are_not_made(folder: Path) -> None:
+    edit_config(folder, num_layers=10**9)
+    with pytest.raises(CheckpointError, match=r"does not fit .*: it has \d+ tensors, fewer than layers"):
+        load_checkpoint(folder)
+
+
 def test_a_missing_embedding(folder: Path) -> None:
     edit_weights(folder, lambda state: state.pop("embedding.weight"))
     with pytest.raises(CheckpointError, match=r"missing embedding.weight"):

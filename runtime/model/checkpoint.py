@@ -94,6 +94,8 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], source: str) -> D
         CheckpointError: tensors are missing, unexpected or misshapen, or the head of a tied model differs from its
             embedding.
     """
+    if config.num_layers > len(state):  # so many may take hours to make
+        raise CheckpointError(f"{source} does not fit {config}: it has {len(state)} tensors, fewer than layers")
     try:
         model = DS2DSModel(config).eval()
     except (RuntimeError, MemoryError) as error:  # torch raises the former
