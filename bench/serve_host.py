@@ -14,6 +14,7 @@ of the output is the same JSON.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -22,7 +23,6 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +49,8 @@ from ds2ds.server.settings import ServerSettings
 RESULT = Path(__file__).parent / "results" / "serve_host_cpu.json"
 STEPS = (0.0, 1.0, 2.0, 4.0)
 """Milliseconds that the device takes for a step."""
+TOLD = b'"text":'
+"""What each event with text has once."""
 
 
 class Busy(NoDevice):
@@ -79,7 +81,8 @@ class Arriving(HostBuffer):
 
 
 def serve(streams: int, parent: Connection) -> None:
-    """A server: tells its port, and then, for each time of a step that it is told, the processor time it has taken."""
+    """A server: tells its port, and then, for each time of a step that it is told, the processor time it has taken; it
+    ends when nobody can tell it any more."""
     torch.set_num_threads(1)
     model = make_model("1x64", torch.device("cpu"), torch.float32, POSITIONS)
     slots = streams * (POSITIONS + KV_BLOCK["cpu"])
@@ -95,10 +98,11 @@ def serve(streams: int, parent: Connection) -> None:
     def answer() -> None:
         while not server.started:
             time.sleep(0.01)
-        parent.send(bound.getsockname()[1])
-        while (seconds := parent.recv()) is not None:
-            device.seconds = seconds
-            parent.send(time.process_time())
+        with contextlib.suppress(EOFError):
+            parent.send(bound.getsockname()[1])
+            while True:
+                device.seconds = parent.recv()
+                parent.send(time.process_time())
         server.should_exit = True
 
     threading.Thread(target=answer, daemon=True).start()
@@ -106,7 +110,7 @@ def serve(streams: int, parent: Connection) -> None:
         server.run(sockets=[bound])
 
 
-@contextmanager
+@contextlib.contextmanager
 def served(streams: int) -> Iterator[tuple[int, Connection]]:
     """A server's port, and where it is asked."""
     spawn = multiprocessing.get_context("spawn")
@@ -116,7 +120,6 @@ def served(streams: int) -> Iterator[tuple[int, Connection]]:
     there.close()
     try:
         yield here.recv(), here
-        here.send(None)
     except EOFError:
         raise typer.Exit(1) from None  # it has said why
     finally:
@@ -135,8 +138,10 @@ async def read(port: int, streams: int, tokens: int) -> tuple[int, int, float]:
         nonlocal events, pieces
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        rest = b""  # in which one may begin
         while data := await reader.read(2**16):
-            events += data.count(b'"text":')
+            events += (rest + data).count(TOLD)
+            rest = data[1 - len(TOLD) :]
             pieces += 1
         writer.close()
 

@@ -139,7 +139,7 @@ async def level(load: Load, clients: int, requests: int, first: int) -> dict[str
         "requests": requests,
         "failed": len(failures),
         "failures": sorted(set(failures))[:5],
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 6),
         "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 1),
         "time_to_first_token_ms": percentiles([answer.first for answer in answers]),
         "time_per_token_ms": percentiles([answer.per_token for answer in answers]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,10 @@ def test_the_server_s_own_part_of_a_token() -> None:
     assert 0 < slow["tokens_per_second"] <= 400 * 1.1  # the first token comes of the prefill
     assert all(result["cpu_us_per_token"] > 0 for result in results)
     assert slow["tokens_per_read"] < 2
+
+
+def test_a_server_that_is_measured_ends_with_whoever_measures() -> None:
+    with pytest.raises(ZeroDivisionError), serve_host.served(1) as (port, _):
+        raise ZeroDivisionError
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
