@@ -597,6 +597,26 @@ def test_a_target_s_token_is_not_taken_for_a_written_one() -> None:
     assert not planned.written
 
 
+def test_a_token_whose_target_is_found_is_a_written_one_and_takes_none_of_the_step_s_tokens() -> None:
+    """What it reads is computed, if under another document's name."""
+    store = DocumentStore(KVArena(1, 1, 4, 256))
+    found, target, other = Document("t", [1] * 6), Document("t", [1] * 6), Document("other", [0] * 30)
+    reader = Document("reader", [0] * 5, capacity=20)
+    reader.append(0, 0.0)
+    reader.add_grant(5, target)
+    for document, computed in ((found, 6), (reader, 5)):
+        store.reserve(document, set)
+        store.advance(document, computed)
+    jobs = [Job(idle(), [one], Trace(), 0) for one in (reader, other)]
+    jobs[0].window.append(target)
+    jobs[0].waiting = Compute(reader, Sampling(0.0, 0, 1.0, 0.0, 1.0, 0))
+    jobs[1].waiting = Prefill(other)
+    planned = plan(store, jobs, 1)
+    assert planned.written == {reader: jobs[0]}
+    assert [(one.chunk.document, len(one.chunk)) for one in planned.prefills] == [(other, 1)]
+    assert jobs[0].trace.documents_reused == 1
+
+
 CALLS: dict[str, Callable[[Runtime, GenerationResult], Any]] = {
     "generate": lambda runtime, result: runtime.generate("q", config=config()),
     "stream": lambda runtime, result: [*runtime.stream("q", config=config())],
