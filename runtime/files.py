@@ -66,12 +66,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _to_disk(made)
         if path.exists():
             os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except OSError:
-            if old.exists():
-                os.rename(old, path)
-            raise
+        os.rename(new, path)
 
 
 def _to_disk(path: Path) -> None:

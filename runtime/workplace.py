@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO
 
 OLD = "old"
-"""What stood at `path` is kept in a workplace under this name until its successor has taken its place."""
+"""What stood at `path` is kept in a workplace under this name until its successor has taken its place; if none has when
+the workplace is deleted, it goes back."""
 
 _LOCK = "lock"
 
@@ -21,8 +22,7 @@ def workplace(path: Path) -> Iterator[Path]:
     """A folder beside `path`, so that what is made there can be renamed to it; deleted at the end.
 
     Who is killed leaves it behind. So it holds a file that its owner has locked, and the lock ends with the owner's
-    process: those for the same `path` that nobody holds are deleted first. Where nothing is at `path`, what stood there
-    goes back before.
+    process: those for the same `path` that nobody holds are deleted first.
 
     Raises:
         OSError: it cannot be made.
@@ -34,7 +34,8 @@ def workplace(path: Path) -> Iterator[Path]:
         with lock:
             yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _delete(place, path)
 
 
 def _new(path: Path) -> tuple[Path, IO[str]]:
@@ -61,9 +62,14 @@ def _clear(path: Path) -> None:
     for place in left:
         with contextlib.suppress(OSError), (place / _LOCK).open("w") as lock:
             if _take(lock, wait=False):
-                if (place / OLD).exists() and not path.exists():
-                    (place / OLD).rename(path)  # its owner was killed between two renames
-                shutil.rmtree(place)
+                _delete(place, path)
+
+
+def _delete(place: Path, path: Path) -> None:
+    """Whatever ended between two renames must not cost what stood there."""
+    if (place / OLD).exists() and not path.exists():
+        (place / OLD).rename(path)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _take(lock: IO[str], *, wait: bool) -> bool:

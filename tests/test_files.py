@@ -215,6 +215,24 @@ with atomic_folder(Path(sys.argv[1])):
     assert (path / "inside").read_text() == "whole"
 
 
+def test_what_stood_there_comes_back_after_an_interrupt_between_the_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    write(path, "folder")
+    rename = os.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        monkeypatch.undo()
+        rename(old, new)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
+        monkeypatch.setattr(os, "rename", interrupted)
+    assert names(tmp_path) == ["out"]
+    assert (path / "inside").read_text() == "whole"
+
+
 def test_a_workplace_that_is_cleared_away_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

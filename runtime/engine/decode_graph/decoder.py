@@ -8,9 +8,10 @@ So a flight computes for each document of the one before it the token that is on
 device, with the view that the host knows of. What must hold:
 
 1. A flight's result counts if and only if it computed what the books of the host now ask for: the row that the host
-   would write for the document's next token (`row_at`) is the row that was computed, and the token fed to it is the
-   document's. Else it is dropped, and the row is computed anew in the next flight. So nobody has to tell why a row is
-   no longer right: an end of the document, a cancelled request, an eviction, another view, an extent that moved.
+   would write for the document's last token (`row`) is the row that was computed, at that token's position, and the
+   token fed to it is the document's. Else it is dropped, and the row is computed anew in the next flight. So nobody
+   has to tell why a row is no longer right: an end of the document, a cancelled request, an eviction, another view, an
+   extent that moved.
 2. A link's `)` is computed without the grant (S2). So the flight that was launched before the link was seen is right
    about that token, and about the one drawn from it; the host has until the next flight to bring in the target. If
    the target is not computed by then, the document is left out of that flight.
@@ -102,7 +103,7 @@ class Decoder:
     ) -> None:
         device = store.arena.data.device
         rows = max(16, _power(rows))  # so that every column of the tables is aligned
-        self.model, self.store, self.part, self.ahead = model, store, part, ahead
+        self.model, self.store, self.ahead = model, store, ahead
         self.room = Room(part, MOST_PARTS, len(model.rotary.cos))
         self.tables = DecodeTables.make(rows, MOST_PARTS, model.config.vocab_size, device)
         self.graphs = Graphs(model, store.arena, self.tables, part, capture, few_rows, overlap)
@@ -167,7 +168,7 @@ class Decoder:
         # Else the first step would take these weights for others, and forget all that was captured of them.
         self.graphs.use_weights()
         if parts is None:
-            parts = 2 * -(-self.model.config.max_seq_len // self.part)
+            parts = 2 * -(-self.model.config.max_seq_len // self.room.part)
         for number in _powers(1, min(rows or self.tables.rows, self.tables.rows)):
             for width in _powers(FEWEST_PARTS, min(parts, MOST_PARTS)):
                 for also in {False, penalised}:
@@ -230,7 +231,7 @@ class Decoder:
         places = self._places = _places(rows.keys(), before)
         edits: list[Edit] = []
         tokens: dict[Document, int | None] = {}
-        penalised, width, part = False, FEWEST_PARTS, self.part
+        penalised, width, part = False, FEWEST_PARTS, self.room.part
         for document, row in rows.items():
             at = position[document]
             if (parts := at // part + 1 + len(row.others.parts)) > width:
